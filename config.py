@@ -1,0 +1,229 @@
+"""Every setting, with its unit and its source, and the named presets.
+
+Paper: simple diffusion, appendix B (settings). Read after: unet.py, uvit.py. Read before: train.py.
+
+`Config` is one flat block. Each field below becomes a flag of train.py (--lr 1e-4) and its comment the flag's help. A
+preset is a Config; `PRESETS` names one for each row of the paper's settings, and small ones for a laptop.
+"""
+import argparse
+import dataclasses
+import inspect
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args, get_origin
+
+import torch
+
+import schedule as schedules
+from data import UserError
+from unet import UNet
+from uvit import UViT
+
+
+@dataclass(frozen=True)
+class Config:
+    # data
+    data: str = "glyphs"                 # glyphs (drawn on the fly), a font file, or a folder of images
+    size: tuple[int, ...] = (64, 64)     # height,width of the images, px (one number: square)
+    scenes: int = 100_000                # how many scenes glyphs and fonts have
+    flip: bool = False                   # mirror half of the images left-right (not for letters)
+    num_classes: int = 36                # set from the data; ImageNet has 1000
+    # process (simple diffusion 3.1, A)
+    schedule: Literal["cosine", "shifted", "interpolated"] = "shifted"  # log-SNR schedule
+    noise_d: float = 64                  # px: side at which the plain cosine holds (interpolated: the low one)
+    noise_d_high: float = 256            # px: the high one of the interpolated schedule
+    logsnr_min: float = -15.0            # of the cosine, before the shift
+    logsnr_max: float = 15.0             # of the cosine, before the shift
+    # loss (2, 3.2, A)
+    loss: Literal["eps_mse", "v_mse"] = "eps_mse"  # the U-Nets' and the U-ViTs' loss; the network always predicts v
+    multiscale: int = 0                  # px: base of the multiscale loss, paper 32; 0 = off
+    cond_drop: float = 0.1               # share of examples whose condition is hidden
+    # network (B.1, B.2)
+    model: Literal["unet", "uvit"] = "uvit"  # unet.py or uvit.py
+    patching: str = "none"               # none, dwt_1, dwt_2, conv_2, conv_4: first reduction of the image
+    base_channels: int = 128             # width that channel_mult multiplies
+    emb_channels: int = 1024             # width of the embedding of log-SNR and class
+    channel_mult: tuple[int, ...] = (1, 2, 4, 8, 8)    # width of each level, finest first; U-ViT: last = transformer
+    num_res_blocks: tuple[int, ...] = (3, 4, 4, 12, 4)  # ResBlocks of each level
+    num_transformer_blocks: int = 36     # U-ViT only
+    attn_resolutions: tuple[int, ...] = (8, 16)  # sides of maps with attention; U-Net only
+    num_heads: int = 4                   # of every attention
+    dropout: float = 0.1                 # in ResBlocks
+    dropout_from_resolution: int = 16    # largest side of the maps whose ResBlocks have dropout; 0 = none
+    transformer_dropout: float = 0.2     # in the U-ViT's MLP blocks
+    position_std: float = 0.01           # initial size of the U-ViT's position embedding
+    # optimisation (B.1, B.2)
+    batch: int = 512                     # images a step, over all processes
+    steps: int = 2_000_000               # optimiser steps
+    lr: float = 5e-5                     # Adam's learning rate
+    warmup: int = 10_000                 # steps of linear warm-up
+    beta1: float = 0.9                   # Adam
+    beta2: float = 0.99                  # Adam; 0.999 for ImageNet 128
+    adam_eps: float = 1e-12              # Adam
+    weight_decay: float = 0.0            # Adam
+    clip: float = 1.0                    # largest norm of the gradient
+    ema: float = 0.9999                  # decay of the averaged weights, those that sample
+    # sampling, here and as sample.py's defaults (A)
+    sampler: Literal["ddpm", "ddim"] = "ddpm"  # ancestral (paper) or deterministic
+    sample_steps: int = 256              # network evaluations an image (twice that with guidance)
+    guidance: float = 1.0                # scale w = 1 + eta of eq. 7; 1 = off
+    noise_param: float = 0.2             # nu: 0 lower, 1 upper bound of the DDPM step's variance, in logs
+    clip_x: Literal["static", "dynamic", "none"] = "static"  # clip the predicted image at every step
+    # running
+    seed: int = 0                        # of everything random
+    workers: int = -1                    # processes that load images; -1 = choose
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16: autocast; auto: the faster, tried at the start
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on with CUDA
+    log_every: int = 20                  # steps
+    sample_every: int = 50_000           # steps; 0 = only at the end
+    save_every: int = 10_000             # steps
+    class_names: tuple[str, ...] = ()    # set from the data
+
+    @property
+    def image_d(self):
+        """The side that enters the shift: sqrt(H W)."""
+        return math.sqrt(self.size[0] * self.size[1])
+
+
+def make_schedule(config):
+    """The function t -> logsnr of this configuration."""
+    ends = (config.logsnr_min, config.logsnr_max)
+    if config.schedule == "cosine":
+        return lambda t: schedules.logsnr_cosine(t, *ends)
+    if config.schedule == "shifted":
+        return lambda t: schedules.logsnr_shifted(t, config.image_d, config.noise_d, *ends)
+    return lambda t: schedules.logsnr_interpolated(t, config.image_d, config.noise_d, config.noise_d_high, *ends)
+
+
+def build_model(config):
+    """The network of this configuration, on the current default device. Raises UserError for sizes that do not fit."""
+    schedule = make_schedule(config)
+    with torch.device("cpu"):
+        logsnr_max, logsnr_min = schedule(torch.tensor([0.0, 1.0])).tolist()
+    common = dict(
+        size=config.size, base_channels=config.base_channels, emb_channels=config.emb_channels,
+        channel_mult=config.channel_mult, num_res_blocks=config.num_res_blocks, num_heads=config.num_heads,
+        dropout=config.dropout, dropout_from_resolution=config.dropout_from_resolution, patching=config.patching,
+        num_classes=config.num_classes,
+        # The schedule's own ends, moved by the shift: "care needs to be taken" (appendix A).
+        logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    try:
+        if config.model == "unet":
+            return UNet(attn_resolutions=config.attn_resolutions, **common)
+        return UViT(num_transformer_blocks=config.num_transformer_blocks,
+                    transformer_dropout=config.transformer_dropout, position_std=config.position_std,
+                    **common)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+# ------------------------------------------------------------------------------------------ presets
+
+# The papers do not say whether images were mirrored; we do.                                (data: say which with --data)
+_unet = Config(data="", num_classes=1000, model="unet", flip=True)                          # B.1
+_unet512 = dataclasses.replace(_unet, size=(512, 512))
+_uvit = Config(data="", num_classes=1000, model="uvit", flip=True, loss="v_mse", batch=2048, lr=1e-4, steps=500_000,
+               channel_mult=(1, 2, 4, 16), num_res_blocks=(2, 2, 2), dropout=0.0)           # B.2
+_glyphs = Config(
+    model="uvit", patching="dwt_1", base_channels=32, emb_channels=256, channel_mult=(1, 3, 6), num_res_blocks=(1, 1),
+    num_transformer_blocks=4, dropout=0.0, transformer_dropout=0.0, position_std=1.0, loss="v_mse", noise_d=32,
+    batch=16, steps=2800, lr=1e-3, warmup=100, ema=0.998, sampler="ddim", sample_steps=24, guidance=3.0,
+    sample_every=700, save_every=700)
+
+PRESETS = {
+    # two cores, ten minutes
+    "glyphs64": _glyphs,
+    "glyphs64_unet": dataclasses.replace(
+        _glyphs, model="unet", num_res_blocks=(1, 1, 2), attn_resolutions=(8,)),
+    # ImageNet, simple diffusion B.1. At 512 the suffix is the row of table 5; the paper's own model is _dwt2.
+    "imagenet128_unet": dataclasses.replace(_unet, size=(128, 128), beta2=0.999, steps=1_500_000),
+    "imagenet256_unet": dataclasses.replace(_unet, size=(256, 256), channel_mult=(1, 1, 2, 4, 8, 8),
+                                            num_res_blocks=(1, 2, 2, 4, 12, 4)),
+    "imagenet512_unet": dataclasses.replace(_unet512, channel_mult=(1, 1, 1, 2, 4, 8, 8),
+                                            num_res_blocks=(1, 1, 2, 2, 4, 12, 4)),
+}
+for _patching in ("dwt_1", "conv_2", "dwt_2", "conv_4"):
+    _half = _patching in ("dwt_1", "conv_2")
+    PRESETS["imagenet512_unet_" + _patching.replace("_", "")] = dataclasses.replace(
+        _unet512, patching=_patching, channel_mult=(1, 2, 2, 4, 8, 8) if _half else (2, 3, 4, 8, 8),
+        num_res_blocks=(2, 2, 2, 4, 12, 4) if _half else (3, 3, 4, 12, 4))
+PRESETS |= {
+    # ImageNet, simple diffusion B.2
+    "imagenet128_uvit": dataclasses.replace(_uvit, size=(128, 128)),
+    "imagenet256_uvit": dataclasses.replace(_uvit, size=(256, 256), patching="dwt_1"),
+    "imagenet512_uvit": dataclasses.replace(_uvit, size=(512, 512), patching="dwt_2"),
+}
+
+
+# ------------------------------------------------------------------------------------------ the command line
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line (and status 2), not a page of usage."""
+
+    def error(self, message):
+        raise UserError(message)
+
+
+def _help_of_fields():
+    """The comment behind each field of Config, as written above: one source for the reader and for -h."""
+    pattern = re.compile(r"^    (\w+): .*?  # (.*)$", re.MULTILINE)
+    return dict(pattern.findall(inspect.getsource(Config)))
+
+
+def _whole_numbers(text):
+    if not re.fullmatch(r"\d+([,x]\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text}: want whole numbers, like 64 or 1,2,4")
+    return tuple(int(part) for part in re.split("[,x]", text))
+
+
+def add_fields(parser, names, group="settings of the preset, each to be overridden"):
+    """A flag for each named field of Config; absent from the result unless given."""
+    group, helps = parser.add_argument_group(group), _help_of_fields()
+    for field in dataclasses.fields(Config):
+        if field.name not in names:
+            continue
+        options = dict(default=argparse.SUPPRESS, help=helps[field.name].replace("%", "%%"))
+        if get_origin(field.type) is Literal:
+            options.update(choices=get_args(field.type))
+        elif field.type is bool:
+            options.update(action=argparse.BooleanOptionalAction)
+        elif get_origin(field.type) is tuple:
+            options.update(type=_whole_numbers, metavar="N,N")
+        else:
+            options.update(type=field.type, metavar=field.type.__name__.upper())
+        flags = dict.fromkeys(["--" + field.name.replace("_", "-"), "--" + field.name])
+        group.add_argument(*flags, dest=field.name, **options)
+
+
+def override(config, **values):
+    """config with these fields changed, checked. Raises UserError naming the field, the value and what would be right."""
+    if "size" in values and len(values["size"]) == 1:
+        values["size"] = values["size"] * 2
+    config = dataclasses.replace(config, **values)
+
+    def want(ok, name, right):
+        if not ok:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: want {right}")
+
+    for name in ("scenes", "batch", "steps", "log_every", "save_every", "sample_steps", "base_channels", "emb_channels",
+                 "num_heads"):
+        want(getattr(config, name) >= 1, name, "1 or more")
+    for name in ("multiscale", "warmup", "sample_every", "dropout_from_resolution", "num_transformer_blocks", "weight_decay",
+                 "seed"):
+        want(getattr(config, name) >= 0, name, "0 or more")
+    for name in ("dropout", "transformer_dropout", "beta1", "beta2", "ema"):
+        want(0 <= getattr(config, name) < 1, name, "at least 0 and less than 1")
+    for name in ("cond_drop", "noise_param"):
+        want(0 <= getattr(config, name) <= 1, name, "between 0 and 1")
+    for name in ("lr", "clip", "noise_d", "noise_d_high", "adam_eps", "position_std"):
+        want(0 < getattr(config, name) < math.inf, name, "a positive number")
+    want(math.isfinite(config.guidance), "guidance", "a number; 1 is off")
+    want(config.workers >= -1, "workers", "0 or more, or -1 to choose")
+    want(len(config.size) == 2 and min(config.size) > 0, "size", "height,width in pixels")
+    want(config.multiscale <= config.image_d, "multiscale", f"at most the image's side, {config.image_d:g}")
+    want(-25 <= config.logsnr_min < config.logsnr_max <= 25, "logsnr_min", f"below logsnr_max ({config.logsnr_max:g}), both within -25..25")
+    want(config.seed < 2 ** 31, "seed", "less than 2^31")
+    for name in ("channel_mult", "num_res_blocks", "attn_resolutions"):
+        want(all(v >= (0 if name == "num_res_blocks" else 1) for v in getattr(config, name)), name, "positive numbers")
+    return config

@@ -1,0 +1,257 @@
+"""The plumbing of a run: device, processes, folder, checkpoints, log, progress. Nothing here is from a paper.
+
+A run is a folder: config.json (resolved), log.csv (a row a logged step), loss.png, samples_*.png, checkpoint.pt.
+Kept apart so that train.py stays a page that can be read beside the paper.
+"""
+import csv
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from config import Config, override
+from data import UserError
+
+CHECKPOINT = "checkpoint.pt"
+LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "seconds"]
+
+
+# ------------------------------------------------------------------------------------------ errors and signals
+
+def main_program(main):
+    """Run a program's main(): the user's mistakes are one line on stderr and status 2, never a traceback."""
+    program = os.path.basename(sys.argv[0])
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:                                               # `... | head` closed the pipe: not a mistake
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM set `signal` instead of killing: the loop saves and leaves. A second Ctrl-C does kill."""
+
+    def __init__(self):
+        self.signal = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number, frame):
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+# ------------------------------------------------------------------------------------------ device and processes
+
+def choose_device(name="auto"):
+    """(device, why). auto: cuda, then mps, then cpu. Raises UserError for one that is not there."""
+    if name == "auto":
+        for kind, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+            if there:
+                return torch.device(kind), f"{kind} is available"
+        return torch.device("cpu"), "no cuda, no mps"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: want auto, cpu, cuda, cuda:N or mps") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name}: want auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: mps is not available here")
+    return device, "as asked"
+
+
+def choose_precision(precision, device):
+    """"float32" or "bf16". auto: bf16 on CUDA devices that have it; on a CPU whichever multiplies faster, tried."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
+    if device.type == "mps":
+        return "float32"
+
+    def seconds(dtype):
+        a = torch.randn(512, 512).to(dtype)
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            a @ a
+            times.append(time.perf_counter() - start)
+        return min(times)
+    return "bf16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "float32"
+
+
+def autocast(precision, device):
+    """Matrix products and convolutions in bf16; weights, gradients and the loss in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def start_processes(device_name):
+    """(rank, world, device, why). Under torchrun joins the process group: nccl with CUDA, gloo otherwise."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    device, why = choose_device(device_name)
+    if world == 1:
+        return 0, 1, device, why
+    if device.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise UserError(f"process {local} of this machine has no GPU of its own: {torch.cuda.device_count()} here")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    elif device.type == "mps":
+        raise UserError("torchrun needs cuda or cpu; mps runs one process")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return dist.get_rank(), world, device, why
+
+
+def any_rank(flag, world, device):
+    """True on every process if it is True on one of them."""
+    if world == 1:
+        return bool(flag)
+    flag = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+# ------------------------------------------------------------------------------------------ checkpoints
+
+def save_checkpoint(folder, model, ema, optimizer, step, images, config):
+    """checkpoint.pt, whole or not at all: written under another name, flushed to the disk, renamed."""
+    path = os.path.join(folder, CHECKPOINT)
+    state = dict(model=model.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), step=step,
+                 images=images, config=dataclasses.asdict(config))
+    with open(path + ".new", "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".new", path)
+
+
+def read_checkpoint(folder, map_location="cpu"):
+    """The dict of save_checkpoint with `config` as a Config. weights_only: a file from a stranger runs no code."""
+    path = os.path.join(folder, CHECKPOINT)
+    if not os.path.exists(folder):
+        raise UserError(f"{folder}: no such run")
+    if not os.path.isfile(path):
+        raise UserError(f"{folder}: not a run (it has no {CHECKPOINT})")
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+        state["config"] = override(Config(), **{k: tuple(v) if isinstance(v, list) else v
+                                                for k, v in state["config"].items()})
+        missing = {"model", "ema", "optimizer", "step", "images"} - state.keys()
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: a checkpoint of another program ({error})") from None
+    except Exception as error:                                            # a damaged file fails in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"{path}: damaged, or not a checkpoint ({reason})") from None
+    if missing:
+        raise UserError(f"{path}: a checkpoint of another program (it lacks {', '.join(sorted(missing))})")
+    return state
+
+
+def load_weights(module, state, path):
+    """load_state_dict of a model or an optimizer, but what does not fit is one line."""
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: a checkpoint of another model ({detail})") from None
+
+
+# ------------------------------------------------------------------------------------------ folder, log, progress
+
+def new_folder(out, preset):
+    """The folder of a new run: as asked if it holds none yet, or the first free runs/PRESET, runs/PRESET-2, ..."""
+    if out is None:
+        out, number = os.path.join("runs", preset), 2
+        while os.path.exists(out):
+            out, number = os.path.join("runs", f"{preset}-{number}"), number + 1
+    elif os.path.exists(os.path.join(out, CHECKPOINT)) or os.path.exists(os.path.join(out, "log.csv")):
+        raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from None
+    return out
+
+
+class Log:
+    """log.csv, loss.png and the progress line. One process has it; on the others every call does nothing."""
+
+    def __init__(self, folder, config, active, first_step=0):
+        self.folder, self.config, self.active = folder, config, active
+        self.path = os.path.join(folder, "log.csv")
+        self.terminal, self.printed = sys.stdout.isatty(), 0.0
+        self.start, self.first_step, self.since = time.time(), first_step, None
+        self.seconds_before = 0.0
+        if not active:
+            return
+        with open(os.path.join(folder, "config.json"), "w") as file:
+            json.dump(dataclasses.asdict(config), file, indent=1)
+        rows = []
+        if first_step:                                                    # drop what a killed run logged past its checkpoint
+            rows = [r for r in self.rows() if int(r["step"]) <= first_step]
+            self.seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
+        with open(self.path, "w", newline="") as file:
+            writer = csv.DictWriter(file, LOG_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def rows(self):
+        if not os.path.exists(self.path):
+            return []
+        with open(self.path, newline="") as file:
+            return [r for r in csv.DictReader(file) if all(r.get(c) for c in LOG_COLUMNS)]
+
+    def step(self, step, images, loss, grad_norm, lr, images_per_s):
+        if not self.active:
+            return
+        seconds = self.seconds_before + time.time() - self.start
+        with open(self.path, "a", newline="") as file:
+            csv.writer(file).writerow([step, images, f"{loss:.6g}", f"{grad_norm:.6g}", f"{lr:.6g}",
+                                       f"{images_per_s:.2f}", f"{seconds:.2f}"])
+        pace = (time.time() - self.start) / max(1, step - self.first_step)
+        left = int(pace * (self.config.steps - step))
+        line = (f"step {step}/{self.config.steps}  loss {loss:.4f}  {images_per_s:.0f} images/s  "
+                f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+        if self.terminal:
+            print("\r" + line.ljust(78), end="", flush=True)
+        elif time.time() - self.printed > 30 or step == self.config.steps:
+            print(line, flush=True)
+            self.printed = time.time()
+
+    def say(self, text):
+        if self.active:
+            print(("\r".ljust(79) + "\r" if self.terminal else "") + text, flush=True)
+
+    def draw(self):
+        """loss.png: the logged loss and its running mean."""
+        rows = self.rows() if self.active else []
+        if len(rows) < 2:
+            return
+        import matplotlib
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+        steps, loss = np.array([[float(r["step"]), float(r["loss"])] for r in rows]).T
+        width = max(1, len(loss) // 20)
+        figure, axis = plt.subplots(figsize=(6.4, 3.6))
+        axis.plot(steps, loss, alpha=0.3, color="C0")
+        axis.plot(steps[width - 1:], np.convolve(loss, np.ones(width) / width, "valid"), color="C0")
+        axis.set(xlabel="step", ylabel=f"loss ({self.config.loss})", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+        figure.tight_layout()
+        figure.savefig(os.path.join(self.folder, "loss.png"), dpi=110)
+        plt.close(figure)

@@ -1,0 +1,238 @@
+"""Laws of unet.py and uvit.py, and the presets of config.py."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+import config as C
+import unet
+import uvit
+
+
+def small_unet(**kw):
+    torch.manual_seed(0)
+    options = dict(size=(16, 16), base_channels=8, emb_channels=16, channel_mult=(1, 2, 2), num_res_blocks=(1, 2, 1),
+                   attn_resolutions=(8,), num_heads=2, dropout=0.1, dropout_from_resolution=8, num_classes=5)
+    return unet.UNet(**{**options, **kw})
+
+
+def small_uvit(**kw):
+    torch.manual_seed(0)
+    options = dict(size=(16, 16), base_channels=8, emb_channels=16, channel_mult=(1, 2, 4), num_res_blocks=(2, 1),
+                   num_transformer_blocks=2, num_heads=2, num_classes=5)
+    return uvit.UViT(**{**options, **kw})
+
+
+def stir(model, seed=1):
+    """Random weights everywhere: the zero-initialised branches would hide what is behind them."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * 0.2)
+    return model
+
+
+MODELS = [small_unet, small_uvit]
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("patching, size", [("none", (16, 24)), ("dwt_1", (32, 16)), ("dwt_2", (48, 64)), ("conv_2", (16, 32)),
+                                            ("conv_4", (32, 32))])
+def test_shapes_also_when_not_square(make, patching, size):
+    model = make(size=size, patching=patching)
+    z = torch.randn(2, 3, *size)
+    v = model(z, torch.tensor([-3.0, 4.0]), {"label": torch.tensor([1, -1])})
+    assert v.shape == z.shape and v.dtype == torch.float32 and torch.isfinite(v).all()
+    v.square().mean().backward()
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_size_that_does_not_divide_names_the_multiple(make):
+    with pytest.raises(ValueError, match="multiples of 8"):
+        make(size=(20, 16), patching="dwt_1")
+    with pytest.raises(ValueError, match="16x16, got an input of 16x24"):
+        make()(torch.zeros(1, 3, 16, 24), torch.zeros(1), {})
+
+
+def test_unet_has_k_down_and_k_plus_1_up_blocks_and_uvit_k_and_k():
+    """Trap 10. Kills: one count for all levels; k on both sides of the U-Net."""
+    model = small_unet(num_res_blocks=(1, 3, 2))
+    assert [len(l) for l in model.down] == [1, 3, 2] and [len(l) for l in model.up] == [3, 4, 2]
+    assert len(model.middle) == 2 and len(small_unet(middle=False).middle) == 0
+    model = small_uvit()
+    assert [len(l) for l in model.down] == [2, 1] and [len(l) for l in model.up] == [1, 2]
+    assert len(model.transformer) == 2
+
+
+def test_attention_and_dropout_by_resolution():
+    """Trap 9. Kills: dropout above its threshold or missing below it; attention at a level index."""
+    model = small_unet(size=(64, 64), patching="dwt_1", channel_mult=(1, 1, 1, 1), num_res_blocks=(1, 1, 1, 1),
+                       attn_resolutions=(8,), dropout_from_resolution=16)                       # sides 32, 16, 8, 4
+    for levels, sides in ((model.down, [32, 16, 8, 4]), (model.up, [4, 8, 16, 32])):
+        for level, side in zip(levels, sides):
+            for block, attention in level:
+                assert block.dropout.p == (0.1 if side <= 16 else 0.0)
+                assert isinstance(attention, unet.MapAttention) == (side == 8)
+    assert all(b.dropout.p == 0 for l in small_unet(dropout_from_resolution=0).down for b, _ in l)
+    assert unet.at_resolution(12, 20, 16) and not unet.at_resolution(24, 40, 16)                # 15.5 and 31
+    assert small_uvit(transformer_dropout=0.2).transformer[0].mlp.dropout.p == 0.2
+
+
+def test_dropout_acts_in_training_and_not_in_evaluation():
+    model = stir(small_unet(dropout=0.5))
+    z, l = torch.randn(1, 3, 16, 16), torch.zeros(1)
+    assert not torch.equal(model(z, l, {}), model(z, l, {}))
+    model.eval()
+    assert torch.equal(model(z, l, {}), model(z, l, {}))
+
+
+def test_resblock_is_the_printed_one():
+    """B.2.1 written out. Kills: concatenated skip, FiLM missing or before the norm, no sqrt(2), a missing swish."""
+    block = stir(unet.ResBlock(8, 6, skip=True))
+    x, skip, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4), torch.randn(2, 6)
+    h = (block.norm1(x) + block.norm_skip(skip)) / math.sqrt(2)
+    h = F.conv2d(F.silu(h), block.conv1.weight, block.conv1.bias, padding=1)
+    scale, shift = F.linear(emb, block.film.weight, block.film.bias)[:, :, None, None].split(8, 1)
+    h = F.conv2d(F.silu(block.norm2(h) * (1 + scale) + shift), block.conv2.weight, block.conv2.bias, padding=1)
+    assert_close(block(x, emb, skip), x + h)
+
+
+def test_mlp_block_is_the_printed_one():
+    """Kills: FiLM on C instead of 4C features, before the swish, or on the residual."""
+    block = stir(uvit.MLPBlock(8, 6))
+    x, emb = torch.randn(2, 5, 8), torch.randn(2, 6)
+    h = F.silu(F.linear(F.layer_norm(x, (8,), block.norm.weight), block.expand.weight, block.expand.bias))
+    scale, shift = F.linear(emb, block.film.weight, block.film.bias)[:, None].split(32, 2)
+    assert_close(block(x, emb), x + F.linear(h * (1 + scale) + shift, block.out.weight, block.out.bias))
+
+
+def test_attention_equals_a_slow_loop():
+    """Kills: softmax over the queries, a missing or doubled d^-1/2, norm over all heads at once or none."""
+    torch.manual_seed(3)
+    layer = stir(unet.Attention(8, 2))
+    x = torch.randn(2, 5, 8)
+    qkv = F.linear(F.layer_norm(x, (8,), layer.norm.weight), layer.qkv.weight, layer.qkv.bias)
+    q, k, v = qkv.split(8, 2)
+    out = torch.zeros(2, 5, 8)
+    for b in range(2):
+        for head in range(2):
+            part = slice(4 * head, 4 * head + 4)
+            for i in range(5):
+                qi = F.layer_norm(q[b, i, part], (4,), layer.norm_q.weight, layer.norm_q.bias) * 4 ** -0.5
+                scores = torch.stack([qi @ F.layer_norm(k[b, j, part], (4,), layer.norm_k.weight, layer.norm_k.bias)
+                                      for j in range(5)])
+                out[b, i, part] = scores.softmax(0) @ v[b, :, part]
+    assert_close(layer(x), x + F.linear(out, layer.out.weight, layer.out.bias))
+    with pytest.raises(ValueError, match="heads"):
+        unet.Attention(10, 4)
+
+
+def test_map_attention_keeps_places():
+    """Trap 8. Kills: a reshape without permute: position (i, j) must be the query of position (i, j)."""
+    layer = stir(unet.MapAttention(8, 2))
+    x = torch.randn(1, 8, 3, 5)
+    tokens = x[0].reshape(8, 15).T[None]
+    assert_close(layer(x)[0].reshape(8, 15).T[None], unet.Attention.forward(layer, tokens))
+
+
+def test_one_pixel_reaches_one_token_of_the_patch_embedding_only():
+    """Trap 8 again, end to end for the U-ViT's tokens: no ResBlocks, conv patching, identity below."""
+    model = stir(small_uvit(size=(16, 8), patching="conv_4", channel_mult=(4,), num_res_blocks=(), num_transformer_blocks=0))
+    z = torch.zeros(1, 3, 16, 8)
+    other = z.clone()
+    other[0, 1, 9, 6] += 1.0                                              # patch row 2, column 1
+    changed = (model(other, torch.zeros(1), {}) - model(z, torch.zeros(1), {}))[0].abs().amax(0)
+    assert changed[8:12, 4:8].min() > 0
+    changed[8:12, 4:8] = 0
+    assert changed.max() == 0
+
+
+def test_residual_branches_start_as_the_identity():
+    """Zero-initialisation (B.2.1, kernel_init=zeros). Kills: forgetting one of them."""
+    torch.manual_seed(0)
+    for module, args in ((unet.ResBlock(8, 6), (torch.randn(1, 8, 4, 4), torch.randn(1, 6))),
+                         (uvit.TransformerBlock(8, 6, 2, 0.0), (torch.randn(1, 5, 8), torch.randn(1, 6)))):
+        unet.initialise(module)
+        assert torch.equal(module(*args), args[0])
+
+
+def test_embedding_uses_the_shifted_end_points_and_a_null_class():
+    """Kills: a fixed -15..15 range under a shifted schedule; the null class mistaken for class 0."""
+    schedule = C.make_schedule(C.override(C.PRESETS["imagenet128_unet"], size=(512, 512)))
+    with torch.device("meta"):
+        model = C.build_model(C.override(C.PRESETS["imagenet512_unet_dwt2"]))
+    assert model.embed.logsnr_max == pytest.approx(10.841, abs=1e-3)
+    assert model.embed.logsnr_min == pytest.approx(-19.159, abs=1e-3)
+    assert model.embed.logsnr_max == pytest.approx(float(schedule(torch.tensor(0.0))))
+
+    embed = unet.Embedding(8, -15, 15, 3)
+    label = lambda *l: {"label": torch.tensor(l)}
+    l = torch.tensor([1.0, 1.0])
+    assert torch.equal(embed(l, label(-1, -1), 2), embed(l, {}, 2))       # dropped = absent
+    out = embed(l, label(0, -1), 2)
+    assert not torch.equal(out[0], out[1])
+    assert_close(out[1] - embed.time(unet.sinusoid((l - -15) / 30, 256))[1], embed.label.weight[3])
+    features = unet.sinusoid(torch.tensor([0.0, 1.0]), 4)                 # 'linear' input: 0 at one end, 1000 at the other
+    assert_close(features[0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    assert_close(features[1], torch.tensor([math.sin(1000.0), math.sin(0.1), math.cos(1000.0), math.cos(0.1)]),
+                 atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_every_input_matters(make):
+    """Kills: logsnr or class embedded and then forgotten; a skip or a position embedding never used."""
+    model = stir(make()).eval()
+    z, l, c = torch.randn(1, 3, 16, 16), torch.zeros(1), {"label": torch.tensor([2])}
+    v = model(z, l, c)
+    for other in (model(z + 1, l, c), model(z, l + 1, c), model(z, l, {"label": torch.tensor([3])}), model(z, l, {})):
+        assert (other - v).abs().max() > 1e-4
+    v.sum().backward()
+    unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not [name for name in unused if not name.endswith("norm_k.bias")]
+
+
+def test_scalar_and_batched_logsnr_agree():
+    model = stir(small_uvit()).eval()
+    z = torch.randn(3, 3, 16, 16)
+    assert_close(model(z, torch.tensor(1.5), {}), model(z, torch.full((3,), 1.5), {}))
+
+
+# Parameters of every preset, counted on the meta device: a change of architecture shows here.
+COUNTS = {
+    "glyphs64": 4_407_500,
+    "glyphs64_unet": 7_525_196,
+    "imagenet128_unet": 1_007_142_915,
+    "imagenet256_unet": 1_001_171_459,
+    "imagenet512_unet": 1_003_141_379,
+    "imagenet512_unet_dwt1": 1_008_933_900,
+    "imagenet512_unet_conv2": 1_008_909_315,
+    "imagenet512_unet_dwt2": 1_026_506_032,
+    "imagenet512_unet_conv4": 1_026_309_379,
+    "imagenet128_uvit": 2_474_234_883,
+    "imagenet256_uvit": 2_474_255_628,
+    "imagenet512_uvit": 2_474_338_608,
+}
+
+
+@pytest.mark.parametrize("name", list(C.PRESETS))
+def test_presets_build_and_have_their_size(name):
+    with torch.device("meta"):
+        model = C.build_model(C.PRESETS[name])
+        size = C.PRESETS[name].size
+        assert model(torch.zeros(1, 3, *size), torch.zeros(1), {}).shape == (1, 3, *size)
+    assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
+
+
+def test_presets_are_the_papers():
+    """A few cells of appendix B, read off the PDF."""
+    p = C.PRESETS
+    assert p["imagenet128_unet"].beta2 == 0.999 and p["imagenet256_unet"].beta2 == 0.99
+    assert p["imagenet512_unet_dwt2"].channel_mult == (2, 3, 4, 8, 8) == p["imagenet512_unet_conv4"].channel_mult
+    assert p["imagenet512_unet"].num_res_blocks == (1, 1, 2, 2, 4, 12, 4)
+    assert sum(p["imagenet512_unet"].num_res_blocks) == 26
+    assert {p[f"imagenet{d}_uvit"].patching for d in (128, 256, 512)} == {"none", "dwt_1", "dwt_2"}
+    for d in (128, 256, 512):
+        assert p[f"imagenet{d}_uvit"].batch == 2048 and p[f"imagenet{d}_uvit"].loss == "v_mse"
+        assert p[f"imagenet{d}_uvit"].num_transformer_blocks == 36

@@ -1,0 +1,346 @@
+"""Laws of train.py, config.py and runs.py: losses, resuming, processes, and the user's mistakes."""
+import copy
+import csv
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.testing import assert_close
+
+import config as C
+import runs
+import sample as P
+import schedule as S
+import train as T
+from data import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TINY = ("--size 16 --base-channels 8 --emb-channels 16 --channel-mult 1,2 --num-res-blocks 1 --num-transformer-blocks 1 "
+        "--num-heads 2 --batch 4 --log-every 1 --sample-every 0 --sample-steps 2 --workers 0 --precision float32 "
+        "--device cpu").split()
+
+
+def program(name, *args, env=None, launcher=(), timeout=240):
+    """Run a program of the project as a user would; -> CompletedProcess."""
+    return subprocess.run([sys.executable, *launcher, os.path.join(ROOT, name), *map(str, args)], capture_output=True,
+                          text=True, timeout=timeout, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+
+
+def train(*args, **kw):
+    done = program("train.py", *TINY, *args, **kw)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def checkpoint(folder):
+    return torch.load(os.path.join(folder, "checkpoint.pt"), weights_only=True)
+
+
+# ---- losses
+
+def test_multiscale_of_white_noise_is_antialiased():
+    """Trap 7. Kills: bilinear interpolation without antialiasing: 256 -> 32 must leave variance 1/64, not 1/4."""
+    noise = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    terms = {s: F.avg_pool2d(noise, 256 // s).square().mean().item() for s in (32, 64, 128, 256)}
+    assert terms[32] == pytest.approx(1 / 64, rel=0.05)
+    assert T.multiscale_mse(noise, 32).item() == pytest.approx(sum(v / s for s, v in terms.items()), rel=1e-5)
+    want = sum((s / 256) ** 2 / s for s in (32, 64, 128, 256))
+    assert T.multiscale_mse(noise, 32).item() == pytest.approx(want, rel=0.02)
+
+
+def test_multiscale_always_holds_the_full_side():
+    error = torch.randn(1, 3, 64, 64)
+    assert_close(T.multiscale_mse(error, 64), error.square().mean() / 64)
+    assert_close(T.multiscale_mse(error, 33), error.square().mean() / 64)
+    with pytest.raises(ValueError, match="base"):
+        T.multiscale_mse(error, 128)
+
+
+def test_losses_are_the_two_faces_of_one_error():
+    """Kills: eps-loss that is v-MSE, and the reverse; the network told t instead of logsnr."""
+    seen = []
+
+    def model(z, logsnr, cond):
+        seen.append((logsnr, cond))
+        return torch.zeros_like(z)
+    x, eps, t = torch.rand(4, 3, 8, 8) * 2 - 1, torch.randn(4, 3, 8, 8), torch.tensor([0.05, 0.3, 0.6, 0.9])
+    logsnr, v = S.logsnr_cosine(t), S.v_from_x_eps(x, eps, S.logsnr_cosine(t))
+    assert_close(T.simple_loss(model, x, {"a": 1}, t, eps, S.logsnr_cosine, "v_mse"), v.square().mean())
+    weighted = (torch.sigmoid(logsnr) * v.square().mean((1, 2, 3))).mean()
+    assert_close(T.simple_loss(model, x, {"a": 1}, t, eps, S.logsnr_cosine, "eps_mse"), weighted)
+    assert_close(seen[0][0], logsnr)
+    assert seen[0][1] == {"a": 1}
+    assert_close(T.simple_loss(model, x, {}, t, eps, S.logsnr_cosine, "v_mse", 4), T.multiscale_mse(v, 4))
+
+
+def test_noise_is_a_function_of_seed_step_and_place():
+    """Kills: noise drawn per process, so that two processes repeat it or a resumed run changes it."""
+    cpu = torch.device("cpu")
+    whole = T.draw(1, 7, range(6), (3, 4, 4), cpu)
+    parts = [T.draw(1, 7, places, (3, 4, 4), cpu) for places in (range(0, 3), range(3, 6))]
+    for a, b, c in zip(whole, *parts):
+        assert torch.equal(a, torch.cat([b, c]))
+    assert len(set(whole[0].tolist())) == 6
+    for other in ((2, 7), (1, 8)):
+        assert not torch.equal(whole[1], T.draw(*other, range(6), (3, 4, 4), cpu)[1])
+    t, eps, u = T.draw(0, 0, range(2000), (1,), cpu)
+    for uniform in (t, u):
+        assert abs(uniform.mean() - 0.5) < 0.03 and abs(uniform.var() - 1 / 12) < 0.01
+    assert abs(torch.corrcoef(torch.stack([t, u]))[0, 1]) < 0.08
+
+
+def test_ema_follows_the_step_and_forgets_its_start():
+    """Trap 15. Kills: an average updated before the step, or one that keeps the initial weights for 1 / (1 - decay) steps."""
+    model = torch.nn.Linear(2, 2)
+    ema = copy.deepcopy(model)
+    torch.nn.init.ones_(model.weight)
+    before = ema.weight.clone()
+    T.update_ema(ema, model, 0.9999, 0)
+    assert_close(ema.weight, before + (1 - 1 / 10) * (1 - before))
+    before = ema.weight.clone()
+    T.update_ema(ema, model, 0.5, 10 ** 6)
+    assert_close(ema.weight, 0.5 * before + 0.5)
+    T.update_ema(ema, model, 0.0, 5)
+    assert_close(ema.weight, model.weight)
+
+
+# ---- the run
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "unbroken"
+    train("--steps", 6, "--save-every", 3, "--out", folder, "--dropout", 0.1, "--dropout-from-resolution", 16)
+    return folder
+
+
+def test_a_run_is_a_folder(unbroken):
+    names = set(os.listdir(unbroken))
+    assert {"config.json", "log.csv", "loss.png", "samples_0000006.png", "checkpoint.pt"} <= names
+    assert not any(n.endswith(".new") for n in names)
+    with open(unbroken / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["step"]) for r in rows] == [1, 2, 3, 4, 5, 6] and list(rows[0]) == runs.LOG_COLUMNS
+    assert int(rows[-1]["images"]) == 24
+    settings = json.load(open(unbroken / "config.json"))
+    assert settings["batch"] == 4 and settings["class_names"][:2] == ["A", "B"] and settings["num_classes"] == 36
+    assert settings["precision"] == "float32"
+    state = checkpoint(unbroken)
+    assert state["step"] == 6 and not any("_orig_mod" in k or "module." in k for k in state["model"])
+    assert any(not torch.equal(state["model"][k], state["ema"][k]) for k in state["model"])
+
+
+def test_resuming_is_the_unbroken_run_to_the_bit(unbroken, tmp_path):
+    """Trap 14. Kills: optimiser, averaged weights, dropout's random state, or the place in the data not restored."""
+    train("--steps", 3, "--out", tmp_path / "r", "--dropout", 0.1, "--dropout-from-resolution", 16)
+    done = program("train.py", "--resume", tmp_path / "r", "--steps", 6, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    a, b = checkpoint(unbroken), checkpoint(tmp_path / "r")
+    for part in ("model", "ema"):
+        for key in a[part]:
+            assert torch.equal(a[part][key], b[part][key]), (part, key)
+    for i, moments in a["optimizer"]["state"].items():
+        for key in moments:
+            assert torch.equal(moments[key], b["optimizer"]["state"][i][key])
+    assert (a["step"], a["images"]) == (b["step"], b["images"])
+    losses = [[r["loss"] for r in csv.DictReader(open(f / "log.csv"))] for f in (unbroken, tmp_path / "r")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_on_the_joined_batch(tmp_path):
+    """Trap 13. Kills: gradients that never meet, a batch per process instead of in all, noise repeated by the ranks."""
+    common = ("--steps", 3, "--dropout", 0, "--adam-eps", 1e-4, "--warmup", 0)     # eps: gradients that are pure rounding
+    train(*common, "--out", tmp_path / "one")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    train(*common, "--out", tmp_path / "two", launcher=torchrun)
+    one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
+    start = checkpoint_at_start()
+    moved = max((one["model"][k] - start[k]).abs().max().item() for k in start)
+    apart = max((one["model"][k] - two["model"][k]).abs().max().item() for k in start)
+    assert apart < 1e-3 * moved
+    losses = [[float(r["loss"]) for r in csv.DictReader(open(tmp_path / f / "log.csv"))] for f in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def checkpoint_at_start():
+    torch.manual_seed(0)
+    config = C.override(C.PRESETS["glyphs64"], size=(16,), base_channels=8, emb_channels=16, channel_mult=(1, 2),
+                        num_res_blocks=(1,), num_transformer_blocks=1, num_heads=2)
+    return C.build_model(config).state_dict()
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, "train.py"), *TINY, "--steps", "100000", "--out",
+                                str(tmp_path / "r"), "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+                               start_new_session=True)
+    deadline = time.time() + 120
+    while time.time() < deadline and not (tmp_path / "r" / "log.csv").exists():
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGTERM)                               # as torchrun, timeout and Slurm do: workers too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and err == ""
+    assert f"go on with: python train.py --resume {tmp_path / 'r'}" in out
+    assert checkpoint(tmp_path / "r")["step"] > 0
+
+
+def test_non_finite_loss_stops_and_names_the_step(tmp_path):
+    done = program("train.py", *TINY, "--steps", 400, "--lr", 1e30, "--warmup", 0, "--out", tmp_path / "r")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(r"step \d+: loss .* not finite; stopped, no checkpoint was written yet", done.stderr)
+    assert not (tmp_path / "r" / "checkpoint.pt").exists()
+
+
+def test_the_average_is_taken_after_the_step(tmp_path):
+    """Trap 15. Kills: an update before the optimiser's step, which lags by one."""
+    train("--steps", 1, "--out", tmp_path / "r", "--warmup", 0)
+    state, start = checkpoint(tmp_path / "r"), checkpoint_at_start()
+    for key, value in state["ema"].items():
+        assert_close(value, 0.1 * start[key] + 0.9 * state["model"][key], atol=1e-6, rtol=0)
+
+
+def test_a_folder_of_images_trains_and_samples_and_counts_what_it_skips(tmp_path):
+    data = tmp_path / "data"
+    for i in range(6):
+        path = data / f"class_{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + i, 24), (40 * i, 0, 90)).save(path)
+    (data / "class_0" / "broken.png").write_text("x")
+    done = train("--steps", 4, "--data", data, "--out", tmp_path / "r")
+    assert done.stderr.count("skipped") == 1 and "broken.png" in done.stderr and "1 files skipped" in done.stdout
+    done = program("sample.py", tmp_path / "r", "--labels", "class_1", "--n", 2, "--out", tmp_path / "s.png", "--gif",
+                   tmp_path / "s.gif", "--guidance", 2, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "s.png").size[1] == 16 and Image.open(tmp_path / "s.gif").n_frames == 2
+    flat = data / "class_1"
+    train("--steps", 1, "--data", flat, "--out", tmp_path / "flat")
+    done = program("sample.py", tmp_path / "flat", "--n", 3, "--out", tmp_path / "f.png", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    done = program("sample.py", tmp_path / "flat", "--labels", "A", "--device", "cpu")
+    assert done.returncode == 2 and "no classes" in done.stderr
+
+
+def test_load_run_gives_the_averaged_weights(unbroken):
+    """Trap 5, 15. Kills: sampling the raw weights."""
+    model, config = P.load_run(str(unbroken))
+    state = checkpoint(unbroken)
+    assert not model.training and config.size == (16, 16)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state["ema"][key])
+
+
+# ---- the user's mistakes: one line, status 2
+
+def test_mistakes_of_train(unbroken, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "checkpoint.pt").write_bytes((unbroken / "checkpoint.pt").read_bytes()[:2000])
+    other = tmp_path / "other"
+    other.mkdir()
+    torch.save({"weights": 1}, other / "checkpoint.pt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_text("x")
+    for name, content in (("zero", b""), ("garbage", b"PK garbage" * 99)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint.pt").write_bytes(content)
+    cases = [(["--preset", "nope"], "nope: want one of glyphs64"), (["--nosuch", "1"], "nosuch"), (["--lr", "fast"], "lr"),
+             (["--size", "30", "--data", "glyphs"], "multiples of"), (["--data", tmp_path / "none"], "no such file or folder"),
+             (["--data", tmp_path / "empty"], "no image"), (["--data", __file__], "font file"),
+             (["--device", "cuda:7"], "CUDA devices"), (["--device", "tpu"], "want auto, cpu"),
+             (["--resume", tmp_path / "none"], "no such run"), (["--resume", tmp_path / "empty"], "not a run"),
+             (["--resume", broken], "damaged"), (["--resume", other], "another program"),
+             (["--resume", unbroken, "--lr", "1"], "would make it another"), (["--resume", unbroken, "--preset", "glyphs64"], "--resume"),
+             (["--out", unbroken], "holds a run already"), (["--preset", "imagenet128_unet"], "--data"),
+             (["--batch", "0"], "batch 0: want 1 or more"), (["--cond-drop", "2"], "between 0 and 1"),
+             (["--channel-mult", "1,2"], "ResBlocks"), (["--num-heads", "5"], "heads"), (["--patching", "haar"], "patching"),
+             (["--schedule", "linear"], "schedule"), (["--multiscale", "128"], "multiscale"),
+             (["--resume", tmp_path / "zero"], "damaged"), (["--resume", tmp_path / "garbage"], "damaged"),
+             (["--logsnr-min", "-60"], "logsnr"), (["--channel-mult", "a"], "want whole numbers"),
+             (["--size", "16", "--data", tmp_path / "bad", "--workers", "0"], "no image left")]
+    for args, wanted in cases:
+        done = run_here(T, ["--out", tmp_path / "new"] * ("--resume" not in args and "--out" not in args) + args)
+        assert done[0] == 2 and wanted in done[1] and done[1].count("\n") == 1 and done[1].startswith("train.py: "), (args, done)
+
+
+def test_mistakes_of_sample(unbroken, tmp_path):
+    for args, wanted in [([tmp_path], "not a run"), ([unbroken, "--labels", "a,A"], "--labels a: this run knows A, B"),
+                         ([unbroken, "--n", "0"], "--n 0"), ([unbroken, "--steps", "0"], "--steps 0"),
+                         ([unbroken, "--out", tmp_path / "no" / "x.png"], "does not exist"), ([], "run"),
+                         ([unbroken, "--out", "x.tiff"], ".png"), ([unbroken, "--guidance", "nan"], "guidance")]:
+        done = run_here(P, args)
+        assert done[0] == 2 and wanted in done[1] and done[1].count("\n") == 1, (args, done)
+
+
+def test_checkpoint_of_another_model_is_one_line(unbroken, tmp_path):
+    state = checkpoint(unbroken)
+    state["config"]["base_channels"] = 16
+    torch.save(state, tmp_path / "checkpoint.pt")
+    for module, args in ((P, [tmp_path]), (T, ["--resume", tmp_path, "--steps", "9"])):
+        status, err = run_here(module, args)
+        assert status == 2 and "another model" in err and err.count("\n") == 1
+
+
+def test_hostile_checkpoint_runs_no_code(tmp_path):
+    class Exploit:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+    torch.save({"model": Exploit()}, tmp_path / "checkpoint.pt")
+    assert run_here(P, [tmp_path])[0] == 2 and not (tmp_path / "owned").exists()
+
+
+def run_here(module, args):
+    """main() of a program in this process (quick): -> (status, what it wrote to stderr)."""
+    import contextlib
+    import io
+    err, argv = io.StringIO(), sys.argv
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    sys.argv = [module.__name__ + ".py", *map(str, args)]
+    try:
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+            runs.main_program(module.main)
+    except SystemExit as leave:
+        lines = [l for l in err.getvalue().splitlines(True) if l.strip() and not l.startswith("skipped")]
+        return leave.code, "".join(lines)
+    finally:
+        sys.argv = argv
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+# ---- the command line
+
+def test_every_field_has_a_flag_with_its_comment():
+    helps = C._help_of_fields()
+    assert set(helps) == {f.name for f in dataclasses.fields(C.Config)}
+    text = program("train.py", "-h").stdout
+    for name in ("--noise-d", "--multiscale", "--no-flip", "--patching"):
+        assert name in text
+    assert "paper 32" in text
+
+
+def test_dry_run_counts_what_is_there():
+    done = program("train.py", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    model = C.build_model(C.PRESETS["glyphs64"])
+    assert f"{sum(p.numel() for p in model.parameters()):,}" in done.stdout and "GFLOP" in done.stdout
+
+
+def test_dry_run_flops_and_memory_against_a_hand_count():
+    """One 3x3 convolution in, one out, one transformer block: the FLOPs that a pencil gives."""
+    config = C.override(C.PRESETS["glyphs64"], size=(16,), patching="none", base_channels=8, channel_mult=(1,),
+                        num_res_blocks=(), num_transformer_blocks=1, num_heads=2, emb_channels=16)
+    parameters, flops, activations = T.describe(config)
+    pixels, c, e = 256, 8, 16
+    want = 2 * (pixels * 9 * 3 * c * 2 + pixels * 12 * c * c + 2 * pixels ** 2 * c + 256 * e + e * e + e * 8 * c)
+    assert flops == want
+    assert 4 * pixels * 5 * c < activations < 4 * pixels * 40 * c + 4 * pixels * pixels * 4

@@ -1,0 +1,298 @@
+"""Train a diffusion model: the losses and the loop.
+
+Paper: simple diffusion, section 3.2 (multiscale loss), appendix A (loss), appendix B (optimisation).
+Read before: schedule.py, uvit.py or unet.py, config.py. Read after: sample.py.
+
+    python train.py                                      letters at 64 x 64, about ten minutes on two cores
+    python train.py --data photos/ --size 64             your own folder of images
+    python train.py --preset imagenet128_unet --data imagenet/train --dry-run
+    python train.py --resume runs/glyphs64               go on, exactly where it stopped
+    torchrun --nproc_per_node 8 train.py --preset ...    data parallel; the batch stays the preset's
+
+Everything random is a function of (seed, step, place in the batch): a resumed run is the same run, to the bit on a CPU,
+and two processes see the noise that one process would. Dropout alone depends on the process.
+
+Shapes: x, z, v, eps (B, 3, H, W); t, logsnr (B,).
+"""
+import copy
+import dataclasses
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from config import PRESETS, Config, Parser, add_fields, build_model, make_schedule, override
+from data import UserError, batches, open_source
+from runs import (Interrupt, Log, any_rank, autocast, choose_precision, load_weights, main_program, new_folder,
+                  read_checkpoint, save_checkpoint, start_processes)
+from sample import class_sheet
+from schedule import diffuse, eps_from_v, v_from_x_eps
+
+
+# ------------------------------------------------------------------------------------------ the losses
+
+def multiscale_mse(error, base):
+    """Section 3.2: sum over s in {base, ..., d} of (1/s) mean(D_s[error]^2). error (B, C, H, W) -> scalar.
+
+    D_s averages s x s out of the image; it is linear, so it may act on the difference. White noise dominates the plain
+    loss of a large image, though all but the coarse part of it is hopeless detail; averages weigh the coarse part up.
+    s runs from the image's own side d down by halves while s >= base. For a side that is not square, s = sqrt(H W) / k.
+    # Paper: L^{s x s} divides by s^2, the number of pixels; we take the mean over pixels and channels.
+    """
+    d, loss, k = (error.shape[-2] * error.shape[-1]) ** 0.5, 0.0, 1
+    if not 0 < base <= d:
+        raise ValueError(f"multiscale base {base}: want more than 0 and at most the image's side {d:g}")
+    while d / k >= base and error.shape[-2] % k == 0 and error.shape[-1] % k == 0:
+        loss = loss + F.avg_pool2d(error, k).square().mean() * k / d
+        k *= 2
+    return loss
+
+
+def simple_loss(model, x, cond, t, eps, schedule, loss="eps_mse", multiscale=0):
+    """Appendix A: the network sees z_t and predicts v; the error is measured on eps (w(t) = 1) or on v. -> scalar.
+
+    eps_mse = SNR / (1 + SNR) * v_mse, example by example: eps hardly weighs the noisy end, where the image is decided.
+    # Paper: the printed `loss` computes logsnr_t and uses logsnr, predicts v_pred and uses v_t.
+    """
+    logsnr = schedule(t)                                                  # (B,)
+    z = diffuse(x, eps, logsnr)
+    v = model(z, logsnr, cond)
+    error = v - v_from_x_eps(x, eps, logsnr) if loss == "v_mse" else eps_from_v(z, v, logsnr) - eps
+    return multiscale_mse(error, multiscale) if multiscale else error.square().mean()
+
+
+# ------------------------------------------------------------------------------------------ pieces of the loop
+
+def draw(seed, step, places, shape, device):
+    """t (B,), eps (B, *shape) and u (B,) for the examples at these places of the global batch of this step.
+
+    A generator is seeded anew for each example, so no state has to be saved, and how the batch is split over processes
+    does not matter. u ~ U(0, 1) decides whether the example's condition is hidden.
+    """
+    generator = torch.Generator(device if device.type == "cuda" else "cpu")
+    where = generator.device
+    t, eps, u = [], [], []
+    for place in places:
+        state = np.random.SeedSequence((seed, step, place)).generate_state(1, np.uint64)[0]
+        generator.manual_seed(int(state >> np.uint64(1)))
+        t.append(torch.rand((), generator=generator, device=where))
+        u.append(torch.rand((), generator=generator, device=where))
+        eps.append(torch.randn(shape, generator=generator, device=where))
+    return torch.stack(t).to(device), torch.stack(eps).to(device), torch.stack(u).to(device)
+
+
+@torch.no_grad()
+def update_ema(ema, model, decay, step):
+    """ema <- decay ema + (1 - decay) model, after the optimiser's step.
+
+    # Paper: decay only. Short runs want less memory at first: decay starts at 1/10 and grows to its value.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+
+
+def describe(config):
+    """Parameters, FLOPs and activation bytes of one image, counted on the meta device (no memory, no data)."""
+    from torch.utils.flop_counter import FlopCounterMode
+    with torch.device("meta"):
+        model = build_model(config)
+        z, logsnr = torch.zeros(1, 3, *config.size), torch.zeros(1)
+    saved = {}                                                            # storage -> bytes: views count once
+
+    kept = []
+
+    def keep(tensor):                                                     # what backward will need
+        kept.append(tensor)                                               # holding it keeps its storage's address its own
+        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        model(z, logsnr, {})
+    for parameter in model.parameters():                                  # weights apart
+        saved.pop(parameter.untyped_storage()._cdata, None)
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops(), sum(saved.values())
+
+
+# ------------------------------------------------------------------------------------------ the program
+
+ON_RESUME = ("steps", "log_every", "sample_every", "save_every", "workers", "sampler", "sample_steps", "guidance",
+             "noise_param", "clip_x", "compile")                          # what may change without making it another run
+
+
+def parse():
+    parser = Parser(prog="train.py", description="Train a diffusion model. Without arguments: letters at 64 x 64.")
+    parser.add_argument("--preset", help="named settings: " + ", ".join(PRESETS) + " (default glyphs64)")
+    parser.add_argument("--out", help="folder of the run (default runs/PRESET)")
+    parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, size and cost; train nothing")
+    add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in ("num_classes", "class_names")])
+    args = parser.parse_args()
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
+    if args.resume and (args.preset or args.out):
+        raise UserError("--resume goes on with a run as it is: without --preset and --out")
+    return args, given
+
+
+def configure(args, given):
+    """(config, checkpoint or None)."""
+    if args.resume:
+        state = read_checkpoint(args.resume)
+        new = override(state["config"], **given)
+        other = sorted(k for k in given if k not in ON_RESUME and getattr(new, k) != getattr(state["config"], k))
+        if other:
+            raise UserError(f"--resume goes on with the same run: --{other[0].replace('_', '-')} would make it another "
+                            f"(allowed: {', '.join(ON_RESUME)})")
+        return new, state
+    name = args.preset or "glyphs64"
+    if name not in PRESETS:
+        raise UserError(f"--preset {name}: want one of {', '.join(PRESETS)}")
+    return override(PRESETS[name], **given), None
+
+
+def dry_run(config, world):
+    for field in dataclasses.fields(config):
+        if field.name != "class_names":
+            print(f"{field.name:24s} {getattr(config, field.name)}")
+    parameters, flops, activations = describe(config)
+    gib = 2 ** 30
+    print(f"\nparameters               {parameters:,}")
+    print(f"forward pass, one image  {flops / 1e9:,.2f} GFLOP (multiply and add counted as two)")
+    print(f"training step            {3 * flops * config.batch / 1e12:,.3f} TFLOP (backward counted as two forwards)")
+    print(f"memory of the weights    {5 * 4 * parameters / gib:,.2f} GiB (float32: weights, gradients, two moments, EMA)")
+    print(f"memory of activations    {activations / gib:,.3f} GiB an image in float32, "
+          f"{activations * config.batch / world / gib:,.2f} GiB a process")
+
+
+def main():
+    args, given = parse()
+    config, state = configure(args, given)
+    if args.dry_run:
+        return dry_run(config, 1)
+    if not config.data:
+        raise UserError(f"--preset {args.preset or 'glyphs64'}: say which folder of images to train on with --data")
+    with torch.device("meta"):
+        build_model(config)                                               # sizes that do not fit: known before any work
+    source = open_source(config.data, config.size, config.scenes, config.seed)
+    if state is None:
+        config = dataclasses.replace(config, num_classes=len(source.classes), class_names=tuple(source.classes))
+    elif tuple(source.classes) != config.class_names:
+        raise UserError(f"--resume {args.resume}: the classes of {config.data} are no longer those of the run")
+    rank, world, device, why = start_processes(args.device)
+    if config.batch % world:
+        raise UserError(f"--batch {config.batch}: does not divide over {world} processes")
+    precision = [choose_precision(config.precision, device)]
+    if world > 1:
+        dist.broadcast_object_list(precision)                             # the first process decides for all
+    config = dataclasses.replace(config, precision=precision[0])
+    folder = args.resume or (new_folder(args.out, args.preset or "glyphs64") if rank == 0 else "")
+    interrupt = Interrupt()
+
+    # ---- model, averaged model, optimiser
+    torch.manual_seed(config.seed)                                        # the same weights on every process
+    with device:
+        model = build_model(config)
+    ema = copy.deepcopy(model).eval().requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2),
+                                 eps=config.adam_eps, weight_decay=config.weight_decay, fused=True)
+    step = images = 0
+    if state:
+        load_weights(model, state["model"], args.resume)
+        load_weights(ema, state["ema"], args.resume)
+        load_weights(optimizer, state["optimizer"], args.resume)
+        step, images = state["step"], state["images"]
+    # `handle` trains, `model` is saved, averaged and sampled: its keys know nothing of compile or DDP.
+    handle = torch.compile(model) if config.compile == "on" or (config.compile == "auto" and device.type == "cuda") else model
+    if world > 1:
+        handle = torch.nn.parallel.DistributedDataParallel(handle)
+
+    schedule, shape = make_schedule(config), (3, *config.size)
+    share = config.batch // world
+    places = range(rank * share, (rank + 1) * share)                      # of the global batch, this process's
+    workers = config.workers if config.workers >= 0 else max(1, min(8, (os.cpu_count() or 2) // (2 * world)))
+    log = Log(folder, config, active=rank == 0, first_step=step)
+    log.say(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters, {config.size[0]}x{config.size[1]}, "
+            f"{len(source):,} examples, {len(source.classes)} classes; {world} x {device.type} ({why}), {config.precision}"
+            + (f"; from step {step}" if step else ""))
+    for path, reason in getattr(source, "skipped", []):
+        log.say(f"skipped {path}: {reason}")
+    broken = set(getattr(source, "skipped", []))
+    last_saved = f"the checkpoint of step {step} is in {folder}" if state else "no checkpoint was written yet"
+
+    def save():
+        if rank == 0:
+            save_checkpoint(folder, model, ema, optimizer, step, images, config)
+            log.draw()
+        if world > 1:
+            dist.barrier()                                                # nobody leaves while the first one writes
+
+    def draw_samples():
+        if rank == 0:
+            sheet = class_sheet(ema, config, device, config.precision, 4 if step == config.steps else 2, config.seed)
+            sheet.save(os.path.join(folder, f"samples_{step:07d}.png"))
+
+    # ---- the loop
+    stream = batches(source, config.batch, config.seed, step, rank, world, workers, config.flip)
+    model.train()
+    since, since_step = time.time(), step
+    while step < config.steps:
+        batch = next(stream)
+        for message in batch["broken"]:
+            if message not in broken:
+                broken.add(message)
+                print(f"\nskipped {message}", file=sys.stderr)
+        if batch["image"] is None:
+            raise UserError(f"--data {config.data}: no image left that can be read ({len(broken)} skipped)")
+        x = batch["image"].to(device, non_blocking=True)                  # (B, 3, H, W)
+        t, eps, u = draw(config.seed, step, places, shape, device)
+        cond = {"label": torch.where(u < config.cond_drop, -1, batch["label"].to(device))}
+        torch.manual_seed(config.seed * 1_000_003 + step * world + rank)  # for dropout: no state to be saved
+
+        lr = config.lr * min(1, (step + 1) / max(1, config.warmup))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        with autocast(config.precision, device):
+            loss = simple_loss(handle, x, cond, t, eps, schedule, config.loss, config.multiscale)
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        if not torch.isfinite(grad_norm + loss.detach()):
+            print(f"\nstep {step}: loss {loss.item():g}, gradient norm {grad_norm.item():g}: not finite; stopped, "
+                  f"{last_saved}", file=sys.stderr)
+            return 1
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        update_ema(ema, model, config.ema, step)                          # after the step, or it lags by one
+        step, images = step + 1, images + config.batch
+
+        if step % config.log_every == 0 or step == config.steps:
+            value = loss.detach()
+            if world > 1:
+                dist.all_reduce(value, dist.ReduceOp.AVG if device.type == "cuda" else dist.ReduceOp.SUM)
+                value = value if device.type == "cuda" else value / world
+            pace = (step - since_step) * config.batch / (time.time() - since)
+            log.step(step, images, value.item(), grad_norm.item(), lr, pace)
+            since, since_step = time.time(), step
+        stop = any_rank(interrupt.signal is not None, world, device)
+        if step % config.save_every == 0 or step == config.steps or stop:
+            save()
+            last_saved = f"the checkpoint of step {step} is in {folder}"
+        if stop:
+            log.say(f"stopped at step {step}; go on with: python train.py --resume {folder}")
+            return 128 + (interrupt.signal or 0)
+        if config.sample_every and step % config.sample_every == 0 and step < config.steps:
+            draw_samples()
+            since, since_step = time.time(), step
+    draw_samples()
+    counted = f"; {len(broken)} files skipped" if broken else ""
+    log.say(f"done: {folder}/samples_{step:07d}.png, loss.png, checkpoint.pt{counted}")
+    log.say(f"draw more with: python sample.py {folder}")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main_program(main)

@@ -1,0 +1,365 @@
+"""The U-Net of simple diffusion, scaled at one resolution, and the blocks that every network here is built from.
+
+Paper: simple diffusion, sections 3.3 and 3.4, appendix B.1 (settings) and B.2.1 (the printed ResBlock).
+Read before: dwt.py (its first and last layer). Read after: uvit.py, which keeps these blocks and replaces the bottom.
+
+Where it differs from the U-Net of Ho et al. 2020 that you may know:
+  - it is wide and deep at 16 x 16 and thin above ("scaling the architecture", table 4): see `num_res_blocks`;
+  - skips are ADDED after normalising both sides and divided by sqrt(2), not concatenated;
+  - dropout acts only on maps of side <= dropout_from_resolution (3.4, table 3);
+  - q and k are normalised in the attention;
+  - the image may first be taken down by a wavelet or a strided convolution (`patching`).
+
+Legend of shapes: B batch, C channels, H W height and width of a feature map, E emb_channels, N = H W tokens,
+n heads, d = C / n channels a head. Maps are (B, C, H, W), tokens (B, N, C), emb (B, E).
+z (B, in_channels, H, W), logsnr (B,) or scalar; cond is a dict, documented at `Embedding`.
+
+# Paper: "NormalizeWithBias" is not defined. For maps we take group norm (32 groups), for q and k layer norm per head.
+# Paper: the U-Net itself is not printed. From the U-ViT's code we take that the width changes in the down- and
+# upsampling (so every ResBlock keeps its width), and from Ho et al. 2020 the middle (block, attention, block) and
+# attention after every ResBlock of a level that has attention.
+
+`python unet.py` draws feature maps by level, and prints table 1 recomputed and the parameters of each level.
+"""
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from dwt import EmbedInput, ProjectOutput, patch_factor
+
+
+def starting_at(scale, layer):
+    """Mark a layer to start at `scale` times the usual weights; `initialise` below does it. Used with
+
+    0    for the last layer of a residual branch (kernel_init=zeros in B.2.1): every block is then the identity, so a
+         network of any depth begins as its skeleton and signals neither explode nor fade;
+    0.3  for the layers that give scale and shift, so that 1 + scale starts near 1. # Paper: silent; ours.
+    """
+    layer.start = scale
+    return layer
+
+
+def initialise(network):
+    """All initialisation of linear and convolutional layers, in one place; each network calls it once.
+
+    Weights normal with variance 1 / fan_in, biases zero: the default of the paper's own framework (JAX, "lecun normal"),
+    three times PyTorch's variance. With PyTorch's own, log-SNR and class reach the blocks more faintly by sqrt(3) a layer.
+    """
+    for layer in network.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            fan_in = layer.weight[0].numel()
+            if isinstance(layer, nn.ConvTranspose2d):                     # weight (in, out, k, k), stride k: no overlap
+                fan_in = layer.in_channels
+            nn.init.normal_(layer.weight, std=getattr(layer, "start", 1.0) * fan_in ** -0.5)
+            nn.init.zeros_(layer.bias)
+
+
+def at_resolution(height, width, resolution):
+    """Is a map of (height, width) "the" map of that resolution? For square maps: side == resolution.
+
+    # Paper: silent on other shapes. The side of the square of equal area, to the nearest factor of two.
+    """
+    return abs(math.log2(math.sqrt(height * width) / resolution)) < 0.5
+
+
+def at_or_below(height, width, resolution):
+    """Is it that map or a smaller one? The rule of dropout_from_resolution (0: never)."""
+    return resolution > 0 and math.log2(math.sqrt(height * width) / resolution) < 0.5
+
+
+# ------------------------------------------------------------------------------------------ what the network is told
+
+def sinusoid(x, channels):
+    """Transformer position features of a number x (B,) in [0, 1], scaled to 0..1000 as usual. -> (B, channels)."""
+    frequency = torch.exp(torch.linspace(0, -math.log(10000.0), channels // 2, device=x.device))
+    angle = 1000.0 * x[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class Embedding(nn.Module):
+    """logsnr and the conditions -> emb (B, E), from which every block takes its scale and shift.
+
+    logsnr enters as 'linear' input: its place between the END POINTS OF THE SCHEDULE IN USE, in [0, 1]. Appendix A warns
+    that these move with the shift: with the cosine's own -15..15 a shifted schedule would leave the range.
+    # Paper: 'linear' is given for the U-ViT (B.2); for the U-Net nothing is said and we use the same.
+
+    cond["label"]: (B,) long, class number; negative = dropped. Key absent = dropped for the whole batch. A dropped label
+    has an embedding of its own (row num_classes), learned from the 10 % of examples whose label training hides.
+    """
+
+    def __init__(self, channels, logsnr_min, logsnr_max, num_classes, width=256):
+        super().__init__()
+        self.logsnr_min, self.logsnr_max = float(logsnr_min), float(logsnr_max)
+        self.num_classes, self.width = num_classes, width
+        self.time = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.label = nn.Embedding(num_classes + 1, channels)
+
+    def forward(self, logsnr, cond, batch):
+        logsnr = logsnr.float().expand(batch)                             # (B,)
+        place = (logsnr - self.logsnr_min) / (self.logsnr_max - self.logsnr_min)
+        emb = self.time(sinusoid(place, self.width))                      # (B, E)
+        label = cond.get("label")
+        if label is None:
+            label = torch.full((batch,), -1, device=logsnr.device)
+        label = torch.where(label < 0, self.num_classes, label)           # the null class
+        return emb + self.label(label)
+
+
+# ------------------------------------------------------------------------------------------ blocks
+
+def norm(channels):
+    """NormalizeWithBias for maps: group norm, 32 groups as usual, fewer in narrow maps: a group of one channel would lose
+    the mean of every channel, and with it the colour of the picture."""
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels)
+
+
+class ResBlock(nn.Module):
+    """The printed resnet_block of B.2.1: x, emb[, skip] -> x + h, all maps (B, C, H, W)."""
+
+    def __init__(self, channels, emb_channels, dropout=0.0, skip=False):
+        super().__init__()
+        self.norm1, self.norm2 = norm(channels), norm(channels)
+        self.norm_skip = norm(channels) if skip else None
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = starting_at(0, nn.Conv2d(channels, channels, 3, padding=1))
+        self.film = starting_at(0.3, nn.Linear(emb_channels, 2 * channels))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, emb, skip=None):
+        h = self.norm1(x)
+        if self.norm_skip is not None:
+            h = (h + self.norm_skip(skip)) / math.sqrt(2)                 # two unit variances add up to one again
+        h = self.conv1(F.silu(h))
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)       # (B, C, 1, 1) each
+        h = self.norm2(h) * (1 + scale) + shift
+        h = self.conv2(self.dropout(F.silu(h)))
+        return x + h
+
+
+class Attention(nn.Module):
+    """The printed self_attention of B.2.1, with its residual: tokens (B, N, C) -> (B, N, C).
+
+    q and k are normalised (with bias) per head: their product then cannot grow without bound, which is what made large
+    models diverge. The scale d^-1/2 stays, as printed; scaled_dot_product_attention applies it.
+    # Paper: "Normalize" (without bias) is not defined; we take layer norm with a scale and no bias.
+    # Paper: the printed function takes text_emb and never uses it; cross-attention (3.6) is not printed.
+    """
+
+    def __init__(self, channels, num_heads):
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"{channels} channels do not divide into {num_heads} heads")
+        self.num_heads, head = num_heads, channels // num_heads
+        self.norm = nn.LayerNorm(channels, bias=False)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.norm_q, self.norm_k = nn.LayerNorm(head), nn.LayerNorm(head)
+        self.out = starting_at(0, nn.Linear(channels, channels))
+
+    def forward(self, x):
+        B, N, C = x.shape
+        qkv = self.qkv(self.norm(x)).view(B, N, 3, self.num_heads, C // self.num_heads)
+        q, k, v = qkv.unbind(2)                                           # (B, N, n, d) each
+        q, k = self.norm_q(q), self.norm_k(k)                             # over d: per head
+        q, k, v = (a.transpose(1, 2).to(v.dtype) for a in (q, k, v))      # (B, n, N, d)
+        h = F.scaled_dot_product_attention(q, k, v)                       # softmax over the keys
+        return x + self.out(h.transpose(1, 2).reshape(B, N, C))
+
+
+class MapAttention(Attention):
+    """Attention over the positions of a map: (B, C, H, W) -> (B, C, H, W)."""
+
+    def forward(self, x):
+        B, C, H, W = x.shape
+        tokens = x.flatten(2).transpose(1, 2)                             # (B, H W, C)
+        return super().forward(tokens).transpose(1, 2).reshape(B, C, H, W)
+
+
+class Downsample(nn.Module):
+    """Average 2 x 2, then 3x3 convolution to the next width: (B, C, H, W) -> (B, C', H/2, W/2).
+
+    # Paper: 3.1 says "downsampling ... in our case with average pooling"; the convolution changes the width.
+    """
+
+    def __init__(self, channels, out_channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.avg_pool2d(x, 2))
+
+
+class Upsample(nn.Module):
+    """3x3 convolution to the next width, then each pixel 2 x 2: (B, C, H, W) -> (B, C', 2H, 2W).
+
+    # Paper: not printed. The convolution comes first, at the small size, where it costs a quarter.
+    """
+
+    def __init__(self, channels, out_channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+
+    def forward(self, x):
+        return F.interpolate(self.conv(x), scale_factor=2, mode="nearest")
+
+
+# ------------------------------------------------------------------------------------------ the network
+
+class Level(nn.ModuleList):
+    """The blocks of one level, down or up: ResBlocks, each followed by attention if the level has it."""
+
+    def __init__(self, blocks, channels, emb_channels, dropout, heads, skip):
+        super().__init__()
+        for _ in range(blocks):
+            attention = MapAttention(channels, heads) if heads else nn.Identity()
+            self.append(nn.ModuleList([ResBlock(channels, emb_channels, dropout, skip), attention]))
+
+
+class UNet(nn.Module):
+    """Sections 3.3-3.4, B.1: (z, logsnr, cond) -> v_hat, shaped like z.
+
+    size                     (height, width) of the image, px
+    channel_mult             width of each level over base_channels, finest first
+    num_res_blocks           k of each level: k blocks on the way down, k + 1 on the way up
+    attn_resolutions         sides of the feature maps that have attention
+    dropout_from_resolution  largest side of the feature maps that have dropout
+    patching                 none | dwt_1 | dwt_2 | conv_2 | conv_4: the resolutions above count after it
+    logsnr_min, logsnr_max   the end points of the (shifted!) schedule
+    middle                   the block, attention, block at the bottom
+    """
+
+    def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, attn_resolutions=(8, 16),
+                 num_heads=4, dropout=0.1, dropout_from_resolution=16, patching="none", num_classes=0,
+                 logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, middle=True):
+        super().__init__()
+        if len(channel_mult) != len(num_res_blocks):
+            raise ValueError(f"{len(channel_mult)} widths but {len(num_res_blocks)} block counts: one of each a level")
+        self.size = check_size(size, patch_factor(patching), len(channel_mult) - 1)
+        height, width = (s // patch_factor(patching) for s in size)
+        widths = [base_channels * m for m in channel_mult]
+        self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes)
+        self.input = EmbedInput(in_channels, widths[0], patching)
+        self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
+        for level, (channels, blocks) in enumerate(zip(widths, num_res_blocks)):
+            h, w = height >> level, width >> level
+            heads = num_heads if any(at_resolution(h, w, r) for r in attn_resolutions) else 0
+            drop = dropout if at_or_below(h, w, dropout_from_resolution) else 0.0
+            self.down.append(Level(blocks, channels, emb_channels, drop, heads, skip=False))
+            up.append(Level(blocks + 1, channels, emb_channels, drop, heads, skip=True))
+            if level + 1 < len(widths):
+                self.downsample.append(Downsample(channels, widths[level + 1]))
+                upsample.append(Upsample(widths[level + 1], channels))
+        self.middle = Level(2, channels, emb_channels, drop, heads, skip=False) if middle else nn.ModuleList()
+        if middle:
+            self.middle[1][1] = nn.Identity()                             # block, attention, block
+        self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))   # coarsest first
+        self.output = ProjectOutput(widths[0], out_channels, patching)
+        initialise(self)
+
+    def forward(self, z, logsnr, cond):
+        check_input(z, self.size)
+        emb = self.embed(logsnr, cond, z.shape[0])                        # (B, E)
+        h = self.input(z)                                                 # (B, C0, H, W)
+        skips = [h]
+        for level, blocks in enumerate(self.down):
+            for block, attention in blocks:
+                h = attention(block(h, emb))                              # (B, Ci, H/2^i, W/2^i)
+                skips.append(h)
+            if level < len(self.downsample):
+                h = self.downsample[level](h)
+                skips.append(h)                                           # so there are k + 1 skips a level
+        for block, attention in self.middle:
+            h = attention(block(h, emb))
+        for level, blocks in enumerate(self.up):
+            for block, attention in blocks:
+                h = attention(block(h, emb, skips.pop()))
+            if level < len(self.upsample):
+                h = self.upsample[level](h)
+        return self.output(h)                                             # (B, 3, H, W)
+
+
+def check_size(size, patch, halvings):
+    """(height, width) as a tuple, or ValueError naming the multiple that both sides must have."""
+    multiple = patch * 2 ** halvings
+    if len(size) != 2 or any(s <= 0 or s % multiple for s in size):
+        raise ValueError(f"size {'x'.join(map(str, size))}: height and width must be multiples of {multiple} "
+                         f"(patching {patch}, {halvings} halvings)")
+    return tuple(size)
+
+
+def check_input(z, size):
+    if tuple(z.shape[-2:]) != size:
+        raise ValueError(f"this model is for {size[0]}x{size[1]}, got an input of {z.shape[-2]}x{z.shape[-1]}")
+
+
+# ------------------------------------------------------------------------------------------ the page of the lecture
+
+def table_1():
+    """Table 1 recomputed: a convolutional layer at 256^2 x 128 and at 16^2 x 1024, batch 1024. -> rows of (name, a, b).
+
+    # Paper: the units come out only as binary ones; five copies of the kernel (weight, gradient, two moments of Adam,
+    # EMA) in 32 bits, features in 16 bits, one multiply-add counted once and in units of 2^40.
+    """
+    columns = []
+    for side, channels in ((256, 128), (16, 1024)):
+        kernel = 3 * 3 * channels ** 2 * 4 * 5
+        features = 1024 * side ** 2 * channels * 2
+        columns.append((kernel / 2 ** 20, features / 2 ** 30, (kernel + features) / 2 ** 30,
+                        1024 * side ** 2 * 9 * channels ** 2 / 2 ** 40))
+    names = ("Conv kernel memory, MB", "Feature map memory, GB", "Total memory, GB", "Compute, T multiply-adds")
+    return list(zip(names, *columns))
+
+
+def main():
+    import os
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from data import Glyphs
+    os.makedirs("figures", exist_ok=True)
+
+    print("Table 1 (batch 1024)           256x256x128   16x16x1024     paper")
+    for (name, a, b), paper in zip(table_1(), ("2.8 / 180", "16 / 0.5", "16 / 0.7", "9 / 2.3")):
+        print(f"{name:28s} {a:13.3g} {b:12.3g}     {paper}")
+
+    from config import PRESETS, build_model
+    config = PRESETS["imagenet128_unet"]
+    with torch.device("meta"):
+        model = build_model(config)
+    count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6
+    levels = len(config.num_res_blocks)
+    print("\nimagenet128_unet: where the parameters are (\"scaling the architecture\")")
+    print("level   side   width   blocks down + up   attention   dropout   parameters, M")
+    for i, blocks in enumerate(config.num_res_blocks):
+        side, block = 128 >> i, model.down[i][0]
+        size = count(model.down[i]) + count(model.up[levels - 1 - i])
+        print(f"{i:5d}   {side:4d}   {128 * config.channel_mult[i]:5d}   {f'{blocks} + {blocks + 1}':>16s}   "
+              f"{'no' if isinstance(block[1], nn.Identity) else 'yes':>9s}   {block[0].dropout.p:7.1f}   {size:13.1f}")
+    print(f"middle {count(model.middle):.1f} M, in all {count(model):.1f} M")
+
+    # Feature maps by level, of a random (untrained) network: what each level can see of a letter.
+    torch.manual_seed(0)
+    net = UNet((64, 64), 32, 64, (1, 2, 4), (1, 1, 1), attn_resolutions=(16,)).eval()
+    x = Glyphs((64, 64)).image(10)[None]
+    maps = [x]
+    hooks = [level[-1][1].register_forward_hook(lambda m, i, o: maps.append(o)) for level in (*net.down, *net.up)]
+    with torch.no_grad():
+        net(x, torch.zeros(1), {})
+    for hook in hooks:
+        hook.remove()
+    titles = ["image"] + [f"{way} {m.shape[-1]}x{m.shape[-1]}x{m.shape[1]}" for way, m in
+                          zip(["down"] * 3 + ["up"] * 3, maps[1:])]
+    figure, axes = plt.subplots(1, len(maps), figsize=(2 * len(maps), 2.3))
+    for axis, m, title in zip(axes, maps, titles):
+        picture = (m[0].permute(1, 2, 0) + 1) / 2 if m is x else m[0].square().mean(0).sqrt()
+        axis.imshow(picture.clamp(0, 1) if m is x else picture, cmap="magma")
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig("figures/unet_features.png", dpi=110)
+    print("wrote figures/unet_features.png (size of the features, level by level, at initialisation)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The U-ViT: a small convolutional U-Net around a large transformer.
+
+Paper: simple diffusion, section 3.5, appendix B.2 and B.2.1 (pseudo-code), figure 7.
+Read before: unet.py (embedding, ResBlock, attention). Read after: train.py.
+
+Take the U-Net, and at the resolution that has attention (16 x 16) replace each convolutional block by an MLP block. MLP
+and attention together are a transformer block; those blocks are joined by residual connections alone. Only the ResBlocks
+above keep skips. The result is easy to scale (36 blocks of width 2048, 2 billion parameters) and keeps accelerators busy.
+
+Legend of shapes: B batch, C width, N = H W tokens at the bottom, E emb_channels.
+
+# Paper: in its U-ViT code the number of ResBlocks is the same on both ways (k, not k + 1): skips are the block outputs only.
+# Paper: a transformer block is MLP first, then attention, both residual: as printed.
+# Paper: "Dense(emb, mlp_h.shape[2:])": scale and shift act on the 4C hidden features, after the swish.
+# Paper: no norm is printed before ProjectOutput, and no zero-initialisation of it. We do as printed, in the U-Net too: with
+# the usual norm, swish and zero-initialised convolution the small models here learnt markedly more slowly (README).
+
+`python uvit.py` prints figure 7 as a table of blocks, and the parameters and FLOPs of the ImageNet presets.
+"""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from dwt import EmbedInput, ProjectOutput, patch_factor
+from unet import (Attention, Downsample, Embedding, Level, Upsample, at_or_below, check_input, check_size, initialise,
+                  starting_at)
+
+
+class MLPBlock(nn.Module):
+    """The printed mlp_block, with its residual: tokens (B, N, C), emb (B, E) -> (B, N, C)."""
+
+    def __init__(self, channels, emb_channels, dropout=0.0, expansion=4):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, bias=False)
+        self.expand = nn.Linear(channels, expansion * channels)
+        self.film = starting_at(0.3, nn.Linear(emb_channels, 2 * expansion * channels))
+        self.dropout = nn.Dropout(dropout)
+        self.out = starting_at(0, nn.Linear(expansion * channels, channels))
+
+    def forward(self, x, emb):
+        h = F.silu(self.expand(self.norm(x)))                             # (B, N, 4C)
+        scale, shift = self.film(emb)[:, None].chunk(2, 2)                # (B, 1, 4C) each
+        h = self.dropout(h * (1 + scale) + shift)
+        return x + self.out(h)
+
+
+class TransformerBlock(nn.Module):
+    """x += mlp_block(x, emb); x += self_attention(x). The residual sums are inside the two."""
+
+    def __init__(self, channels, emb_channels, num_heads, dropout):
+        super().__init__()
+        self.mlp = MLPBlock(channels, emb_channels, dropout)
+        self.attention = Attention(channels, num_heads)
+
+    def forward(self, x, emb):
+        return self.attention(self.mlp(x, emb))
+
+
+class UViT(nn.Module):
+    """Appendix B.2: (z, logsnr, cond) -> v_hat, shaped like z.
+
+    size                     (height, width) of the image, px
+    channel_mult             width of each level over base_channels; the last is the transformer's
+    num_res_blocks           k ResBlocks down and k up for each level above the transformer
+    num_transformer_blocks   blocks at the bottom
+    transformer_dropout      in the MLP blocks (the ResBlocks' is `dropout`, by resolution, as in the U-Net)
+    patching                 none | dwt_1 | dwt_2 | conv_2 | conv_4
+    position_std             initial size of the position embedding: the paper's normal(0.01) hardly tells tokens apart at
+                             first; over the 500k steps of the paper that is soon learnt, over our few thousand it is not
+    """
+
+    def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, num_transformer_blocks,
+                 num_heads=4, transformer_dropout=0.2, dropout=0.0, dropout_from_resolution=0, patching="none",
+                 num_classes=0, logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, position_std=0.01):
+        super().__init__()
+        if len(channel_mult) != len(num_res_blocks) + 1:
+            raise ValueError(f"{len(num_res_blocks)} levels of ResBlocks want {len(num_res_blocks) + 1} widths "
+                             f"(the last is the transformer's), not {len(channel_mult)}")
+        patch = patch_factor(patching)
+        self.size = check_size(size, patch, len(num_res_blocks))
+        height, width = (s // patch for s in size)
+        widths = [base_channels * m for m in channel_mult]
+        self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes)
+        self.input = EmbedInput(in_channels, widths[0], patching)
+        self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
+        for level, blocks in enumerate(num_res_blocks):
+            drop = dropout if at_or_below(height >> level, width >> level, dropout_from_resolution) else 0.0
+            self.down.append(Level(blocks, widths[level], emb_channels, drop, 0, skip=False))
+            self.downsample.append(Downsample(widths[level], widths[level + 1]))
+            up.append(Level(blocks, widths[level], emb_channels, drop, 0, skip=True))
+            upsample.append(Upsample(widths[level + 1], widths[level]))
+        self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))
+        tokens = (height >> len(num_res_blocks)) * (width >> len(num_res_blocks))
+        self.position = nn.Parameter(position_std * torch.randn(tokens, widths[-1]))      # learned
+        self.transformer = nn.ModuleList(TransformerBlock(widths[-1], emb_channels, num_heads, transformer_dropout)
+                                         for _ in range(num_transformer_blocks))
+        self.output = ProjectOutput(widths[0], out_channels, patching)
+        initialise(self)
+
+    def forward(self, z, logsnr, cond):
+        check_input(z, self.size)
+        emb = self.embed(logsnr, cond, z.shape[0])                        # (B, E)
+        h = self.input(z)                                                 # (B, C0, H, W)
+        skips = []
+        for blocks, downsample in zip(self.down, self.downsample):
+            for block, attention in blocks:
+                h = block(h, emb)                                         # (B, Ci, H/2^i, W/2^i)
+                skips.append(h)
+            h = downsample(h)
+        B, C, H, W = h.shape
+        x = h.flatten(2).transpose(1, 2) + self.position                  # (B, N, C): token n is pixel (n // W, n % W)
+        for block in self.transformer:
+            x = block(x, emb)
+        h = x.transpose(1, 2).reshape(B, C, H, W)
+        for blocks, upsample in zip(self.up, self.upsample):
+            h = upsample(h)
+            for block, attention in blocks:
+                h = block(h, emb, skips.pop())
+        return self.output(h)                                             # (B, 3, H, W)
+
+
+# ------------------------------------------------------------------------------------------ the page of the lecture
+
+def main():
+    from config import PRESETS, build_model
+    from torch.utils.flop_counter import FlopCounterMode
+
+    print("Figure 7 as a table: imagenet512_uvit, from input to output")
+    print("part            side    width   blocks   kind                            parameters, M")
+    config = PRESETS["imagenet512_uvit"]
+    with torch.device("meta"):
+        model = build_model(config)
+    side, n = config.size[0] // patch_factor(config.patching), len(config.num_res_blocks)
+    count = lambda *modules: sum(p.numel() for m in modules for p in m.parameters()) / 1e6
+    row = lambda part, side, mult, blocks, kind, size: print(
+        f"{part:14s} {side:5d} {config.base_channels * mult:8d} {blocks:8d}   {kind:30s} {size:14.1f}")
+    print(f"input          {config.patching}: 512x512x3 -> {side}x{side}x{3 * 16}, then a 3x3 convolution")
+    for i in range(n):
+        row(f"down {i}", side >> i, config.channel_mult[i], config.num_res_blocks[i], "ResBlock, downsample",
+            count(model.down[i], model.downsample[i]))
+    row("transformer", side >> n, config.channel_mult[n], config.num_transformer_blocks, "MLP + attention, no skips",
+        count(model.transformer))
+    for i in reversed(range(n)):
+        row(f"up {i}", side >> i, config.channel_mult[i], config.num_res_blocks[i], "upsample, ResBlock with skip",
+            count(model.up[n - 1 - i], model.upsample[n - 1 - i]))
+    print("\npreset              parameters, M    forward pass of one image, GFLOP (multiply and add counted as two)")
+    for name in ("imagenet128_uvit", "imagenet256_uvit", "imagenet512_uvit"):
+        config = PRESETS[name]
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            model = build_model(config)
+            model(torch.zeros(1, 3, *config.size), torch.zeros(1), {})
+        print(f"{name:20s} {count(model):12.1f}    {counter.get_total_flops() / 1e9:12.1f}")
+
+
+if __name__ == "__main__":
+    main()
