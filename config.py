@@ -120,7 +120,7 @@ def build_model(config):
 
 # ------------------------------------------------------------------------------------------ presets
 
-# The papers do not say whether images were mirrored; we do.                                (data: say which with --data)
+# The paper does not say whether images were mirrored; we do. data is empty: the user says which folder with --data.
 _unet = Config(data="", num_classes=1000, model="unet", flip=True)                          # B.1
 _unet512 = dataclasses.replace(_unet, size=(512, 512))
 _uvit = Config(data="", num_classes=1000, model="uvit", flip=True, loss="v_mse", batch=2048, lr=1e-4, steps=500_000,
@@ -128,8 +128,8 @@ _uvit = Config(data="", num_classes=1000, model="uvit", flip=True, loss="v_mse",
 _glyphs = Config(
     model="uvit", patching="dwt_1", base_channels=32, emb_channels=256, channel_mult=(1, 3, 6), num_res_blocks=(1, 1),
     num_transformer_blocks=4, dropout=0.0, transformer_dropout=0.0, position_std=1.0, loss="v_mse", noise_d=32,
-    batch=16, steps=2800, lr=1e-3, warmup=100, ema=0.998, sampler="ddim", sample_steps=24, guidance=3.0,
-    sample_every=700, save_every=700)
+    batch=16, steps=2500, lr=1e-3, warmup=100, ema=0.998, sampler="ddim", sample_steps=24, guidance=4.0,
+    sample_every=625, save_every=625)
 
 PRESETS = {
     # two cores, ten minutes
@@ -197,7 +197,7 @@ def add_fields(parser, names, group="settings of the preset, each to be overridd
 
 
 def override(config, **values):
-    """config with these fields changed, checked. Raises UserError naming the field, the value and what would be right."""
+    """config with these fields changed, checked. Raises UserError: the field, the value, and what would be right."""
     if "size" in values and len(values["size"]) == 1:
         values["size"] = values["size"] * 2
     config = dataclasses.replace(config, **values)
@@ -209,8 +209,8 @@ def override(config, **values):
     for name in ("scenes", "batch", "steps", "log_every", "save_every", "sample_steps", "base_channels", "emb_channels",
                  "num_heads"):
         want(getattr(config, name) >= 1, name, "1 or more")
-    for name in ("multiscale", "warmup", "sample_every", "dropout_from_resolution", "num_transformer_blocks", "weight_decay",
-                 "seed"):
+    for name in ("multiscale", "warmup", "sample_every", "dropout_from_resolution", "num_transformer_blocks",
+                 "weight_decay", "seed"):
         want(getattr(config, name) >= 0, name, "0 or more")
     for name in ("dropout", "transformer_dropout", "beta1", "beta2", "ema"):
         want(0 <= getattr(config, name) < 1, name, "at least 0 and less than 1")
@@ -222,7 +222,8 @@ def override(config, **values):
     want(config.workers >= -1, "workers", "0 or more, or -1 to choose")
     want(len(config.size) == 2 and min(config.size) > 0, "size", "height,width in pixels")
     want(config.multiscale <= config.image_d, "multiscale", f"at most the image's side, {config.image_d:g}")
-    want(-25 <= config.logsnr_min < config.logsnr_max <= 25, "logsnr_min", f"below logsnr_max ({config.logsnr_max:g}), both within -25..25")
+    want(-25 <= config.logsnr_min < config.logsnr_max <= 25, "logsnr_min",
+         f"below logsnr_max ({config.logsnr_max:g}), both within -25..25")
     want(config.seed < 2 ** 31, "seed", "less than 2^31")
     for name in ("channel_mult", "num_res_blocks", "attn_resolutions"):
         want(all(v >= (0 if name == "num_res_blocks" else 1) for v in getattr(config, name)), name, "positive numbers")

@@ -83,7 +83,8 @@ def _glyph_tile(path, character, side):
     font = font.font_variant(size=max(1, round(font.size * 0.8 * large / max(right - left, bottom - top))))
     left, top, right, bottom = font.getbbox(character)
     square = Image.new("L", (large, large), 0)
-    ImageDraw.Draw(square).text(((large - right - left) / 2, (large - bottom - top) / 2), character, font=font, fill=255)
+    corner = ((large - right - left) / 2, (large - bottom - top) / 2)
+    ImageDraw.Draw(square).text(corner, character, font=font, fill=255)
     return square.reduce(large // side)
 
 
@@ -130,7 +131,8 @@ class Glyphs:
         jitter = rng.uniform(-0.04, 0.04, (2, 3))
         return dict(
             character=self.classes[self.label(i)], font=font, style=style, tilted=tilted, letter=letter, ground=ground,
-            letter_rgb=np.clip(COLOURS[letter] + jitter[0], 0, 1), ground_rgb=np.clip(COLOURS[ground] + jitter[1], 0, 1),
+            letter_rgb=np.clip(COLOURS[letter] + jitter[0], 0, 1),
+            ground_rgb=np.clip(COLOURS[ground] + jitter[1], 0, 1),
             angle=math.radians(rng.uniform(8, 14) * rng.choice([-1, 1]) if tilted else rng.uniform(-2, 2)),
             scale=rng.uniform(0.66, 0.76), x=rng.uniform(-0.04, 0.04), y=rng.uniform(-0.04, 0.04),
             shadow=rng.random() < 0.5, texture=GROUNDS[rng.integers(len(GROUNDS))],
@@ -165,7 +167,8 @@ class Glyphs:
         rgb = s["ground_rgb"]
         shade = 0.8 * rgb if _luminance(rgb) > 0.35 else rgb + 0.2 * (1 - rgb)
         weights = np.stack([ground, ground * pattern] + (ink or [coverage]))
-        weights = weights.reshape(-1, height, supersample, width, supersample).mean((2, 4))
+        k = supersample                                                   # (..., H k, W k) -> (..., H, W), averaged
+        weights = sum(weights[:, i::k, j::k] for i in range(k) for j in range(k)) / (k * k)
         colours = np.stack([rgb, shade - rgb] + (list(np.eye(3)) if ink else [s["letter_rgb"]])).astype(np.float32)
         picture = np.tensordot(weights, colours, (0, 0))                  # (H, W, 3)
         return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
@@ -269,9 +272,9 @@ def _to_tensor(array):
 # ------------------------------------------------------------------------------------------ a folder of images
 
 MAX_PIXELS = 100_000_000                                                  # more than that is a mistake or a bomb
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga", ".jp2",
-            ".avif", ".ico")                                              # pictures alone: no PDF, no EPS (which runs programs)
+            ".avif", ".ico")  # pictures alone: no PDF, no EPS (which runs programs)
 
 
 class ImageFolder:
@@ -316,7 +319,8 @@ class ImageFolder:
 def _list_images(root):
     """(files, skipped): every regular file with an image's suffix under root, sorted; links followed, loops cut."""
     files, skipped, entered = [], [], set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=lambda e: skipped.append((e.filename, e.strerror))):
+    unreadable = lambda error: skipped.append((error.filename, error.strerror))
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=unreadable):
         if os.path.realpath(folder) in entered:                           # a link back to where we have been
             skipped.append((folder, "a link back to a folder already read"))
             folders.clear()
@@ -358,11 +362,11 @@ def load_image(path, size):
     EXIF rotation applied; transparency over white; 16-bit and float grey scaled, not clipped; palettes, CMYK and the
     rest by Pillow; of several frames the first. The resampling is antialiased (Pillow widens its filter to the scale).
     """
-    Image.init()                                                          # registers every format; quick after the first time
+    Image.init()  # registers what this Pillow can read; quick later
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                               # Pillow's hints on odd metadata, and on bombs
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BrokenImage(f"{path}: {image.width}x{image.height} is too large")
                 image.draft("RGB", (2 * max(size), 2 * max(size)))      # JPEG: decode near the size that is wanted
@@ -408,8 +412,8 @@ def open_source(data, size, count=100_000, seed=0, held_out=False):
 class Stream(torch.utils.data.Dataset):
     """A source as an endless sequence of training examples. Position k is a function of (seed, k) alone.
 
-    Epoch k // n goes through the n examples in an order of its own. An image that cannot be read is replaced by the next
-    one in that order, and named in `broken` so that the reader of the batch can warn once.
+    Epoch k // n goes through the n examples in an order of its own. An image that cannot be read is replaced by the
+    next one in that order, and named in `broken` so that the reader of the batch can warn once.
     """
 
     def __init__(self, source, seed, flip=False):
@@ -439,7 +443,7 @@ class Stream(torch.utils.data.Dataset):
             if self.flip and np.random.default_rng((self.seed, 2, k)).random() < 0.5:
                 image = image.flip(-1)
             return dict(image=image, label=self.source.label(i), caption=self.source.caption(i), broken=broken)
-        return dict(image=None, label=-1, caption="", broken=broken)      # nothing left: the reader of the batch says so
+        return dict(image=None, label=-1, caption="", broken=broken)  # nothing left: the reader of the batch says so
 
 
 def collate(examples):
@@ -451,8 +455,8 @@ def collate(examples):
 
 
 def _own_process_group(worker):
-    """Ctrl-C, `timeout` and torchrun signal a whole process group: the workers must outlive the parent's last checkpoint,
-    so they leave its group. They end when it does."""
+    """Ctrl-C, `timeout` and torchrun signal a whole process group: the workers must outlive the parent's last
+    checkpoint, so they leave its group. They end when it does."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
 
@@ -475,4 +479,5 @@ def batches(source, batch, seed, first_step=0, rank=0, world=1, workers=1, flip=
 
     return iter(torch.utils.data.DataLoader(
         Stream(source, seed, flip), batch_sampler=Positions(), collate_fn=collate, num_workers=workers,
-        prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available(), worker_init_fn=_own_process_group))
+        prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_own_process_group))

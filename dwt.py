@@ -3,20 +3,23 @@
 Paper: simple diffusion, section 3.3 ("Avoiding high resolution feature maps") and figure 6.
 Read before: schedule.py. Read after: unet.py, whose first and last layers these are.
 
-A U-Net spends memory at full resolution and learns little there. So the image is taken apart at once into four half-size
-maps (one low-pass, three high-pass), or sixteen quarter-size ones, and put together again at the very end. The 5/3
-(LeGall) wavelet of JPEG 2000 does it linearly and invertibly. In one dimension, by "lifting", with x the samples:
+A U-Net spends memory at full resolution and learns little there. So the image is taken apart at once into four
+half-size maps (one low-pass, three high-pass), or sixteen quarter-size ones, and put together again at the very end.
+The 5/3 (LeGall) wavelet of JPEG 2000 does it linearly and invertibly. In one dimension, by "lifting", with x the
+samples:
 
     predict   d[n] = x[2n+1] - (x[2n] + x[2n+2]) / 2      high-pass: what the two even neighbours do not foretell
     update    s[n] = x[2n]   + (d[n-1] + d[n]) / 4        low-pass:  5 taps (-1, 2, 6, 2, -1) / 8
 
-and the inverse runs the same two lines backwards with the signs changed. That is why reconstruction is perfect, whatever
-the coefficients. At the borders the signal is mirrored about its end samples (whole-sample symmetric, JPEG 2000).
+and the inverse runs the same two lines backwards with the signs changed. That is why reconstruction is perfect,
+whatever the coefficients. At the borders the signal is mirrored about its end samples (whole-sample symmetric, JPEG
+2000).
 
-# Paper: the gain is not said. Ours is JPEG 2000's: the low-pass has gain 1 on a constant, so that the low band is a local
-# average and stays in [-1, 1] up to ringing. Then white noise of variance 1 has, per band and axis, variance 46/64 = 0.72
-# (low) or 3/2 (high); and one more level of LL has yet less. The transform is not orthogonal, no noise level is "moved"
-# by it: the diffusion lives in pixels, the wavelet is only the first and the last layer of the network.
+# Paper: the gain is not said. Ours is JPEG 2000's: the low-pass has gain 1 on a constant, so that the low band is a
+# local average and stays in [-1, 1] up to ringing. Then white noise of variance 1 has, per band and axis, variance
+# 46/64 = 0.72 (low) or 3/2 (high); and one more level of LL has yet less. The transform is not orthogonal, no noise
+# level is "moved" by it: the diffusion lives in pixels, the wavelet is only the first and the last layer of the
+# network.
 
 Shapes: B batch, C image channels, H, W pixels, L levels, F = 2^L the reduction.
 `python dwt.py` draws figure 6 and prints the reconstruction error and the share of energy in each band.
@@ -95,8 +98,8 @@ def idwt(y, levels):
 
 
 # ------------------------------------------------------------------------------------------ the two ends of a network
-# `patching` is none, dwt_1, dwt_2, ... or conv_2, conv_4, ...: how the image comes down to the first feature map and how
-# the last feature map goes back up. Both networks of this project use the two modules below.
+# `patching` is none, dwt_1, dwt_2, ... or conv_2, conv_4, ...: how the image comes down to the first feature map and
+# how the last feature map goes back up. Both networks of this project use the two modules below.
 
 def patch_factor(patching):
     """By how much a patching reduces each side: none 1, dwt_L 2^L, conv_d d. Raises ValueError for another name."""

@@ -202,7 +202,7 @@ class Log:
         with open(os.path.join(folder, "config.json"), "w") as file:
             json.dump(dataclasses.asdict(config), file, indent=1)
         rows = []
-        if first_step:                                                    # drop what a killed run logged past its checkpoint
+        if first_step:  # drop what a killed run logged past its checkpoint
             rows = [r for r in self.rows() if int(r["step"]) <= first_step]
             self.seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
         with open(self.path, "w", newline="") as file:

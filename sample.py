@@ -71,7 +71,7 @@ CLIPS = {"static": clip_static, "dynamic": clip_dynamic, "none": lambda x: x}
 
 
 def guide(v_cond, v_null, w):
-    """Eq. 7 for v (equally for eps and x): (1 + eta) v_cond - eta v_null with w = 1 + eta. w = 1 gives v_cond, exactly."""
+    """Eq. 7, for v (as well as eps or x): (1 + eta) v_cond - eta v_null, w = 1 + eta. w = 1 gives v_cond, exactly."""
     return v_cond + (w - 1) * (v_cond - v_null)
 
 
@@ -130,7 +130,7 @@ def load_run(path, device="cpu"):
 
 
 def sample_run(model, config, labels, seeds, device, precision, on_step=None, batch=64, lowest_idx=1):
-    """Images of these labels (-1: no class) with the sampler, steps and guidance of config, in batches. float32, CPU."""
+    """Images of these labels (-1: no class) by the sampler, steps and guidance of config, in batches, on the CPU."""
     guidance = config.guidance if config.num_classes else 1.0            # nothing to drop, nothing to guide
     images = []
     for first in range(0, len(labels), batch):
@@ -166,7 +166,8 @@ def grid(images, columns, names=None, blocks=1):
         sheet.paste(Image.fromarray(tile), (block * stride + margin + column * width, row * height))
     for row, name in enumerate(names or []):
         block, row = divmod(row, rows_a_block)
-        ImageDraw.Draw(sheet).text((block * stride + margin / 2, (row + 0.5) * height), name, "black", font, anchor="mm")
+        place = (block * stride + margin / 2, (row + 0.5) * height)
+        ImageDraw.Draw(sheet).text(place, name, "black", font, anchor="mm")
     return sheet
 
 
@@ -192,7 +193,7 @@ def parse():
     parser.add_argument("--out", default="samples.png", help="PNG to write (default samples.png)")
     parser.add_argument("--gif", help="GIF of the denoising to write as well")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
-    add_fields(parser, ("sampler", "guidance", "noise_param", "clip_x", "precision"), "settings of the run, to override")
+    add_fields(parser, ("sampler", "guidance", "noise_param", "clip_x", "precision"), "settings of the run to override")
     return parser.parse_args()
 
 

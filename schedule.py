@@ -96,8 +96,8 @@ def diffuse(x, eps, logsnr):
 
 
 # --------------------------------------------------------------------------- x, eps and v: one prediction, three faces
-# With z known, any one of x, eps, v gives the other two (section 2, "Parametrization"). The clean way to see it: z and v
-# are x and eps turned by the angle phi with tan phi = sigma / alpha,
+# With z known, any one of x, eps, v gives the other two (section 2, "Parametrization"). The clean way to see it: z and
+# v are x and eps turned by the angle phi with tan phi = sigma / alpha,
 #
 #       z =  alpha x + sigma eps            x   = alpha z - sigma v
 #       v = -sigma x + alpha eps            eps = sigma z + alpha v

@@ -106,7 +106,7 @@ def describe(config):
     kept = []
 
     def keep(tensor):                                                     # what backward will need
-        kept.append(tensor)                                               # holding it keeps its storage's address its own
+        kept.append(tensor)  # holding it keeps its storage's address its own
         saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -120,7 +120,7 @@ def describe(config):
 # ------------------------------------------------------------------------------------------ the program
 
 ON_RESUME = ("steps", "log_every", "sample_every", "save_every", "workers", "sampler", "sample_steps", "guidance",
-             "noise_param", "clip_x", "compile")                          # what may change without making it another run
+             "noise_param", "clip_x", "compile")  # what may change without making it another run
 
 
 def parse():
@@ -163,7 +163,7 @@ def dry_run(config, world):
     print(f"\nparameters               {parameters:,}")
     print(f"forward pass, one image  {flops / 1e9:,.2f} GFLOP (multiply and add counted as two)")
     print(f"training step            {3 * flops * config.batch / 1e12:,.3f} TFLOP (backward counted as two forwards)")
-    print(f"memory of the weights    {5 * 4 * parameters / gib:,.2f} GiB (float32: weights, gradients, two moments, EMA)")
+    print(f"memory of the weights    {5 * 4 * parameters / gib:,.2f} GiB (float32: weight, gradient, 2 moments, EMA)")
     print(f"memory of activations    {activations / gib:,.3f} GiB an image in float32, "
           f"{activations * config.batch / world / gib:,.2f} GiB a process")
 
@@ -206,7 +206,8 @@ def main():
         load_weights(optimizer, state["optimizer"], args.resume)
         step, images = state["step"], state["images"]
     # `handle` trains, `model` is saved, averaged and sampled: its keys know nothing of compile or DDP.
-    handle = torch.compile(model) if config.compile == "on" or (config.compile == "auto" and device.type == "cuda") else model
+    compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    handle = torch.compile(model) if compiled else model
     if world > 1:
         handle = torch.nn.parallel.DistributedDataParallel(handle)
 
@@ -216,8 +217,8 @@ def main():
     workers = config.workers if config.workers >= 0 else max(1, min(8, (os.cpu_count() or 2) // (2 * world)))
     log = Log(folder, config, active=rank == 0, first_step=step)
     log.say(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters, {config.size[0]}x{config.size[1]}, "
-            f"{len(source):,} examples, {len(source.classes)} classes; {world} x {device.type} ({why}), {config.precision}"
-            + (f"; from step {step}" if step else ""))
+            f"{len(source):,} examples, {len(source.classes)} classes; {world} x {device.type} ({why}), "
+            f"{config.precision}" + (f"; from step {step}" if step else ""))
     for path, reason in getattr(source, "skipped", []):
         log.say(f"skipped {path}: {reason}")
     broken = set(getattr(source, "skipped", []))

@@ -44,8 +44,9 @@ def starting_at(scale, layer):
 def initialise(network):
     """All initialisation of linear and convolutional layers, in one place; each network calls it once.
 
-    Weights normal with variance 1 / fan_in, biases zero: the default of the paper's own framework (JAX, "lecun normal"),
-    three times PyTorch's variance. With PyTorch's own, log-SNR and class reach the blocks more faintly by sqrt(3) a layer.
+    Weights normal with variance 1 / fan_in, biases zero: the default of the paper's own framework (JAX, "lecun
+    normal"), three times PyTorch's variance. With PyTorch's own, log-SNR and class reach the blocks more faintly by
+    sqrt(3) a layer.
     """
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
@@ -81,12 +82,12 @@ def sinusoid(x, channels):
 class Embedding(nn.Module):
     """logsnr and the conditions -> emb (B, E), from which every block takes its scale and shift.
 
-    logsnr enters as 'linear' input: its place between the END POINTS OF THE SCHEDULE IN USE, in [0, 1]. Appendix A warns
-    that these move with the shift: with the cosine's own -15..15 a shifted schedule would leave the range.
+    logsnr enters as 'linear' input: its place between the END POINTS OF THE SCHEDULE IN USE, in [0, 1]. Appendix A
+    warns that these move with the shift: with the cosine's own -15..15 a shifted schedule would leave the range.
     # Paper: 'linear' is given for the U-ViT (B.2); for the U-Net nothing is said and we use the same.
 
-    cond["label"]: (B,) long, class number; negative = dropped. Key absent = dropped for the whole batch. A dropped label
-    has an embedding of its own (row num_classes), learned from the 10 % of examples whose label training hides.
+    cond["label"]: (B,) long, class number; negative = dropped. Key absent = dropped for the whole batch. A dropped
+    label has an embedding of its own (row num_classes), learned from the 10 % of examples whose label training hides.
     """
 
     def __init__(self, channels, logsnr_min, logsnr_max, num_classes, width=256):
@@ -110,8 +111,8 @@ class Embedding(nn.Module):
 # ------------------------------------------------------------------------------------------ blocks
 
 def norm(channels):
-    """NormalizeWithBias for maps: group norm, 32 groups as usual, fewer in narrow maps: a group of one channel would lose
-    the mean of every channel, and with it the colour of the picture."""
+    """NormalizeWithBias for maps: group norm, 32 groups as usual, fewer in narrow maps: a group of one channel would
+    lose the mean of every channel, and with it the colour of the picture."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels)
 
 

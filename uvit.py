@@ -4,16 +4,19 @@ Paper: simple diffusion, section 3.5, appendix B.2 and B.2.1 (pseudo-code), figu
 Read before: unet.py (embedding, ResBlock, attention). Read after: train.py.
 
 Take the U-Net, and at the resolution that has attention (16 x 16) replace each convolutional block by an MLP block. MLP
-and attention together are a transformer block; those blocks are joined by residual connections alone. Only the ResBlocks
-above keep skips. The result is easy to scale (36 blocks of width 2048, 2 billion parameters) and keeps accelerators busy.
+and attention together are a transformer block; those blocks are joined by residual connections alone. Only the
+ResBlocks above keep skips. The result is easy to scale (36 blocks of width 2048, 2 billion parameters) and keeps
+accelerators busy.
 
 Legend of shapes: B batch, C width, N = H W tokens at the bottom, E emb_channels.
 
-# Paper: in its U-ViT code the number of ResBlocks is the same on both ways (k, not k + 1): skips are the block outputs only.
+# Paper: in its U-ViT code the number of ResBlocks is the same on both ways (k, not k + 1): skips are the block outputs
+# only.
 # Paper: a transformer block is MLP first, then attention, both residual: as printed.
 # Paper: "Dense(emb, mlp_h.shape[2:])": scale and shift act on the 4C hidden features, after the swish.
-# Paper: no norm is printed before ProjectOutput, and no zero-initialisation of it. We do as printed, in the U-Net too: with
-# the usual norm, swish and zero-initialised convolution the small models here learnt markedly more slowly (README).
+# Paper: no norm is printed before ProjectOutput, and no zero-initialisation of it. We do as printed, in the U-Net too:
+# with the usual norm, swish and zero-initialised convolution the small models here learnt markedly more slowly
+# (README).
 
 `python uvit.py` prints figure 7 as a table of blocks, and the parameters and FLOPs of the ImageNet presets.
 """
@@ -65,8 +68,8 @@ class UViT(nn.Module):
     num_transformer_blocks   blocks at the bottom
     transformer_dropout      in the MLP blocks (the ResBlocks' is `dropout`, by resolution, as in the U-Net)
     patching                 none | dwt_1 | dwt_2 | conv_2 | conv_4
-    position_std             initial size of the position embedding: the paper's normal(0.01) hardly tells tokens apart at
-                             first; over the 500k steps of the paper that is soon learnt, over our few thousand it is not
+    position_std             initial size of the position embedding. The paper's normal(0.01) hardly tells tokens apart
+                             at first: soon learnt over its 500k steps, not over the few thousand of a laptop
     """
 
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, num_transformer_blocks,

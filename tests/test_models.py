@@ -174,7 +174,7 @@ def test_embedding_uses_the_shifted_end_points_and_a_null_class():
     out = embed(l, label(0, -1), 2)
     assert not torch.equal(out[0], out[1])
     assert_close(out[1] - embed.time(unet.sinusoid((l - -15) / 30, 256))[1], embed.label.weight[3])
-    features = unet.sinusoid(torch.tensor([0.0, 1.0]), 4)                 # 'linear' input: 0 at one end, 1000 at the other
+    features = unet.sinusoid(torch.tensor([0.0, 1.0]), 4)  # 'linear' input: 0 at one end, 1000 at the other
     assert_close(features[0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
     assert_close(features[1], torch.tensor([math.sin(1000.0), math.sin(0.1), math.cos(1000.0), math.cos(0.1)]),
                  atol=1e-4, rtol=0)

@@ -158,7 +158,7 @@ def test_resuming_is_the_unbroken_run_to_the_bit(unbroken, tmp_path):
 @pytest.mark.slow
 def test_two_processes_are_one_on_the_joined_batch(tmp_path):
     """Trap 13. Kills: gradients that never meet, a batch per process instead of in all, noise repeated by the ranks."""
-    common = ("--steps", 3, "--dropout", 0, "--adam-eps", 1e-4, "--warmup", 0)     # eps: gradients that are pure rounding
+    common = ("--steps", 3, "--dropout", 0, "--adam-eps", 1e-4, "--warmup", 0)  # eps: gradients that are pure rounding
     train(*common, "--out", tmp_path / "one")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     train(*common, "--out", tmp_path / "two", launcher=torchrun)
@@ -186,7 +186,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     while time.time() < deadline and not (tmp_path / "r" / "log.csv").exists():
         time.sleep(0.1)
     time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGTERM)                               # as torchrun, timeout and Slurm do: workers too
+    os.killpg(process.pid, signal.SIGTERM)  # as torchrun, timeout and Slurm do: workers too
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and err == ""
     assert f"go on with: python train.py --resume {tmp_path / 'r'}" in out
