@@ -121,7 +121,7 @@ def test_clipping():
 
 
 def test_guidance_one_is_off_to_the_bit_and_costs_one_call():
-    """Trap 17. Kills: w * c + (1 - w) * u, which rounds; a second call at w = 1."""
+    """Trap 17. Kills: u + w (c - u), which rounds; a second call at w = 1."""
     torch.manual_seed(0)
     c, u = torch.randn(1000), torch.randn(1000)
     assert torch.equal(P.guide(c, u, 1.0), c)
