@@ -28,7 +28,11 @@ def main_program(main):
     """Run a program's main(): the user's mistakes are one line on stderr and status 2, never a traceback."""
     program = os.path.basename(sys.argv[0])
     try:
-        sys.exit(main())
+        status = main()
+        if dist.is_initialized():                                         # main's DDP is gone by now: the group goes last,
+            dist.barrier()                                                # and on all processes together, or one may hang
+            dist.destroy_process_group()
+        sys.exit(status)
     except UserError as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

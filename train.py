@@ -291,8 +291,6 @@ def main():
     counted = f"; {len(broken)} files skipped" if broken else ""
     log.say(f"done: {folder}/samples_{step:07d}.png, loss.png, checkpoint.pt{counted}")
     log.say(f"draw more with: python sample.py {folder}")
-    if world > 1:
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
