@@ -128,8 +128,8 @@ _uvit = Config(data="", num_classes=1000, model="uvit", flip=True, loss="v_mse",
 _glyphs = Config(
     model="uvit", patching="dwt_1", base_channels=32, emb_channels=256, channel_mult=(1, 3, 6), num_res_blocks=(1, 1),
     num_transformer_blocks=4, dropout=0.0, transformer_dropout=0.0, position_std=1.0, loss="v_mse", noise_d=32,
-    batch=16, steps=2500, lr=1e-3, warmup=100, ema=0.998, sampler="ddim", sample_steps=24, guidance=4.0,
-    sample_every=625, save_every=625)
+    batch=16, steps=2600, lr=1e-3, warmup=100, ema=0.998, sampler="ddim", sample_steps=24, guidance=5.0,
+    sample_every=650, save_every=650)
 
 PRESETS = {
     # two cores, ten minutes
