@@ -74,7 +74,9 @@ def _glyph_tile(path, character, side):
     if colour:                                                            # bitmaps of one fixed size: resize them
         tile = Image.new("RGBA", (right - left, bottom - top))
         ImageDraw.Draw(tile).text((-left, -top), character, font=font, embedded_color=True)
-        tile = tile.crop(tile.getbbox()).convert("RGBa")
+        tile = tile.crop(tile.getbbox())
+        # Drawn on transparent black the colours come out multiplied by coverage already, whatever the mode is called.
+        tile = Image.frombytes("RGBa", tile.size, tile.tobytes())
         zoom = 0.8 * side / max(tile.size)
         tile = tile.resize([max(1, round(zoom * s)) for s in tile.size], Image.Resampling.BICUBIC)
         # A transform, since paste would turn the premultiplied colours back into straight ones.
@@ -134,7 +136,7 @@ class Glyphs:
             letter_rgb=np.clip(COLOURS[letter] + jitter[0], 0, 1),
             ground_rgb=np.clip(COLOURS[ground] + jitter[1], 0, 1),
             angle=math.radians(rng.uniform(8, 14) * rng.choice([-1, 1]) if tilted else rng.uniform(-2, 2)),
-            scale=rng.uniform(0.66, 0.76), x=rng.uniform(-0.04, 0.04), y=rng.uniform(-0.04, 0.04),
+            scale=rng.uniform(0.73, 0.81), x=rng.uniform(-0.03, 0.03), y=rng.uniform(-0.03, 0.03),
             shadow=rng.random() < 0.5, texture=GROUNDS[rng.integers(len(GROUNDS))],
             direction=rng.uniform(0, math.pi), phase=rng.uniform(0, 2 * math.pi), frequency=rng.uniform(2.0, 4.0),
             grain=rng.standard_normal((24, 24)).astype(np.float32))

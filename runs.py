@@ -29,8 +29,8 @@ def main_program(main):
     program = os.path.basename(sys.argv[0])
     try:
         status = main()
-        if dist.is_initialized():                                         # main's DDP is gone by now: the group goes last,
-            dist.barrier()                                                # and on all processes together, or one may hang
+        if dist.is_initialized():                                         # main's DDP is gone by now: the group goes
+            dist.barrier()                                                # last, everywhere together, or one hangs
             dist.destroy_process_group()
         sys.exit(status)
     except UserError as error:

@@ -2,7 +2,7 @@
 
     python benchmarks/step_time.py [--preset glyphs64] [--compile] [--json FILE]
 
-Each variant takes turns (A B C A B C ...) so that a machine that drifts drifts for all; the minimum of the turns counts.
+Each variant takes turns (A B C A B C ...) so that what disturbs the machine disturbs all; the least counts.
 """
 import argparse
 import json
@@ -22,7 +22,7 @@ from train import simple_loss
 
 
 def make_step(config, device, precision, channels_last, compiled):
-    """A function that takes one training step (forward, backward, Adam) on fixed random data and returns its seconds."""
+    """A function that takes one training step (forward, backward, Adam) on random data and returns its seconds."""
     torch.manual_seed(0)
     with device:
         model = build_model(config)
@@ -67,7 +67,8 @@ def main():
     for _ in range(args.turns):
         for name, step in steps.items():
             best[name] = min(best.get(name, 1e9), step())
-    print(f"{args.preset}, batch {config.batch}, on {device}\n{'variant':26s} {'ms a step':>10s} {'speed':>7s} {'first step, s':>14s}")
+    print(f"{args.preset}, batch {config.batch}, on {device}")
+    print(f"{'variant':26s} {'ms a step':>10s} {'speed':>7s} {'first step, s':>14s}")
     for name in variants:
         print(f"{name:26s} {best[name] * 1e3:10.0f} {best['float32'] / best[name]:6.2f}x {first[name]:14.1f}")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()

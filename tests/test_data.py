@@ -1,4 +1,5 @@
 """Laws of data.py."""
+import io
 import json
 import os
 import unicodedata
@@ -6,6 +7,11 @@ import unicodedata
 import numpy as np
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fontTools.ttLib import newTable
+from fontTools.ttLib.tables.sbixGlyph import Glyph
+from fontTools.ttLib.tables.sbixStrike import Strike
 from PIL import Image
 
 import data as D
@@ -92,6 +98,50 @@ def test_characters_that_the_font_draws_as_boxes_are_no_classes(monkeypatch):
     assert "\u0378" not in D.drawn_characters(font("DejaVuSans.ttf"))    # unassigned: mapped here, drawn by nobody
 
 
+def colour_font(path, colours, side=64):
+    """A font of coloured bitmaps (sbix): a square of its own colour for each character."""
+    names = [".notdef"] + [f"square{i}" for i in range(len(colours))]
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, side), (side, side), (side, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    font = FontBuilder(side, isTTF=True)
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({ord(c): name for c, name in zip(colours, names[1:])})
+    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (side, 0)))
+    font.setupHorizontalHeader(ascent=side, descent=0)
+    font.setupNameTable({"familyName": "Squares", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    table = font.font["sbix"] = newTable("sbix")
+    strike = table.strikes[side] = Strike(ppem=side, resolution=72)
+    strike.glyphs[".notdef"] = Glyph(glyphName=".notdef")
+    for name, rgba in zip(names[1:], colours.values()):
+        png = io.BytesIO()
+        Image.new("RGBA", (side, side), rgba).save(png, "png")
+        strike.glyphs[name] = Glyph(glyphName=name, graphicType="png ", imageData=png.getvalue(), originOffsetX=0,
+                                    originOffsetY=0)
+    font.save(path)
+
+
+def test_colour_fonts_keep_their_colours(tmp_path):
+    """Kills: a colour font drawn as black coverage; straight colours averaged under transparency (dark rims)."""
+    path = str(tmp_path / "squares.ttf")
+    colour_font(path, {"A": (255, 0, 0, 255), "B": (0, 0, 255, 255), "C": (255, 255, 255, 102)})
+    source = D.FontFile(path, (64, 64))
+    assert source.classes == ("A", "B", "C")
+    for i in range(6):
+        inside = source.draw(i)[28:36, 28:36].reshape(-1, 3).astype(float)
+        if i % 3 < 2:
+            assert np.abs(inside - [(255, 0, 0), (0, 0, 255)][i % 3]).max() <= 1
+        scene = source.scene(i)                                           # the letter's colour is not named: its own
+        assert source.caption(i) == f"latin capital letter {'abc'[i % 3]} on {scene['texture']} {scene['ground']}"
+    tile = np.asarray(D._glyph_tile(path, "C", 64))[32, 32]
+    assert np.abs(tile.astype(int) - 102).max() <= 1                      # white at 40 %, premultiplied
+
+
 def test_broken_font_is_one_line(tmp_path):
     path = tmp_path / "x.ttf"
     path.write_bytes(b"no font")
@@ -117,7 +167,8 @@ def folder(tmp_path):
     clear.save(tmp_path / "d_clear.png")
     Image.new("P", (16, 16), 0).save(tmp_path / "e_palette.png", transparency=0)
     Image.new("CMYK", (16, 16), (0, 0, 0, 0)).save(tmp_path / "f_cmyk.jpg")
-    Image.new("L", (16, 16), 255).save(tmp_path / "g_frames.gif", save_all=True, append_images=[Image.new("L", (16, 16), 0)])
+    black = Image.new("L", (16, 16), 0)
+    Image.new("L", (16, 16), 255).save(tmp_path / "g_frames.gif", save_all=True, append_images=[black])
     Image.new("1", (16, 16), 1).save(tmp_path / "h_bits.png")
     Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(tmp_path / "i_float.tif")
     whole = (tmp_path / "b_turned.jpg").read_bytes()
@@ -137,7 +188,7 @@ def centre(source, name):
 
 
 def test_folder_decodes_with_care(folder):
-    """Trap 19. Kills: 16-bit grey clipped to white, hidden colour under transparency, EXIF ignored, a stretched image."""
+    """Trap 19. Kills: 16-bit grey clipped to white, hidden colour under transparency, EXIF ignored."""
     source = D.ImageFolder(folder, (16, 16))
     names = [os.path.basename(f) for f in source.files]
     assert names == sorted(names) and names[:2] == ["a_red.png", "b_turned.jpg"] and "x.png" not in names
@@ -163,7 +214,7 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
 
 
 def test_resizing_is_antialiased_and_keeps_proportions(tmp_path):
-    """Kills: a stride or plain bilinear sampling (stripes of one pixel must average to grey), squeezing instead of cropping."""
+    """Kills: a stride or plain bilinear sampling (stripes of a pixel must average to grey), squeezing, not cropping."""
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "s.png")

@@ -7,7 +7,7 @@ import dwt as D
 
 
 def slow_levels(x):
-    """5/3 analysis of a list by its definition: filters (-1, 2, 6, 2, -1)/8 and (-1, 2, -1)/2, mirrored about the ends."""
+    """5/3 analysis of a list by definition: filters (-1, 2, 6, 2, -1)/8 and (-1, 2, -1)/2, mirrored at the ends."""
     n = len(x)
 
     def at(i):                                                            # whole-sample symmetric: x[-1] = x[1]
@@ -79,7 +79,8 @@ def test_gradient_is_the_adjoint():
     (D.dwt(x, 2) * y).sum().backward()
     other = torch.randn_like(x)
     assert_close((D.dwt(other, 2) * y).sum(), (other * x.grad).sum())
-    assert torch.autograd.gradcheck(lambda a: D.idwt(a, 1), torch.randn(1, 4, 2, 3, dtype=torch.float64, requires_grad=True))
+    y = torch.randn(1, 4, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a: D.idwt(a, 1), y)
 
 
 def test_sizes_and_names_that_do_not_fit_are_refused():

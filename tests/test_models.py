@@ -38,8 +38,8 @@ MODELS = [small_unet, small_uvit]
 
 
 @pytest.mark.parametrize("make", MODELS)
-@pytest.mark.parametrize("patching, size", [("none", (16, 24)), ("dwt_1", (32, 16)), ("dwt_2", (48, 64)), ("conv_2", (16, 32)),
-                                            ("conv_4", (32, 32))])
+@pytest.mark.parametrize("patching, size", [("none", (16, 24)), ("dwt_1", (32, 16)), ("dwt_2", (48, 64)),
+                                            ("conv_2", (16, 32)), ("conv_4", (32, 32))])
 def test_shapes_also_when_not_square(make, patching, size):
     model = make(size=size, patching=patching)
     z = torch.randn(2, 3, *size)
@@ -139,7 +139,8 @@ def test_map_attention_keeps_places():
 
 def test_one_pixel_reaches_one_token_of_the_patch_embedding_only():
     """Trap 8 again, end to end for the U-ViT's tokens: no ResBlocks, conv patching, identity below."""
-    model = stir(small_uvit(size=(16, 8), patching="conv_4", channel_mult=(4,), num_res_blocks=(), num_transformer_blocks=0))
+    model = stir(small_uvit(size=(16, 8), patching="conv_4", channel_mult=(4,), num_res_blocks=(),
+                            num_transformer_blocks=0))
     z = torch.zeros(1, 3, 16, 8)
     other = z.clone()
     other[0, 1, 9, 6] += 1.0                                              # patch row 2, column 1

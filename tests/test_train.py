@@ -24,15 +24,16 @@ import train as T
 from data import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = ("--size 16 --base-channels 8 --emb-channels 16 --channel-mult 1,2 --num-res-blocks 1 --num-transformer-blocks 1 "
-        "--num-heads 2 --batch 4 --log-every 1 --sample-every 0 --sample-steps 2 --workers 0 --precision float32 "
-        "--device cpu").split()
+TINY = ("--size 16 --base-channels 8 --emb-channels 16 --channel-mult 1,2 --num-res-blocks 1 "
+        "--num-transformer-blocks 1 --num-heads 2 --batch 4 --log-every 1 --sample-every 0 "
+        "--sample-steps 2 --workers 0 --precision float32 --device cpu").split()
 
 
 def program(name, *args, env=None, launcher=(), timeout=240):
     """Run a program of the project as a user would; -> CompletedProcess."""
     return subprocess.run([sys.executable, *launcher, os.path.join(ROOT, name), *map(str, args)], capture_output=True,
-                          text=True, timeout=timeout, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+                          text=True, timeout=timeout, cwd=ROOT,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
 
 
 def train(*args, **kw):
@@ -99,7 +100,7 @@ def test_noise_is_a_function_of_seed_step_and_place():
 
 
 def test_ema_follows_the_step_and_forgets_its_start():
-    """Trap 15. Kills: an average updated before the step, or one that keeps the initial weights for 1 / (1 - decay) steps."""
+    """Trap 15. Kills: an average updated before the step, or one that keeps the start for 1 / (1 - decay) steps."""
     model = torch.nn.Linear(2, 2)
     ema = copy.deepcopy(model)
     torch.nn.init.ones_(model.weight)
@@ -180,8 +181,8 @@ def checkpoint_at_start():
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     process = subprocess.Popen([sys.executable, os.path.join(ROOT, "train.py"), *TINY, "--steps", "100000", "--out",
-                                str(tmp_path / "r"), "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-                               start_new_session=True)
+                                str(tmp_path / "r"), "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, cwd=ROOT, start_new_session=True)
     deadline = time.time() + 120
     while time.time() < deadline and not (tmp_path / "r" / "log.csv").exists():
         time.sleep(0.1)
@@ -253,23 +254,27 @@ def test_mistakes_of_train(unbroken, tmp_path):
     for name, content in (("zero", b""), ("garbage", b"PK garbage" * 99)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "checkpoint.pt").write_bytes(content)
-    cases = [(["--preset", "nope"], "nope: want one of glyphs64"), (["--nosuch", "1"], "nosuch"), (["--lr", "fast"], "lr"),
-             (["--size", "30", "--data", "glyphs"], "multiples of"), (["--data", tmp_path / "none"], "no such file or folder"),
-             (["--data", tmp_path / "empty"], "no image"), (["--data", __file__], "font file"),
+    cases = [(["--preset", "nope"], "nope: want one of glyphs64"), (["--nosuch", "1"], "nosuch"),
+             (["--lr", "fast"], "lr"), (["--size", "30", "--data", "glyphs"], "multiples of"),
+             (["--data", tmp_path / "none"], "no such file or folder"), (["--data", tmp_path / "empty"], "no image"),
+             (["--data", __file__], "font file"),
              (["--device", "cuda:7"], "CUDA devices"), (["--device", "tpu"], "want auto, cpu"),
              (["--resume", tmp_path / "none"], "no such run"), (["--resume", tmp_path / "empty"], "not a run"),
              (["--resume", broken], "damaged"), (["--resume", other], "another program"),
-             (["--resume", unbroken, "--lr", "1"], "would make it another"), (["--resume", unbroken, "--preset", "glyphs64"], "--resume"),
+             (["--resume", unbroken, "--lr", "1"], "would make it another"),
+             (["--resume", unbroken, "--preset", "glyphs64"], "--resume"),
              (["--out", unbroken], "holds a run already"), (["--preset", "imagenet128_unet"], "--data"),
              (["--batch", "0"], "batch 0: want 1 or more"), (["--cond-drop", "2"], "between 0 and 1"),
-             (["--channel-mult", "1,2"], "ResBlocks"), (["--num-heads", "5"], "heads"), (["--patching", "haar"], "patching"),
-             (["--schedule", "linear"], "schedule"), (["--multiscale", "128"], "multiscale"),
+             (["--channel-mult", "1,2"], "ResBlocks"), (["--num-heads", "5"], "heads"),
+             (["--patching", "haar"], "patching"), (["--schedule", "linear"], "schedule"),
+             (["--multiscale", "128"], "multiscale"),
              (["--resume", tmp_path / "zero"], "damaged"), (["--resume", tmp_path / "garbage"], "damaged"),
              (["--logsnr-min", "-60"], "logsnr"), (["--channel-mult", "a"], "want whole numbers"),
              (["--size", "16", "--data", tmp_path / "bad", "--workers", "0"], "no image left")]
     for args, wanted in cases:
         done = run_here(T, ["--out", tmp_path / "new"] * ("--resume" not in args and "--out" not in args) + args)
-        assert done[0] == 2 and wanted in done[1] and done[1].count("\n") == 1 and done[1].startswith("train.py: "), (args, done)
+        assert done[0] == 2 and wanted in done[1] and done[1].count("\n") == 1, (args, done)
+        assert done[1].startswith("train.py: "), (args, done)
 
 
 def test_mistakes_of_sample(unbroken, tmp_path):
