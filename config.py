@@ -78,6 +78,7 @@ class Config:
     log_every: int = 20                  # steps
     sample_every: int = 50_000           # steps; 0 = only at the end
     save_every: int = 10_000             # steps
+    keep_every: int = 0                  # steps between checkpoints that are kept, for curves; 0 = the last alone
     class_names: tuple[str, ...] = ()    # set from the data
 
     @property
@@ -209,8 +210,8 @@ def override(config, **values):
     for name in ("scenes", "batch", "steps", "log_every", "save_every", "sample_steps", "base_channels", "emb_channels",
                  "num_heads"):
         want(getattr(config, name) >= 1, name, "1 or more")
-    for name in ("multiscale", "warmup", "sample_every", "dropout_from_resolution", "num_transformer_blocks",
-                 "weight_decay", "seed"):
+    for name in ("multiscale", "warmup", "sample_every", "keep_every", "dropout_from_resolution",
+                 "num_transformer_blocks", "weight_decay", "seed"):
         want(getattr(config, name) >= 0, name, "0 or more")
     for name in ("dropout", "transformer_dropout", "beta1", "beta2", "ema"):
         want(0 <= getattr(config, name) < 1, name, "at least 0 and less than 1")

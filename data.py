@@ -420,23 +420,23 @@ class Stream(torch.utils.data.Dataset):
 
     def __init__(self, source, seed, flip=False):
         self.source, self.seed, self.flip = source, seed, flip
-        self._order = functools.lru_cache(maxsize=2)(self._shuffled)
+        self.order = functools.lru_cache(maxsize=2)(self._shuffled)
 
     def _shuffled(self, epoch):
         return np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.source))
 
     def __getstate__(self):                                               # a cache cannot travel to a worker process
-        return {k: v for k, v in self.__dict__.items() if k != "_order"}
+        return {k: v for k, v in self.__dict__.items() if k != "order"}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._order = functools.lru_cache(maxsize=2)(self._shuffled)
+        self.order = functools.lru_cache(maxsize=2)(self._shuffled)
 
     def __getitem__(self, k):
         n, broken = len(self.source), []
         epoch, place = divmod(k, n)
         for attempt in range(n):
-            i = int(self._order(epoch)[(place + attempt) % n])
+            i = int(self.order(epoch)[(place + attempt) % n])
             try:
                 image = self.source.image(i)
             except BrokenImage as error:

@@ -5,8 +5,10 @@ Kept apart so that train.py stays a page that can be read beside the paper.
 """
 import csv
 import dataclasses
+import glob
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -140,15 +142,22 @@ def save_checkpoint(folder, model, ema, optimizer, step, images, config):
         file.flush()
         os.fsync(file.fileno())
     os.replace(path + ".new", path)
+    if config.keep_every and step % config.keep_every == 0:
+        shutil.copyfile(path, os.path.join(folder, f"checkpoint_{step:07d}.pt"))
 
 
-def read_checkpoint(folder, map_location="cpu"):
+def kept_checkpoints(folder):
+    """The names of the checkpoints that --keep-every left in a run's folder, oldest first."""
+    return sorted(map(os.path.basename, glob.glob(os.path.join(glob.escape(folder), "checkpoint_*.pt"))))
+
+
+def read_checkpoint(folder, map_location="cpu", name=CHECKPOINT):
     """The dict of save_checkpoint with `config` as a Config. weights_only: a file from a stranger runs no code."""
-    path = os.path.join(folder, CHECKPOINT)
+    path = os.path.join(folder, name)
     if not os.path.exists(folder):
         raise UserError(f"{folder}: no such run")
     if not os.path.isfile(path):
-        raise UserError(f"{folder}: not a run (it has no {CHECKPOINT})")
+        raise UserError(f"{folder}: not a run (it has no {name})")
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
         state["config"] = override(Config(), **{k: tuple(v) if isinstance(v, list) else v
@@ -190,6 +199,13 @@ def new_folder(out, preset):
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
     return out
+
+
+def progress(what, done, total):
+    """A line that redraws itself, in a terminal; nothing in a log."""
+    if sys.stdout.isatty():
+        end = "\r" if done < total else "\r".ljust(79) + "\r"
+        print(f"\r{what} {done}/{total} ".ljust(78), end=end, flush=True)
 
 
 class Log:

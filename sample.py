@@ -12,15 +12,13 @@ Shapes: z, x_hat (B, C, H, W); logsnr_t, logsnr_s scalars or (B,), s < t one ste
 """
 import math
 import os
-import sys
 
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from config import Parser, add_fields, build_model, make_schedule, override
 from data import UserError
-from runs import autocast, choose_device, choose_precision, load_weights, main_program, read_checkpoint
+from runs import autocast, choose_device, choose_precision, load_weights, main_program, progress, read_checkpoint
 from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
 
 
@@ -123,10 +121,15 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
 def load_run(path, device="cpu"):
     """(model, config) of a run folder: the averaged weights, in evaluation mode. Raises UserError."""
     state = read_checkpoint(path, device)
+    return averaged_model(state, path, device), state["config"]
+
+
+def averaged_model(state, path, device="cpu"):
+    """The model of read_checkpoint's `state`, with the averaged weights, in evaluation mode. Raises UserError."""
     with torch.device(device):
         model = build_model(state["config"])
     load_weights(model, state["ema"], path)
-    return model.eval().requires_grad_(False), state["config"]
+    return model.eval().requires_grad_(False)
 
 
 def sample_run(model, config, labels, seeds, device, precision, on_step=None, batch=64, lowest_idx=1):
@@ -251,9 +254,7 @@ def main():
     def on_step(first, k, z, x_hat):
         if k in wanted or (args.gif and k == last):
             frames.setdefault(k, []).append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
-        if sys.stdout.isatty():
-            done = first + k / last * min(64, len(labels) - first)
-            print(f"\r{done / len(labels):6.1%}", end="\r", flush=True)
+        progress("images", first + k * min(64, len(labels) - first) // last, len(labels))
 
     images = sample_run(model, config, labels, seeds, device, precision, on_step, lowest_idx=args.lowest_idx)
     blocks = math.ceil(len(classes) / 12) if names else 1

@@ -101,12 +101,10 @@ def describe(config):
     with torch.device("meta"):
         model = build_model(config)
         z, logsnr = torch.zeros(1, 3, *config.size), torch.zeros(1)
-    saved = {}                                                            # storage -> bytes: views count once
-
-    kept = []
+    saved, held = {}, []                                                  # storage -> bytes: views count once
 
     def keep(tensor):                                                     # what backward will need
-        kept.append(tensor)  # holding it keeps its storage's address its own
+        held.append(tensor)                                               # held, so that no address is used again
         saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -119,8 +117,9 @@ def describe(config):
 
 # ------------------------------------------------------------------------------------------ the program
 
-ON_RESUME = ("steps", "log_every", "sample_every", "save_every", "workers", "sampler", "sample_steps", "guidance",
-             "noise_param", "clip_x", "compile")  # what may change without making it another run
+# What may change without making it another run.
+ON_RESUME = ("steps", "log_every", "sample_every", "save_every", "keep_every", "workers", "sampler", "sample_steps",
+             "guidance", "noise_param", "clip_x", "compile")
 
 
 def parse():
@@ -278,7 +277,8 @@ def main():
             log.step(step, images, value.item(), grad_norm.item(), lr, pace)
             since, since_step = time.time(), step
         stop = any_rank(interrupt.signal is not None, world, device)
-        if step % config.save_every == 0 or step == config.steps or stop:
+        if (step % config.save_every == 0 or (config.keep_every and step % config.keep_every == 0)
+                or step == config.steps or stop):
             save()
             last_saved = f"the checkpoint of step {step} is in {folder}"
         if stop:

@@ -71,7 +71,7 @@ def main():
     print(f"{'variant':26s} {'ms a step':>10s} {'speed':>7s} {'first step, s':>14s}")
     for name in variants:
         print(f"{name:26s} {best[name] * 1e3:10.0f} {best['float32'] / best[name]:6.2f}x {first[name]:14.1f}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     if args.json:
         with open(args.json, "w") as file:
             json.dump(dict(command=" ".join(["python", *sys.argv]), commit=commit, torch=torch.__version__,

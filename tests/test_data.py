@@ -2,7 +2,6 @@
 import io
 import json
 import os
-import unicodedata
 
 import numpy as np
 import pytest

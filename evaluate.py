@@ -1,0 +1,459 @@
+"""How good are the samples? The field's own measures, offline: FID, IS, precision and recall, bits per dimension.
+
+Paper: simple diffusion, section 5 (FID against the training set and against held-out data, IS, the guidance sweep of
+table 9); section 2 and Kingma et al. 2021 for the variational bound.
+Read before: sample.py, measures.py (the definitions), features.py (what they are measured with).
+
+    python evaluate.py runs/glyphs64                           every measure -> a table and RUN/evaluation.json
+    python evaluate.py runs/glyphs64 runs/glyphs64_unet        side by side, and runs/comparison.png
+    python evaluate.py runs/glyphs64 --n 500 --sweep guidance=1,1.05,1.1,1.2,1.4,1.8,2,3
+    python evaluate.py runs/photos --features inception.pt     FID proper, by a network that you have
+    python evaluate.py runs/photos --metrics none --export samples.npz
+
+Every figure is of the set of samples as 8-bit images, with the averaged weights; samples and references are kept, so a
+second question about the same run costs no second sampling.
+"""
+import argparse
+import inspect
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+from PIL import Image
+
+import dwt
+import sample
+import schedule
+import unet
+import uvit
+from config import Parser, add_fields, make_schedule, override
+from data import BrokenImage, Stream, UserError
+from features import GlyphFeatures, Yardstick, described, fingerprint, kept, moments_of
+from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
+                      variational_bound)
+from runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
+from sample import averaged_model, grid, sample_run, to_uint8
+
+
+# ------------------------------------------------------------------------------------------ the samples of a run
+
+def drawn_samples(run, model, config, labels, seed, device):
+    """dict(images uint8 (n, H, W, 3), seconds): what the run's folder holds already, the rest drawn and kept."""
+    n, precision = len(labels), choose_precision(config.precision, device)
+    settings = (config.sampler, config.sample_steps, config.guidance, config.noise_param, config.clip_x, precision)
+    weights = (p.detach().cpu().flatten().view(torch.uint8).numpy().tobytes() for p in model.parameters())
+    code = (inspect.getsource(module) for module in (sample, schedule, dwt, unet, uvit))        # changed: drawn anew
+    path = os.path.join(run, f"samples-{fingerprint(*weights, *code, settings, config.size, seed)}.pt")
+    have = kept(path, lambda: {"images": torch.zeros(0, *config.size, 3, dtype=torch.uint8), "seconds": 0.0,
+                               "labels": torch.zeros(0, dtype=torch.long)})
+    k = len(have["labels"])
+    if have["labels"][:n].tolist() != labels[:k]:                         # other labels than now: of no use
+        have, k = dict(have, images=have["images"][:0], labels=have["labels"][:0], seconds=0.0), 0
+    while k < n:
+        part, start = slice(k, min(n, k + 256)), time.time()
+        seeds = [seed * 1_000_003 + i for i in range(k, part.stop)]
+        last = config.sample_steps
+
+        def on_step(first, step, z, x_hat, k=k):
+            progress(f"{os.path.basename(run.rstrip('/'))}: drawing samples", k + first + len(z) * step // last, n)
+
+        images = sample_run(model, config, labels[part], seeds, device, precision, on_step)
+        wrong = ~torch.isfinite(images).flatten(1).all(1)
+        if wrong.any():
+            raise UserError(f"{run}: sample {k + int(wrong.nonzero()[0])} holds values that are not finite; "
+                            "nothing can be measured")
+        have = dict(images=torch.cat([have["images"], to_uint8(images)]), seconds=have["seconds"] + time.time() - start,
+                    labels=torch.tensor(labels[:part.stop]))
+        torch.save(have, path + ".new")
+        os.replace(path + ".new", path)
+        k = part.stop
+    return dict(images=have["images"][:n], seconds=have["seconds"] * n / max(1, len(have["labels"])))
+
+
+# ------------------------------------------------------------------------------------------ the measures of one set
+
+METRICS = ("fd", "is", "read", "pr", "style", "bits", "memory")
+READS = 0.98                                                              # a worse reader judges nobody
+
+
+def figures(set_, labels, yardstick, metrics):
+    """The figures of a described set of samples (or of real images in their place). `_pm`: half a 95 % interval."""
+    result, n = {}, len(labels)
+    colours = yardstick.held_out or yardstick.train
+    features = set_.get("features")
+    if "fd" in metrics and features is not None:
+        times = 100 if features.shape[1] <= 256 else 20
+        for which, real in (("train", yardstick.train), ("held_out", yardstick.held_out)):
+            if real is not None:
+                real = moments_of(real)
+                result[f"fd_{which}"] = frechet_distance(real, moments_of(set_))
+                result[f"fd_{which}_pm"] = bootstrap(
+                    lambda i: frechet_distance(real, Moments(features[i])), n, times)
+    if "is" in metrics and "character" in set_:
+        result["is"], result["is_pm"] = inception_score(set_["character"])
+    if "read" in metrics and isinstance(yardstick.features, GlyphFeatures) and min(labels) >= 0:
+        if yardstick.features.accuracy >= READS:
+            right = (set_["character"].argmax(1) == torch.tensor(labels)).double()
+            result["read_rate"] = right.mean().item()
+            result["read_rate_pm"] = bootstrap(lambda i: right[i].mean().item(), n, 1000)
+    if "pr" in metrics and features is not None:
+        real = colours["features"]
+        k = min(5000, len(real), n)                                       # manifolds of equal numbers
+        if k > 3:
+            result["precision"], result["recall"] = precision_recall(real[:k], features[:k])
+    if "style" in metrics:
+        result["colour_distance"] = histogram_distance(set_["colours"], colours["colours"])
+        result["colour_spread"] = (set_["spread"] / colours["spread"]).item()
+        if isinstance(yardstick.features, GlyphFeatures):
+            for head in ("texture", "letter", "ground", "style"):
+                counts = [torch.bincount(s[head].argmax(1), minlength=s[head].shape[1]).double()
+                          for s in (set_, colours)]
+                result[f"{head}_distance"] = histogram_distance(*counts)
+    if "memory" in metrics and features is not None and yardstick.real is not None:
+        nearest = torch.cdist(features, yardstick.train["features"]).amin(1).mean()
+        usual = torch.cdist(yardstick.real["features"], yardstick.train["features"]).amin(1).mean()
+        result["nearest_ratio"] = (nearest / usual).item()
+    return result
+
+
+def likelihood(model, config, yardstick, n, seed, device):
+    """variational_bound over n unseen images (seen ones if there are no others), each of its figures gathered."""
+    source = yardstick.unseen if yardstick.unseen is not None else yardstick.source
+    images, labels = [], []
+    for i in Stream(source, seed).order(0):
+        if len(images) < n:
+            try:
+                images.append(source.image(int(i)))
+                labels.append(source.label(int(i)))
+            except BrokenImage:
+                continue
+    if not images:
+        raise UserError(f"{config.data}: no image that can be read")
+    if tuple(source.classes) != config.class_names:                       # a held-out folder need not have the classes
+        labels = [-1] * len(images)
+    generator, parts = torch.Generator().manual_seed(seed), []
+    for first in range(0, len(images), 16):
+        x = torch.stack(images[first:first + 16]).to(device)
+        cond = {"label": torch.tensor(labels[first:first + 16], device=device)}
+        with torch.no_grad():
+            part = variational_bound(model, x, cond, make_schedule(config), generator=generator)
+        parts.append({name: value.cpu() for name, value in part.items()})
+        progress("bits per dimension", first + len(x), len(images))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+def _plots():
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    return plt
+
+
+def draw_loss_by_logsnr(bound, path, bins=24):
+    """Where in the schedule the model is weak: the error of eps and of v against log-SNR."""
+    plt = _plots()
+    logsnr = bound["logsnr"].flatten()
+    edges = torch.linspace(logsnr.min(), logsnr.max(), bins + 1)
+    which = torch.bucketize(logsnr, edges[1:-1])
+    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+    for key, name in (("eps_mse", "ε"), ("v_mse", "v")):
+        values = [bound[key].flatten()[which == b] for b in range(bins)]
+        inhabited = [b for b in range(bins) if len(values[b])]
+        middle = ((edges[1:] + edges[:-1]) / 2)[inhabited]
+        axis.plot(middle, [values[b].mean() for b in inhabited], "o-", markersize=3, label=f"error of {name}")
+    axis.set(xlabel="log-SNR λ  (clean →)", ylabel="error", yscale="log",
+             title="Loss by log-SNR: half the area under ε's curve is the bound's diffusion term, in nats")
+    axis.title.set_fontsize(9)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_nearest(images, features, yardstick, path, pairs=24):
+    """The samples nearest to a training image, each with that image at its right."""
+    distances, nearest = torch.cdist(features, yardstick.train["features"]).min(1)
+    closest = distances.argsort()[:pairs]
+    tiles = []
+    for i in closest.tolist():
+        tiles.append(images[i].permute(2, 0, 1).float() / 127.5 - 1)
+        tiles.append(yardstick.source.image(int(yardstick.train["indices"][nearest[i]])))
+    grid(torch.stack(tiles), 8).save(path)
+
+
+def draw_comparison(rows, curves, path, a_run=12):
+    """A row of samples for each run; below, where checkpoints were kept, the distance against images seen."""
+    plt = _plots()
+    figure, axes = plt.subplots(len(rows) + bool(curves), figsize=(9, 1.0 * len(rows) + (3 if curves else 0)),
+                                height_ratios=[1] * len(rows) + [3] * bool(curves), squeeze=False)
+    for axis, (name, images) in zip(axes[:, 0], rows):
+        axis.imshow(np.asarray(grid(images[:a_run].permute(0, 3, 1, 2).float() / 127.5 - 1, a_run)))
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    for name, points in curves:
+        axes[-1, 0].plot(*zip(*points), marker="o", label=name)
+    if curves:
+        axes[-1, 0].set(xlabel="images seen", ylabel="Fréchet distance, train", yscale="log")
+        axes[-1, 0].grid(alpha=0.3, which="both")
+        axes[-1, 0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_sweep(field, rows, path):
+    """Table 9 as a picture: distance against inception score (or against the setting where there is no score)."""
+    plt = _plots()
+    figure, axis = plt.subplots(figsize=(5.6, 4))
+    if all("is" in row for row in rows):
+        x, label = [row["is"] for row in rows], "inception score"
+    else:
+        x, label = range(len(rows)), field
+    y = [row["fd_train"] for row in rows]
+    axis.plot(x, y, marker="o")
+    for a, b, row in zip(x, y, rows):
+        axis.annotate(f"{row[field]}", (a, b), textcoords="offset points", xytext=(5, 5), fontsize=8)
+    axis.set(xlabel=label, ylabel="Fréchet distance, train", title=f"sweep of {field}")
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------------ the program
+
+TABLE = (("fd_train", "{name} against train"), ("fd_held_out", "{name} against held-out"), ("is", "inception score"),
+         ("read_rate", "read rate"), ("precision", "precision"), ("recall", "recall"),
+         ("colour_distance", "colours: distance of histograms"), ("colour_spread", "colours: spread, share of data's"),
+         ("texture_distance", "textures: distance"), ("letter_distance", "letter colours: distance"),
+         ("ground_distance", "ground colours: distance"), ("style_distance", "letter styles: distance"),
+         ("bits_per_dim", "bits per dimension, at most"), ("nearest_ratio", "nearest training image, 1 = as unseen"))
+SETTINGS = {"steps": "sample_steps", "guidance": "guidance", "noise_param": "noise_param", "sampler": "sampler",
+            "clip_x": "clip_x"}
+
+
+def parse():
+    parser = Parser(prog="evaluate.py", description="Measure the samples of one run or compare several.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
+    parser.add_argument("--n", type=int, default=2000, help="samples (default 2000; the papers use 50,000)")
+    parser.add_argument("--n-real", type=int, default=10_000, help="training and held-out images (default 10000)")
+    parser.add_argument("--n-bits", type=int, default=128, help="images for bits per dimension (default 128)")
+    parser.add_argument("--metrics", default="all", help=f"all, none, or some of {','.join(METRICS)}")
+    parser.add_argument("--features", metavar="FILE", help="TorchScript Inception: then it is FID")
+    parser.add_argument("--held-out", metavar="FOLDER", help="images never trained on (drawn scenes need none)")
+    parser.add_argument("--export", metavar="FILE", help="write the samples as the ADM suite reads them (.npz, arr_0)")
+    parser.add_argument("--export-png", metavar="DIR", help="write the samples as PNG files")
+    parser.add_argument("--sweep", metavar="F=V,V", help=f"one row a value, F one of {', '.join(SETTINGS)}")
+    parser.add_argument("--curve", action="store_true", help="also of the checkpoints that --keep-every kept")
+    parser.add_argument("--steps", type=int, dest="sample_steps", default=argparse.SUPPRESS,
+                        help="network evaluations an image (default: the run's)")
+    parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="of the samples (default 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    add_fields(parser, ("sampler", "guidance", "noise_param", "clip_x", "precision"), "settings of the run to override")
+    args = parser.parse_args()
+    for name, least in (("n", 2), ("n_real", 2), ("n_bits", 2), ("first_seed", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: want {least} or more")
+    args.metrics = {"all": METRICS, "none": ()}.get(args.metrics) or tuple(filter(None, args.metrics.split(",")))
+    if args.metrics == ("none",):
+        args.metrics = ()
+    for metric in args.metrics:
+        if metric not in METRICS:
+            raise UserError(f"--metrics {metric}: want some of {','.join(METRICS)}")
+    if (args.export or args.export_png or args.sweep) and len(args.runs) > 1:
+        raise UserError("--export and --sweep are for one run")
+    if args.export and not args.export.endswith(".npz"):
+        raise UserError(f"--export {args.export}: want a name that ends in .npz")
+    if args.features and not os.path.isfile(args.features):
+        raise UserError(f"--features {args.features}: no such file")
+    if (args.sweep or args.curve) and not {"fd", "is", "read"} & set(args.metrics):
+        raise UserError("--sweep and --curve need one of the metrics fd, is, read")
+    args.given = {k: v for k, v in vars(args).items()
+                  if k in ("sampler", "guidance", "noise_param", "clip_x", "precision", "sample_steps")}
+    return args
+
+
+def sweep_values(text, config):
+    """"guidance=1,2" -> ("guidance", [(text, Config), ...])."""
+    field, equals, values = text.partition("=")
+    if field not in SETTINGS or not equals or not values:
+        raise UserError(f"--sweep {text}: want FIELD=VALUE,VALUE with FIELD one of {', '.join(SETTINGS)}")
+    # The flags of Config know the types and the choices: let them read each value.
+    parser, name = Parser(prog="evaluate.py"), SETTINGS[field]
+    add_fields(parser, (name,))
+    return field, [(value, override(config, **vars(parser.parse_args([f"--{name}", value]))))
+                   for value in values.split(",")]
+
+
+def provenance(args, config, state):
+    commit = subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), "describe", "--always", "--dirty"],
+                            capture_output=True, text=True).stdout.strip()
+    return dict(command=" ".join(["python", "evaluate.py", *sys.argv[1:]]), commit=commit, torch=torch.__version__,
+                machine=f"{platform.machine()}, {os.cpu_count()} cores", step=state["step"],
+                images_seen=state["images"], n=args.n, n_real=args.n_real,
+                seed=args.first_seed, sampler=config.sampler, steps=config.sample_steps,
+                guidance=config.guidance if config.num_classes else 1.0, noise_param=config.noise_param,
+                clip_x=config.clip_x)
+
+
+def print_table(columns, name):
+    """columns: [(title, figures)]; one line a measure."""
+    width = max(12, *(len(title) + 2 for title, _ in columns))
+    print("".ljust(38) + "".join(title.rjust(width + 8) for title, _ in columns))
+    for key, label in TABLE:
+        if not any(key in values for _, values in columns):
+            continue
+        cells = []
+        for _, values in columns:
+            digits = 3 if key not in ("fd_train", "fd_held_out", "is") else 2
+            cell = f"{values[key]:.{digits}f}" if key in values else "–"
+            spread = f" ± {values[key + '_pm']:.{digits}f}" if key + "_pm" in values else ""
+            cells.append((cell.rjust(width) + spread.ljust(8))[:width + 8] if spread else cell.rjust(width) + " " * 8)
+        print(label.format(name=name).ljust(38) + "".join(cells))
+
+
+def export(args, images, labels):
+    """The layout of the ADM suite (uint8 NHWC as arr_0, labels as arr_1), and PNG files for everybody else."""
+    try:
+        if args.export:
+            np.savez(args.export, images.numpy(), np.array(labels))
+        if args.export_png:
+            os.makedirs(args.export_png, exist_ok=True)
+            for i, image in enumerate(images.numpy()):
+                Image.fromarray(image).save(os.path.join(args.export_png, f"{i:06d}.png"))
+    except OSError as error:
+        raise UserError(f"cannot export: {error}") from None
+
+
+def measure(run, model, config, args, yardstick, device, metrics):
+    """(figures, described set, images, labels) of a run's samples."""
+    labels = yardstick.labels(args.n, config)
+    drawn = drawn_samples(run, model, config, labels, args.first_seed, device)
+    start = time.time()
+    set_ = described(zip(torch.arange(args.n).split(100), drawn["images"].split(100)), yardstick.features)
+    result = figures(set_, labels, yardstick, metrics)
+    result.update(seconds_of_sampling=round(drawn["seconds"], 1), seconds_of_measuring=round(time.time() - start, 1))
+    return result, set_, drawn["images"], labels
+
+
+def evaluate(run, model, config, state, args, yardstick, device):
+    """(figures, images) of one run, with all its files: evaluation.json, the pictures, the export."""
+    result, set_, images = {}, {}, None
+    if set(args.metrics) - {"bits"} or args.export or args.export_png:
+        result, set_, images, labels = measure(run, model, config, args, yardstick, device, args.metrics)
+        export(args, images, labels)
+    if "bits" in args.metrics:
+        start = time.time()
+        bound = likelihood(model, config, yardstick, args.n_bits, args.first_seed, device)
+        total = bound["total"].double()
+        result["bits_per_dim"] = total.mean().item()
+        result["bits_per_dim_pm"] = 1.96 * total.std().item() / math.sqrt(len(total))
+        result.update({f"bits_{part}": bound[part].mean().item() for part in ("prior", "diffusion", "reconstruction")})
+        result["seconds_of_bits"] = round(time.time() - start, 1)
+        draw_loss_by_logsnr(bound, os.path.join(run, "loss_by_logsnr.png"))
+    if "memory" in args.metrics and "features" in set_:
+        draw_nearest(images, set_["features"], yardstick, os.path.join(run, "nearest.png"))
+    with open(os.path.join(run, "evaluation.json"), "w") as file:
+        json.dump(dict(provenance(args, config, state), **result), file, indent=1)
+    return result, images
+
+
+def sweep(run, model, config, state, args, yardstick, device):
+    """One row for each value of one setting: sweep_FIELD.json, and the curve of table 9."""
+    field, settings = sweep_values(args.sweep, config)
+    rows, metrics = [], tuple(m for m in ("fd", "is", "read") if m in args.metrics)
+    for value, setting in settings:
+        result, *_ = measure(run, model, setting, args, yardstick, device, metrics)
+        rows.append((f"{field} {value}", {field: value, **result}))
+        print(f"{field} {value}: sampled in {result['seconds_of_sampling']:g} s", flush=True)
+    print_table(rows, yardstick.name)
+    path = os.path.join(run, f"sweep_{field}")
+    with open(path + ".json", "w") as file:
+        json.dump(dict(provenance(args, config, state), swept=field, rows=[row for _, row in rows]), file, indent=1)
+    drawn = "fd_train" in rows[0][1]
+    if drawn:
+        draw_sweep(field, [row for _, row in rows], path + ".png")
+    print(f"wrote {path}.json" + (f" and {path}.png" if drawn else ""))
+
+
+def curve(run, args, yardstick, config, device):
+    """[(images seen, Frechet distance)] of the checkpoints that were kept."""
+    points = []
+    for name in kept_checkpoints(run):
+        state = read_checkpoint(run, device, name)
+        values, *_ = measure(run, averaged_model(state, run, device), config, args, yardstick, device, ("fd",))
+        points.append((state["images"], values["fd_train"]))
+        print(f"{run}: {state['images']:,} images seen: {yardstick.name} {values['fd_train']:.2f}", flush=True)
+    if not points:
+        raise UserError(f"{run}: no checkpoints were kept to draw a curve of; train with --keep-every STEPS")
+    return points
+
+
+def introduce(run, config, state, args, yardstick, device, why):
+    """The line that says what is measured, and the warnings."""
+    guidance = config.guidance if config.num_classes else 1
+    print(f"{run}: step {state['step']:,}, {state['images']:,} images seen, on {device} ({why})\n"
+          f"{args.n:,} samples, seed {args.first_seed}, {config.sampler}, {config.sample_steps} steps, guidance "
+          f"{guidance:g}", flush=True)
+    if yardstick.features is None:
+        if set(args.metrics) - {"bits"}:
+            print(f"no features for {config.data}: without --features FILE no FID, IS, precision, recall, memorisation")
+        return
+    if isinstance(yardstick.features, GlyphFeatures):
+        read = yardstick.features.accuracy
+        print(f"features: of held-out characters {read:.1%} are read"
+              + ("" if read >= READS else f"; fewer than {READS:.0%}, so the read rate is left out"))
+    if args.n < 2 * len(yardstick.train["mean"]):
+        print(f"warning: {args.n} samples for {len(yardstick.train['mean'])} features: the distance is biased upwards; "
+              f"want --n {2 * len(yardstick.train['mean'])} or more")
+
+
+def main():
+    args = parse()
+    device, why = choose_device(args.device)
+    columns, rows, curves = [], [], []
+    for run in args.runs:
+        state = read_checkpoint(run, device)
+        model, config = averaged_model(state, run, device), override(state["config"], **args.given)
+        if args.sweep:
+            sweep_values(args.sweep, config)                              # a mistake in it: known before any work
+        yardstick = Yardstick(os.path.dirname(os.path.abspath(run)), config, args.n, args.n_real, args.features,
+                              args.held_out, device, wanted=set(args.metrics) - {"bits"})
+        introduce(run, config, state, args, yardstick, device, why)
+        if (args.sweep or args.curve) and yardstick.features is None:
+            raise UserError("--sweep and --curve need features: those of drawn scenes, or --features FILE")
+        if args.sweep:
+            return sweep(run, model, config, state, args, yardstick, device)
+        title = os.path.basename(os.path.abspath(run))
+        result, images = evaluate(run, model, config, state, args, yardstick, device)
+        columns.append((title, result))
+        if images is not None:
+            rows.append((title, images))
+        if args.curve:
+            curves.append((title, curve(run, args, yardstick, config, device)))
+    if yardstick.real is not None and len(args.runs) == 1:                # what a perfect model would get
+        labels = [yardstick.unseen.label(i) for i in yardstick.real["indices"].tolist()]
+        columns.append(("real scenes", figures(yardstick.real, labels, yardstick, args.metrics)))
+    print_table(columns, yardstick.name)
+    if len(rows) > 1 or curves:
+        path = os.path.join(os.path.dirname(os.path.abspath(args.runs[0])), "comparison.png")
+        draw_comparison(rows, curves, path)
+        print(f"wrote {os.path.relpath(path)}")
+    for run, (_, result) in zip(args.runs, columns):
+        print(f"wrote {os.path.join(run, 'evaluation.json')}; "
+              + ", ".join(f"{name} {result['seconds_of_' + name]:g} s" for name in ("sampling", "measuring", "bits")
+                          if "seconds_of_" + name in result))
+
+
+if __name__ == "__main__":
+    main_program(main)

@@ -1,0 +1,38 @@
+"""How the tests start the programs: as a user would, or in this process, which is quicker."""
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import runs
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TINY = ("--size 16 --base-channels 8 --emb-channels 16 --channel-mult 1,2 --num-res-blocks 1 "
+        "--num-transformer-blocks 1 --num-heads 2 --batch 4 --log-every 1 --sample-every 0 "
+        "--sample-steps 2 --workers 0 --precision float32 --device cpu").split()
+
+
+def program(name, *args, env=None, launcher=(), timeout=240):
+    """Run a program of the project as a user would; -> CompletedProcess."""
+    return subprocess.run([sys.executable, *launcher, os.path.join(ROOT, name), *map(str, args)], capture_output=True,
+                          text=True, timeout=timeout, cwd=ROOT,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+
+
+def run_here(module, args):
+    """main() of a program in this process (quick): -> (status, what it wrote to stderr)."""
+    err, argv = io.StringIO(), sys.argv
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    sys.argv = [module.__name__ + ".py", *map(str, args)]
+    try:
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+            runs.main_program(module.main)
+    except SystemExit as leave:
+        lines = [l for l in err.getvalue().splitlines(True) if l.strip() and not l.startswith("skipped")]
+        return leave.code, "".join(lines)
+    finally:
+        sys.argv = argv
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,185 @@
+"""evaluate.py as a program, on tiny untrained runs: what it writes, keeps, refuses."""
+import copy
+import json
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import config as C
+import data as D
+import evaluate as E
+import features as X
+import runs
+from programs import run_here
+
+SMALL = ["--n", "24", "--n-real", "40", "--n-bits", "4", "--device", "cpu"]
+
+
+def make_run(folder, seed=0, step=10, **settings):
+    """A run folder with a checkpoint of a tiny model that learnt nothing."""
+    base = C.override(C.PRESETS["glyphs64"], size=(16,), base_channels=8, emb_channels=16, channel_mult=(1, 2),
+                      num_res_blocks=(1,), num_transformer_blocks=1, num_heads=2, sample_steps=2, precision="float32",
+                      class_names=tuple(D.CHARACTERS))
+    config = C.override(base, **settings)
+    torch.manual_seed(seed)
+    model = C.build_model(config)
+    for parameter in model.parameters():                                  # away from its zeros: conditions have effects
+        torch.nn.init.normal_(parameter, 0, 0.1)
+    folder.mkdir(exist_ok=True)
+    optimizer = torch.optim.Adam(model.parameters())
+    runs.save_checkpoint(str(folder), model, copy.deepcopy(model), optimizer, step, 4 * step, config)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A network of features that is hardly trained: the program is tested here, not the network."""
+    trained = X.Yardstick.trained
+    monkeypatch.setattr(X.Yardstick, "trained", lambda self: dict(trained(self, 64, 36), accuracy=0.99))
+    train = X.train_glyph_net
+    monkeypatch.setattr(X, "train_glyph_net", lambda images, answers, heads: train(images, answers, heads, 3, 32))
+
+
+def evaluated(folder, *args):
+    assert run_here(E, [folder, *SMALL, *args]) == (None, "")
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_one_run_gives_every_figure_and_the_second_time_draws_nothing(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "a")
+    first = evaluated(run)
+    for key in ("fd_train", "fd_train_pm", "fd_held_out", "is", "read_rate", "precision", "recall", "colour_distance",
+                "texture_distance", "bits_per_dim", "nearest_ratio", "command", "seed", "n", "machine", "commit",
+                "seconds_of_sampling"):
+        assert key in first, key
+    assert first["n"] == 24 and first["images_seen"] == 40 and first["bits_per_dim"] > 1
+    for name in ("loss_by_logsnr.png", "nearest.png"):
+        Image.open(run / name).load()
+    monkeypatch.setattr(E, "sample_run", None)                            # whoever draws now fails
+    for n in ("24", "7"):
+        again = evaluated(run, "--n", n)
+        assert again["n"] == int(n)
+    assert evaluated(run)["fd_train"] == first["fd_train"]
+    assert evaluated(run, "--metrics", "bits")["bits_per_dim"] == first["bits_per_dim"]
+
+
+def test_more_samples_continue_the_set_and_other_settings_start_another(tmp_path):
+    """An image is a function of its seed: the first of many are the few. Kills: a cache that mixes settings."""
+    run = make_run(tmp_path / "a")
+
+    def images(*args):
+        evaluated(run, "--metrics", "none", "--export", tmp_path / "x.npz", *args)
+        return np.load(tmp_path / "x.npz")["arr_0"]
+    few, many = images("--n", "5"), images("--n", "9")
+    assert np.array_equal(few, many[:5])
+    assert not np.array_equal(few, images("--n", "5", "--seed", "1"))
+    assert not np.array_equal(few, images("--n", "5", "--guidance", "3"))
+    assert np.array_equal(few, images("--n", "5"))
+
+
+def test_export_is_what_other_tools_read(tmp_path):
+    run = make_run(tmp_path / "a")
+    evaluated(run, "--metrics", "none", "--export", tmp_path / "x.npz", "--export-png", tmp_path / "png")
+    arrays = np.load(tmp_path / "x.npz")
+    assert arrays["arr_0"].shape == (24, 16, 16, 3) and arrays["arr_0"].dtype == np.uint8
+    assert arrays["arr_1"].tolist() == list(range(24))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / "000007.png")), arrays["arr_0"][7])
+
+
+def test_real_images_judged_as_samples_are_read_and_close():
+    """figures() of the real scenes themselves. Kills: labels and images that are not in the same order."""
+    def set_(n, labels):
+        logits = torch.nn.functional.one_hot(torch.tensor(labels), 36).float()
+        features = torch.randn(n, 8, generator=torch.Generator().manual_seed(0))
+        heads = {h: torch.eye(4)[torch.arange(n) % 4] for h in ("texture", "letter", "ground", "style")}
+        moments = X.Moments(features)
+        return dict(features=features, character=logits, colours=torch.ones(64), spread=torch.tensor(0.5), n=n,
+                    mean=moments.mean, scatter=moments.scatter, **heads)
+    labels = [i % 36 for i in range(72)]
+    real = set_(72, labels)
+    yardstick = types.SimpleNamespace(held_out=real, train=real, real=real,
+                                      features=X.GlyphFeatures(torch.nn.Identity(), 0.99))
+    result = E.figures(real, labels, yardstick, E.METRICS)
+    assert result["read_rate"] == 1 and result["fd_train"] < 1e-6 and result["precision"] == result["recall"] == 1
+    assert result["colour_distance"] == result["texture_distance"] == 0 and result["nearest_ratio"] != result["is"]
+    shifted = E.figures(real, labels[1:] + labels[:1], yardstick, ("read",))
+    assert shifted["read_rate"] == 0
+    yardstick.features.accuracy = 0.9                                     # a poor reader judges nobody
+    assert "read_rate" not in E.figures(real, labels, yardstick, ("read",))
+
+
+def test_sweep_and_comparison(tmp_path):
+    a, b = make_run(tmp_path / "a", keep_every=5), make_run(tmp_path / "b", seed=1, keep_every=5)
+    assert run_here(E, [a, *SMALL, "--sweep", "guidance=1,2"]) == (None, "")
+    swept = json.loads((a / "sweep_guidance.json").read_text())
+    assert [row["guidance"] for row in swept["rows"]] == ["1", "2"] and "is" in swept["rows"][0]
+    assert swept["rows"][0]["fd_train"] != swept["rows"][1]["fd_train"]
+    Image.open(a / "sweep_guidance.png").load()
+    assert run_here(E, [a, *SMALL, "--sweep", "sampler=ddpm,ddim", "--metrics", "read"]) == (None, "")
+    make_run(a, seed=2, step=15, keep_every=5)
+    assert run_here(E, [a, b, *SMALL, "--curve"]) == (None, "")
+    assert Image.open(tmp_path / "comparison.png").size[1] > 500          # two rows and a curve
+    assert runs.kept_checkpoints(str(a)) == ["checkpoint_0000010.pt", "checkpoint_0000015.pt"]
+
+
+class Inception(torch.nn.Module):
+    def forward(self, x, return_features: bool = False):
+        mean = x.mean(dim=(2, 3))
+        if return_features:
+            return torch.cat([mean, x[:, :, 0, 0]], 1)
+        return torch.softmax(mean, 1)
+
+
+def test_a_folder_needs_features_for_fid_and_gets_the_rest_without(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        (photos / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        picture = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(photos / f"class{i % 2}" / f"{i}.png")
+    (photos / "class0" / "broken.png").write_text("no image")
+    run = make_run(tmp_path / "a", data=str(photos), num_classes=2, class_names=("class0", "class1"))
+    result = evaluated(run)
+    assert "fd_train" not in result and "colour_distance" in result and "bits_per_dim" in result
+    torch.jit.script(Inception()).save(str(tmp_path / "net.pt"))
+    result = evaluated(run, "--features", tmp_path / "net.pt", "--held-out", photos / "class1")
+    assert result["fd_train"] > 0 and result["fd_held_out"] > 0 and result["is"] >= 1 and "read_rate" not in result
+
+
+def test_values_that_are_not_finite_stop_it(tmp_path):
+    run = make_run(tmp_path / "a")
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    for value in state["ema"].values():
+        value.fill_(float("nan"))
+    torch.save(state, run / "checkpoint.pt")
+    status, line = run_here(E, [run, *SMALL])
+    assert status == 2 and "not finite" in line and line.count("\n") == 1
+
+
+def test_a_damaged_file_of_kept_samples_is_made_anew(tmp_path, capsys):
+    run = make_run(tmp_path / "a")
+    first = evaluated(run, "--metrics", "fd")
+    for path in run.glob("samples-*.pt"):
+        path.write_bytes(path.read_bytes()[:100])
+    status, line = run_here(E, [run, *SMALL, "--metrics", "fd"])
+    assert status is None and "damaged, made anew" in line
+    assert json.loads((run / "evaluation.json").read_text())["fd_train"] == first["fd_train"]
+
+
+def test_mistakes_of_evaluate(tmp_path):
+    run = make_run(tmp_path / "a")
+    cases = [([tmp_path / "none"], "no such run"), ([run, "--metrics", "fid2"], "want some of fd"),
+             ([run, "--n", "1"], "want 2 or more"), ([run, "--sweep", "lr=1"], "FIELD one of"),
+             ([run, "--sweep", "guidance=a"], "guidance"), ([run, "--sweep", "guidance"], "FIELD=VALUE"),
+             ([run, "--sweep", "sampler=euler"], "sampler"), ([run, "--features", tmp_path / "no.pt"], "no such file"),
+             ([run, run, "--export", "x.npz"], "one run"), ([run, "--export", "x.png"], ".npz"), ([], "RUN"),
+             ([run, "--export", tmp_path / "no" / "x.npz", "--metrics", "none"], "cannot export"),
+             ([run, "--curve", "--metrics", "fd"], "keep-every"), ([run, "--device", "tpu"], "tpu"),
+             ([run, "--steps", "0"], "sample-steps 0"), ([run, "--sweep", "steps=1", "--metrics", "bits"], "metrics")]
+    for args, wanted in cases:
+        status, line = run_here(E, [*SMALL, *args])
+        assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)
+        assert line.startswith("evaluate.py: ")

@@ -1,0 +1,277 @@
+"""Laws of measures.py and of the features in features.py."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+import data as D
+import features as X
+import measures as M
+import schedule as S
+
+
+def gaussian(mean, covariance):
+    """Moments that are exactly these."""
+    moments = M.Moments()
+    moments.n, moments.mean, moments.scatter = 2, mean.double(), covariance.double()
+    return moments
+
+
+def random_covariance(d, seed):
+    a = torch.randn(d, 2 * d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return a @ a.T / (2 * d)
+
+
+# ---- Frechet distance
+
+def test_moments_in_any_portions_are_the_same():
+    """Kills: the statistics of a batch taken for the set's; sums of squares that cancel in float32."""
+    x = torch.randn(301, 7, generator=torch.Generator().manual_seed(0)) * 0.01 + 1000
+    whole, portions, single = M.Moments(x), M.Moments(), M.Moments()
+    for part in x.split(64):
+        portions.add(part)
+    for row in x[torch.randperm(301)]:                                    # shuffled as well
+        single.add(row[None])
+    expected = np.cov(x.double().numpy().T)
+    for moments in (whole, portions, single):
+        assert moments.n == 301
+        assert_close(moments.mean, x.double().mean(0), rtol=1e-12, atol=1e-12)
+        assert_close(moments.covariance, torch.from_numpy(expected), rtol=1e-8, atol=1e-12)
+
+
+def test_distance_of_a_set_to_itself_is_zero_also_when_its_covariance_is_singular():
+    for n in (500, 20):
+        x = torch.randn(n, 64, generator=torch.Generator().manual_seed(1))
+        assert M.frechet_distance(M.Moments(x), M.Moments(x[torch.randperm(n)])) < 1e-5
+        assert M.frechet_distance(M.Moments(x), M.Moments(x + 1)) == pytest.approx(64, rel=1e-6)
+
+
+def test_distance_of_two_gaussians_is_the_closed_form():
+    """Commuting: |m|^2 + sum (s_a - s_b)^2. Kills: a covariance in place of its root; the distance unsquared."""
+    m, a, b = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([1.0, 4.0, 0.25]), torch.tensor([2.0, 1.0, 0.01])
+    expected = m.square().sum() + (a.sqrt() - b.sqrt()).square().sum()
+    got = M.frechet_distance(gaussian(torch.zeros(3), a.diag()), gaussian(m, b.diag()))
+    assert got == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_distance_with_covariances_that_do_not_commute():
+    """The root's trace from the eigenvalues of C_a C_b, by another routine. Kills: the elementwise or Cholesky root."""
+    a, b = random_covariance(12, 0), random_covariance(12, 1)
+    cross = np.sqrt(np.linalg.eigvals((a @ b).numpy()).astype(complex)).sum().real
+    zero = torch.zeros(12)
+    assert M.frechet_distance(gaussian(zero, a), gaussian(zero, b)) == pytest.approx(
+        float(a.trace() + b.trace() - 2 * cross), rel=1e-9)
+    assert M.frechet_distance(gaussian(zero, b), gaussian(zero, a)) == pytest.approx(
+        M.frechet_distance(gaussian(zero, a), gaussian(zero, b)), rel=1e-9)
+
+
+# ---- the other figures
+
+def test_inception_score_has_its_bounds():
+    """1 for images that all look alike, the number of classes for sure and varied ones."""
+    sure = torch.eye(8).repeat(100, 1)
+    assert M.inception_score(sure, 1) == pytest.approx((8, 0), abs=1e-5)
+    assert M.inception_score(torch.full((800, 8), 1 / 8)) == pytest.approx((1, 0), abs=1e-5)
+    assert M.inception_score(torch.eye(8)[:1].repeat(800, 1)) == pytest.approx((1, 0), abs=1e-5)
+    # p = (0.9, 0.1) and (0.1, 0.9): exp(log 2 - H(0.1)), by hand
+    two = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).repeat(500, 1)
+    assert M.inception_score(two, 1)[0] == pytest.approx(2 * 0.9 ** 0.9 * 0.1 ** 0.1, rel=1e-6)
+
+
+def test_parts_of_the_inception_score_are_shuffled():
+    """Kills: strided parts, which labels that go round and round leave with half of the classes."""
+    mean, deviation = M.inception_score(torch.eye(36).repeat(56, 1))
+    assert mean > 31 and 0 < deviation < 1
+
+
+def test_missing_classes_cost_recall_and_distance_but_not_precision():
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(10, 16, generator=g) * 5
+
+    def draw(classes, n=600):
+        return centres[torch.randint(classes, (n,), generator=g)] + torch.randn(n, 16, generator=g)
+    real, all_classes, half = draw(10), draw(10), draw(5)
+    precision, recall = M.precision_recall(real, all_classes)
+    precision_half, recall_half = M.precision_recall(real, half)
+    assert precision > 0.75 and recall > 0.75
+    assert precision_half > 0.75 and recall_half < 0.6 * recall           # about half is left
+    distance = [M.frechet_distance(M.Moments(real), M.Moments(x)) for x in (all_classes, half)]
+    assert distance[1] > 5 * distance[0]
+    blurred = draw(10) + 20 * torch.randn(600, 16, generator=g)           # outside: precision goes
+    assert M.precision_recall(real, blurred)[0] < 0.1
+
+
+def test_bootstrap_is_the_standard_error():
+    x = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = 1.96 * x.std().item() / 20
+    assert M.bootstrap(lambda i: x[i].mean().item(), 400, 2000) == pytest.approx(expected, rel=0.07)
+
+
+def test_histogram_distance():
+    a, b = torch.tensor([3.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 7.0])
+    assert M.histogram_distance(a, a * 5) == 0 and M.histogram_distance(a, b) == 1
+    assert M.histogram_distance(a, torch.tensor([1.0, 3.0, 0.0])) == pytest.approx(0.5)
+
+
+def test_colours_of_grey_images_are_far_from_colourful_ones():
+    rng = torch.Generator().manual_seed(0)
+    colourful = torch.randint(0, 256, (20, 8, 8, 3), generator=rng, dtype=torch.uint8)
+    grey = colourful[..., :1].expand(-1, -1, -1, 3)
+    histogram = M.colour_histogram(colourful)
+    assert histogram.shape == (64,) and histogram.sum() == 20 * 64
+    assert M.histogram_distance(histogram, M.colour_histogram(grey)) > 0.8
+
+
+# ---- the variational bound
+
+class Gaussian(torch.nn.Module):
+    """E[x | z] for x ~ N(0, s^2), as v."""
+
+    def __init__(self, s):
+        super().__init__()
+        self.s = s
+
+    def forward(self, z, logsnr, cond):
+        alpha, sigma = S.alpha_sigma_for(z, logsnr)
+        return S.v_from_x(z, alpha * self.s ** 2 / (alpha ** 2 * self.s ** 2 + sigma ** 2) * z, logsnr)
+
+
+class BlackOrWhite(torch.nn.Module):
+    """E[x | z] for pixels that are -1 or 1 with equal chance, as v."""
+
+    def forward(self, z, logsnr, cond):
+        alpha, sigma = S.alpha_sigma_for(z, logsnr)
+        return S.v_from_x(z, torch.tanh(alpha * z / sigma ** 2), logsnr)
+
+
+def test_bound_of_gaussian_data_is_their_entropy():
+    """prior + diffusion + a Gaussian decoder = h(x) = 1/2 log2(2 pi e s^2).
+
+    Kills: the half forgotten; lambda weighted as if t were uniform; the error of v or x in place of eps.
+    """
+    s, g = 0.15, torch.Generator().manual_seed(0)
+    x = s * torch.randn(64, 3, 16, 16, generator=g)
+    bound = M.variational_bound(Gaussian(s), x, {}, S.logsnr_cosine, points=32, generator=g)
+    decoder = 0.5 * math.log2(2 * math.pi * math.e * math.exp(-15.0))     # sigma_0 / alpha_0 squared
+    bits = (bound["prior"] + bound["diffusion"]).double() + decoder
+    error_bar = 4 * bits.std().item() / 8
+    assert error_bar < 0.08
+    assert bits.mean().item() == pytest.approx(0.5 * math.log2(2 * math.pi * math.e * s * s), abs=error_bar)
+
+
+@pytest.mark.parametrize("schedule", [S.logsnr_cosine, lambda t: S.logsnr_shifted(t, 64, 32)])
+def test_bound_of_black_and_white_noise_is_one_bit(schedule):
+    """The whole bound with its decoder: a fair bit a pixel costs one bit, whatever the schedule."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 2, (48, 3, 16, 16), generator=g).float() * 2 - 1
+    bound = M.variational_bound(BlackOrWhite(), x, {}, schedule, points=48, generator=g)
+    error_bar = 4 * bound["total"].std().item() / 48 ** 0.5
+    assert error_bar < 0.05 and bound["total"].mean().item() == pytest.approx(1, abs=error_bar)
+    assert bound["reconstruction"].max() < 0.02
+
+
+def test_decoder_knows_nothing_from_noise_alone():
+    """Kills: a decoder that is not normalised over the levels. With z_0 all noise each of 256 levels is as likely."""
+    bound = M.variational_bound(BlackOrWhite(), torch.ones(2, 3, 8, 8), {}, lambda t: -12 - 2 * t, points=2)
+    assert_close(bound["reconstruction"], torch.full((2,), 8.0), rtol=2e-3, atol=0)
+
+
+def test_bound_gives_the_error_of_v_beside_that_of_eps():
+    bound = M.variational_bound(Gaussian(0.4), torch.zeros(3, 3, 8, 8), {}, S.logsnr_cosine, points=4)
+    assert bound["logsnr"].shape == bound["eps_mse"].shape == (3, 4)
+    assert_close(bound["eps_mse"], torch.sigmoid(bound["logsnr"]) * bound["v_mse"])
+
+
+# ---- features
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Held-out scenes, as uint8 (N, H, W, 3)."""
+    return torch.from_numpy(np.stack([D.Glyphs((32, 32), held_out=True).draw(i) for i in range(144)]))
+
+
+@pytest.fixture
+def features():
+    torch.manual_seed(0)
+    net = X.GlyphNet(X.scene_heads(D.Glyphs()))
+    for module in net.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):     # statistics that are not a batch's own
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return X.GlyphFeatures(net)
+
+
+def test_features_are_computed_in_evaluation_mode(features, scenes):
+    """Trap 18. Kills: batch norm or dropout left on: a figure that depends on the batches, and on chance."""
+    features.net.train()
+    once, again = features(scenes[:50]), features(scenes[:50])
+    alone = torch.cat([features(scenes[i:i + 1])["features"] for i in range(50)])
+    assert torch.equal(once["features"], again["features"])
+    assert_close(once["features"], alone, rtol=1e-4, atol=1e-5)
+    assert_close(once["character"].sum(1), torch.ones(50))
+
+
+def test_noise_raises_the_distance_step_by_step(features, scenes):
+    g, distances = torch.Generator().manual_seed(0), []
+    real = M.Moments(features(scenes[:72])["features"])
+    noise = torch.randn(72, 32, 32, 3, generator=g)
+    for amount in (0, 8, 16, 32, 64):
+        noisy = (scenes[72:] + amount * noise).clamp(0, 255).to(torch.uint8)
+        distances.append(M.frechet_distance(real, M.Moments(features(noisy)["features"])))
+    assert all(a < b for a, b in zip(distances, distances[1:])), distances
+
+
+def test_answers_are_what_the_scene_shows():
+    source = D.Glyphs()
+    heads = X.scene_heads(source)
+    for i in range(50):
+        answers, scene = X.scene_answers(source, i), source.scene(i)
+        assert set(answers) == set(heads) and all(0 <= answers[h] < heads[h] for h in heads)
+        assert source.classes[answers["character"]] == scene["character"]
+        assert D.GROUNDS[answers["texture"]] == scene["texture"]
+        assert [list(D.COLOURS)[answers[h]] for h in ("letter", "ground")] == [scene["letter"], scene["ground"]]
+
+
+def test_the_glyph_network_learns(scenes):
+    """A few steps on a few scenes: all heads get better than chance. (What it reaches in full is in the README.)"""
+    source = D.Glyphs((32, 32), held_out=True)
+    answers = [X.scene_answers(source, i) for i in range(144)]
+    answers = {h: torch.tensor([a[h] for a in answers]) for h in answers[0]}
+    net = X.train_glyph_net(scenes, answers, X.scene_heads(source), steps=60, batch=64)
+    assert not net.training
+    output = X.GlyphFeatures(net)(scenes)
+    for head, chance in (("character", 1 / 36), ("letter", 1 / 10), ("ground", 1 / 10)):
+        assert (output[head].argmax(1) == answers[head]).double().mean() > 3 * chance, head
+
+
+class Stub(torch.nn.Module):
+    """A TorchScript Inception's manners: (B, 3, 299, 299) in 0..255, features on request, probabilities without."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, x, return_features: bool = False):
+        assert x.shape[1:] == (3, 299, 299)
+        mean = self.dropout(x.mean(dim=(2, 3)))
+        if return_features:
+            return mean
+        return torch.softmax(mean / 50, 1)
+
+
+def test_torchscript_features(tmp_path, scenes):
+    """Trap 18 for the user's network. Kills: dropout left on; a resize that aliases; another range than 0..255."""
+    torch.jit.script(Stub().train()).save(str(tmp_path / "net.pt"))
+    network = X.TorchScriptFeatures(str(tmp_path / "net.pt"))
+    output = network(scenes[:4])
+    assert_close(output["features"], scenes[:4].float().mean((1, 2)), rtol=0.02, atol=0.5)
+    assert_close(output["character"].sum(1), torch.ones(4))
+    stripes = torch.zeros(1, 1024, 1024, 3, dtype=torch.uint8)
+    stripes[:, :, ::2] = 255
+    resized = network.resized(stripes)
+    assert resized.shape == (1, 3, 299, 299) and (resized[..., 4:-4] - 127.5).abs().max() < 8
+    (tmp_path / "no.pt").write_bytes(b"no network")
+    with pytest.raises(D.UserError, match="no.pt: not a TorchScript file"):
+        X.TorchScriptFeatures(str(tmp_path / "no.pt"))
