@@ -220,7 +220,7 @@ def override(config, **values):
     for name in ("lr", "clip", "noise_d", "noise_d_high", "adam_eps", "position_std"):
         want(0 < getattr(config, name) < math.inf, name, "a positive number")
     want(math.isfinite(config.guidance), "guidance", "a number; 1 is off")
-    want(config.workers >= -1, "workers", "0 or more, or -1 to choose")
+    want(-1 <= config.workers <= 256, "workers", "0 to 256, or -1 to choose")
     want(len(config.size) == 2 and min(config.size) > 0, "size", "height,width in pixels")
     want(config.multiscale <= config.image_d, "multiscale", f"at most the image's side, {config.image_d:g}")
     want(-25 <= config.logsnr_min < config.logsnr_max <= 25, "logsnr_min",
