@@ -61,9 +61,13 @@ def _luminance(rgb):
 COLOUR_PAIRS = [(a, b) for a in COLOURS for b in COLOURS if abs(_luminance(COLOURS[a]) - _luminance(COLOURS[b])) > 0.3]
 
 
-@functools.lru_cache(maxsize=512)
 def _glyph_tile(path, character, side):
-    """The character, centred, its longer side 0.8 * side, on a square of side x side; cached.
+    """_draw_tile, remembered while tiles are small: 512 of them at 1024 px would fill a gigabyte or more."""
+    return (_small_tile if side <= 512 else _draw_tile)(path, character, side)
+
+
+def _draw_tile(path, character, side):
+    """The character, centred, its longer side 0.8 * side, on a square of side x side.
 
     An "L" picture of coverage, or "RGBa" (premultiplied) for colour fonts. Drawn large and averaged down: FreeType fits
     small letters to the pixel grid, and a scene would then differ a little from one size to the next.
@@ -88,6 +92,9 @@ def _glyph_tile(path, character, side):
     corner = ((large - right - left) / 2, (large - bottom - top) / 2)
     ImageDraw.Draw(square).text(corner, character, font=font, fill=255)
     return square.reduce(large // side)
+
+
+_small_tile = functools.lru_cache(maxsize=512)(_draw_tile)
 
 
 @functools.lru_cache(maxsize=64)
@@ -247,18 +254,17 @@ def drawn_characters(path):
                                      fill=(0, 0, 0, 255) if colour else 255)
         return picture.size, picture.tobytes()
 
-    seen, characters = {drawing("\U0010FFFE"), drawing("\U0010FFFF")}, []  # no font has these: the "missing" box
-    for character in map(chr, sorted(mapped)):
-        kind = unicodedata.category(character)
-        if kind[0] in "ZM" or kind in ("Cc", "Cf", "Cs", "Cn"):           # spaces, combining marks, controls
-            continue
-        if character.upper() != character and len(character.upper()) == 1 and ord(character.upper()) in mapped:
+    seen, characters, folded = {drawing("\U0010FFFE"), drawing("\U0010FFFF")}, [], set()     # the "missing" box
+    kinds = {character: unicodedata.category(character) for character in map(chr, mapped)}
+    for character in sorted(kinds, key=lambda c: (kinds[c] == "Ll", c)):  # a capital before its small letter
+        if kinds[character][0] in "ZM" or kinds[character] in ("Cc", "Cf", "Cs", "Cn"):  # spaces, marks, controls
             continue
         size, bitmap = drawing(character)
-        if any(bitmap) and (size, bitmap) not in seen:
+        if any(bitmap) and (size, bitmap) not in seen and character.casefold() not in folded:
             seen.add((size, bitmap))
+            folded.add(character.casefold())
             characters.append(character)
-    return characters
+    return sorted(characters)
 
 
 def _matplotlib_data():
@@ -323,12 +329,13 @@ def _list_images(root):
     files, skipped, entered = [], [], set()
     unreadable = lambda error: skipped.append((error.filename, error.strerror))
     for folder, folders, names in os.walk(root, followlinks=True, onerror=unreadable):
-        if os.path.realpath(folder) in entered:                           # a link back to where we have been
-            skipped.append((folder, "a link back to a folder already read"))
+        if os.path.realpath(folder) in entered:                           # a loop, or a second way to the same files
+            skipped.append((folder, "a link to a folder already read"))
             folders.clear()
             continue
         entered.add(os.path.realpath(folder))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links_last = lambda name: (os.path.islink(os.path.join(folder, name)), name)
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=links_last)
         for name in sorted(names):
             path = os.path.join(folder, name)
             if not name.lower().endswith(SUFFIXES) or name.startswith("."):
@@ -352,7 +359,8 @@ def _read_captions(path):
                 if line.strip():
                     try:
                         entry = json.loads(line)
-                        captions[entry.get("file") or entry["file_name"]] = str(entry.get("caption") or entry["text"])
+                        name = entry["file"] if "file" in entry else entry["file_name"]
+                        captions[name] = str(entry["caption"] if "caption" in entry else entry["text"])
                     except (ValueError, KeyError, AttributeError, TypeError):
                         raise UserError(f'{path}, line {number}: want {{"file": ..., "caption": ...}}') from None
     return captions

@@ -5,12 +5,15 @@ Kept apart so that train.py stays a page that can be read beside the paper.
 """
 import csv
 import dataclasses
+import datetime
 import glob
 import json
+import math
 import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -38,6 +41,9 @@ def main_program(main):
     except UserError as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:                                               # `... | head` closed the pipe: not a mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -83,7 +89,7 @@ def choose_precision(precision, device):
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device.type == "mps":
         return "float32"
 
@@ -103,6 +109,11 @@ def autocast(precision, device):
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def cores():
+    """The CPU cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def start_processes(device_name):
     """(rank, world, device, why). Under torchrun joins the process group: nccl with CUDA, gloo otherwise."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -117,7 +128,8 @@ def start_processes(device_name):
         torch.cuda.set_device(device)
     elif device.type == "mps":
         raise UserError("torchrun needs cuda or cpu; mps runs one process")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # The first process draws the samples while the others wait: longer than the usual ten minutes at the papers' size.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=3))
     return dist.get_rank(), world, device, why
 
 
@@ -132,11 +144,14 @@ def any_rank(flag, world, device):
 
 # ------------------------------------------------------------------------------------------ checkpoints
 
-def save_checkpoint(folder, model, ema, optimizer, step, images, config):
-    """checkpoint.pt, whole or not at all: written under another name, flushed to the disk, renamed."""
+def save_checkpoint(folder, model, ema, optimizer, step, images, config, examples=None):
+    """checkpoint.pt, whole or not at all: written under another name, flushed to the disk, renamed.
+
+    examples: how many the data has. With another number a resumed run would see another order.
+    """
     path = os.path.join(folder, CHECKPOINT)
     state = dict(model=model.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), step=step,
-                 images=images, config=dataclasses.asdict(config))
+                 images=images, config=dataclasses.asdict(config), examples=examples)
     with open(path + ".new", "wb") as file:
         torch.save(state, file)
         file.flush()
@@ -151,7 +166,7 @@ def kept_checkpoints(folder):
     return sorted(map(os.path.basename, glob.glob(os.path.join(glob.escape(folder), "checkpoint_*.pt"))))
 
 
-def read_checkpoint(folder, map_location="cpu", name=CHECKPOINT):
+def read_checkpoint(folder, name=CHECKPOINT):
     """The dict of save_checkpoint with `config` as a Config. weights_only: a file from a stranger runs no code."""
     path = os.path.join(folder, name)
     if not os.path.exists(folder):
@@ -159,7 +174,7 @@ def read_checkpoint(folder, map_location="cpu", name=CHECKPOINT):
     if not os.path.isfile(path):
         raise UserError(f"{folder}: not a run (it has no {name})")
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)       # read where it is used
         state["config"] = override(Config(), **{k: tuple(v) if isinstance(v, list) else v
                                                 for k, v in state["config"].items()})
         missing = {"model", "ema", "optimizer", "step", "images"} - state.keys()
@@ -196,6 +211,8 @@ def new_folder(out, preset):
         raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
     try:
         os.makedirs(out, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):                             # may we write here? Better known now
+            pass
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
     return out
@@ -206,6 +223,14 @@ def progress(what, done, total):
     if sys.stdout.isatty():
         end = "\r" if done < total else "\r".ljust(79) + "\r"
         print(f"\r{what} {done}/{total} ".ljust(78), end=end, flush=True)
+
+
+def _numbers_alone(row):
+    """Is it a whole row of log.csv? A crash may have left half of one, or worse."""
+    try:
+        return int(row["step"]) >= 0 and all(math.isfinite(float(row[column])) for column in LOG_COLUMNS)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 class Log:
@@ -234,7 +259,7 @@ class Log:
         if not os.path.exists(self.path):
             return []
         with open(self.path, newline="") as file:
-            return [r for r in csv.DictReader(file) if all(r.get(c) for c in LOG_COLUMNS)]
+            return [row for row in csv.DictReader(file) if _numbers_alone(row)]
 
     def step(self, step, images, loss, grad_norm, lr, images_per_s):
         if not self.active:

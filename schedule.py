@@ -33,7 +33,7 @@ def logsnr_cosine(t, logsnr_min=-15.0, logsnr_max=15.0):
     """The cosine schedule alpha_t = cos(pi t / 2) in log-SNR, cut off at both ends. Appendix A.
 
     t: tensor in [0, 1], any shape. Returns logsnr of the same shape: logsnr_max at t = 0, logsnr_min at t = 1.
-    In float32 the value at t = 1 is off by up to 5e-4, since tan is steep there; it does no harm.
+    In float32 the value at t = 1 is off by about 1e-5, since tan is steep there (2e-2 at logsnr_min = -25): no harm.
     """
     t = torch.as_tensor(t)
     t_min = math.atan(math.exp(-0.5 * logsnr_max))
@@ -59,7 +59,7 @@ def logsnr_interpolated(t, image_d, noise_d_low, noise_d_high, logsnr_min=-15.0,
     """From shift noise_d_high at the clean end to shift noise_d_low at the noisy end. Appendix A.
 
     Shifting spends little time on fine detail; this keeps the noisy end of the low shift and gives the clean end the
-    high one. The paper's example is 512 px, 32 -> 256, and it advises this schedule where guidance is used.
+    high one (low <= high). The paper's example is 512 px, 32 -> 256; it advises this schedule where guidance is used.
 
     # Paper: eq. 6 weights noise_d_high by t, appendix A's code weights noise_d_low by t: they are opposite. We follow
     # appendix A. There sampling, which begins at t = 1, "starts at shift 32"; the curve covers the wider range of
@@ -150,14 +150,14 @@ def eps_from_x(z, x, logsnr):
 # ------------------------------------------------------------------------------------------ the pictures of 3.1
 
 def snr_before_and_after_pooling(x, logsnr, s, generator=None):
-    """Measure eq. 4: the SNR of z's pixels and that of its s x s averages, relative to the image's own power.
+    """Measure eq. 4: alpha^2 over the variance of what is not alpha x, in z's pixels and in its s x s averages.
 
     x: (B, C, H, W), H and W divisible by s. Returns (snr, snr_pooled), two floats; their ratio is s^2.
     """
-    eps = torch.randn(x.shape, generator=generator)
-    alpha, sigma = alpha_sigma(torch.as_tensor(float(logsnr)))
-    pooled = torch.nn.functional.avg_pool2d(sigma * eps, s)              # the noise of the pooled image
-    return (float(alpha**2 / (sigma * eps).var()), float(alpha**2 / pooled.var()))
+    logsnr = torch.as_tensor(float(logsnr))
+    z, pool = diffuse(x, torch.randn(x.shape, generator=generator), logsnr), torch.nn.functional.avg_pool2d
+    alpha, _ = alpha_sigma(logsnr)
+    return float(alpha**2 / (z - alpha * x).var()), float(alpha**2 / (pool(z, s) - alpha * pool(x, s)).var())
 
 
 def main():

@@ -297,3 +297,26 @@ def test_flip_mirrors_half():
     mirrored = [torch.equal(plain[k]["image"].flip(-1), flipped[k]["image"]) for k in range(64)]
     same = [torch.equal(plain[k]["image"], flipped[k]["image"]) for k in range(64)]
     assert all(a or b for a, b in zip(mirrored, same)) and 16 < sum(mirrored) < 48
+
+
+def test_letters_that_differ_in_case_alone_are_one_class():
+    """Trap 20. Kills: upper() of one character only: sharp s and its capital, Greek letters with marks."""
+    for name in ("DejaVuSans.ttf", "STIXGeneral.ttf"):
+        characters = D.drawn_characters(os.path.join(D._matplotlib_data(), "fonts", "ttf", name))
+        assert len({c.casefold() for c in characters}) == len(characters) > 500
+        assert "A" in characters and "a" not in characters and characters == sorted(characters)
+
+
+def test_links_do_not_take_the_place_of_the_folder_itself(tmp_path):
+    (tmp_path / "z").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "z" / "1.png")
+    os.symlink(tmp_path / "z", tmp_path / "a")
+    source = D.ImageFolder(tmp_path)
+    assert source.classes == ("z",) and len(source) == 1
+    assert source.skipped == [(str(tmp_path / "a"), "a link to a folder already read")]
+
+
+def test_an_empty_caption_is_a_caption(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "captions.jsonl").write_text('{"file": "a.png", "caption": ""}\n')
+    assert D.ImageFolder(tmp_path).caption(0) == ""
