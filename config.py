@@ -1,6 +1,7 @@
 """Every setting, with its unit and its source, and the named presets.
 
-Paper: simple diffusion, appendix B (settings). Read after: unet.py, uvit.py. Read before: train.py.
+Paper: simple diffusion, appendix B (settings); Matryoshka's released configurations.
+Read after: unet.py, uvit.py, nested_unet.py. Read before: train.py.
 
 `Config` is one flat block. Each field below becomes a flag of train.py (--lr 1e-4) and its comment the flag's help. A
 preset is a Config; `PRESETS` names one for each row of the paper's settings, and small ones for a laptop.
@@ -17,6 +18,8 @@ import torch
 
 import schedule as schedules
 from data import UserError
+from dwt import patch_factor
+from nested_unet import NestedUNet, level_schedules, mixed_rows
 from unet import UNet
 from uvit import UViT
 
@@ -48,11 +51,20 @@ class Config:
     num_res_blocks: tuple[int, ...] = (3, 4, 4, 12, 4)  # ResBlocks of each level
     num_transformer_blocks: int = 36     # U-ViT only
     attn_resolutions: tuple[int, ...] = (8, 16)  # sides of maps with attention; U-Net only
+    attn_layers: tuple[int, ...] = ()    # instead: layers after each block of each level, as Matryoshka's U-Net has
     num_heads: int = 4                   # of every attention
     dropout: float = 0.1                 # in ResBlocks
     dropout_from_resolution: int = 16    # largest side of the maps whose ResBlocks have dropout; 0 = none
     transformer_dropout: float = 0.2     # in the U-ViT's MLP blocks
     position_std: float = 0.01           # initial size of the U-ViT's position embedding
+    # nested levels (Matryoshka 3); the network above is then the innermost. Levels by "/", the highest first
+    outer_channels: str = ""             # widths of each outer level's maps: 32,32,64/64,128,256; empty = not nested
+    outer_blocks: str = ""               # ResBlocks, likewise: 2,2,1/2,2,1
+    outer_patching: str = "none"         # first reduction of every outer level
+    level_power: float = 2.0             # p: log-SNR of a level is p log k below the lowest's; 2 = simple diffusion's
+    level_weights: str = ""              # of the levels' losses, highest first: 16:4:1; empty = equal
+    mixed_ratio: str = ""                # 2:1 = two thirds of the batch have the high level, all the low; empty = all
+    grow_from: str = ""                  # run whose weights the inner network starts with
     # optimisation (B.1, B.2)
     batch: int = 512                     # images a step, over all processes
     steps: int = 2_000_000               # optimiser steps
@@ -86,35 +98,76 @@ class Config:
         """The side that enters the shift: sqrt(H W)."""
         return math.sqrt(self.size[0] * self.size[1])
 
+    @property
+    def sizes(self):
+        """[(H, W)] of the levels, highest first; a plain model has one. A level's coarsest map is the next one's first."""
+        sizes, outer = [tuple(self.size)], [numbers(level, ",") for level in parts(self.outer_channels)]
+        for i, widths in enumerate(outer):
+            down = patch_factor(self.outer_patching) * 2 ** (len(widths) - 1)
+            up = patch_factor(self.patching if i + 1 == len(outer) else self.outer_patching)
+            if any(s * up % down for s in sizes[-1]):
+                raise ValueError(f"size {self.size[0]}x{self.size[1]}: level {sizes[-1][0]}x{sizes[-1][1]} does not "
+                                 f"divide by {down // up or 1}")
+            sizes.append(tuple(s * up // down for s in sizes[-1]))
+            if up >= down:
+                (h, w), (height, width) = sizes[-1], sizes[-2]
+                raise ValueError(f"level {h}x{w} is not below {height}x{width}: give the outer level more widths, or "
+                                 "the inner one less patching")
+        return sizes
+
+
+def parts(text):
+    """"a/b" -> ["a", "b"], "" -> []."""
+    return text.split("/") if text else []
+
+
+def numbers(text, separator):
+    """"2:1" -> [2, 1]. Raises ValueError for anything but positive whole numbers."""
+    values = [int(part) for part in text.split(separator)] if text else []
+    if any(value < 1 for value in values):
+        raise ValueError(f"{text}: want positive whole numbers")
+    return values
+
+
+def make_schedules(config):
+    """The functions t -> logsnr of the levels, highest first: one for a plain model."""
+    ends, sizes = (config.logsnr_min, config.logsnr_max), config.sizes
+    image_d = math.sqrt(sizes[-1][0] * sizes[-1][1])                      # of the lowest level
+    base = {"cosine": lambda t: schedules.logsnr_cosine(t, *ends),
+            "shifted": lambda t: schedules.logsnr_shifted(t, image_d, config.noise_d, *ends),
+            "interpolated": lambda t: schedules.logsnr_interpolated(t, image_d, config.noise_d, config.noise_d_high,
+                                                                    *ends)}[config.schedule]
+    return level_schedules(base, sizes, config.level_power) if len(sizes) > 1 else [base]
+
 
 def make_schedule(config):
-    """The function t -> logsnr of this configuration."""
-    ends = (config.logsnr_min, config.logsnr_max)
-    if config.schedule == "cosine":
-        return lambda t: schedules.logsnr_cosine(t, *ends)
-    if config.schedule == "shifted":
-        return lambda t: schedules.logsnr_shifted(t, config.image_d, config.noise_d, *ends)
-    return lambda t: schedules.logsnr_interpolated(t, config.image_d, config.noise_d, config.noise_d_high, *ends)
+    """What the loss and sample() take: the one schedule of a plain model, the list of a nested one."""
+    return make_schedules(config) if config.outer_channels else make_schedules(config)[0]
 
 
 def build_model(config):
     """The network of this configuration, on the current default device. Raises UserError for sizes that do not fit."""
-    schedule = make_schedule(config)
-    with torch.device("cpu"):
-        logsnr_max, logsnr_min = schedule(torch.tensor([0.0, 1.0])).tolist()
-    common = dict(
-        size=config.size, base_channels=config.base_channels, emb_channels=config.emb_channels,
-        channel_mult=config.channel_mult, num_res_blocks=config.num_res_blocks, num_heads=config.num_heads,
-        dropout=config.dropout, dropout_from_resolution=config.dropout_from_resolution, patching=config.patching,
-        num_classes=config.num_classes,
-        # The schedule's own ends, moved by the shift: "care needs to be taken" (appendix A).
-        logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     try:
+        # Each schedule's own ends, moved by the shift: "care needs to be taken" (appendix A).
+        with torch.device("cpu"):
+            ends = [schedule(torch.tensor([1.0, 0.0])).tolist() for schedule in make_schedules(config)]
+        common = dict(emb_channels=config.emb_channels, num_heads=config.num_heads, dropout=config.dropout,
+                      dropout_from_resolution=config.dropout_from_resolution)
+        inner = dict(common, size=config.sizes[-1], base_channels=config.base_channels, patching=config.patching,
+                     channel_mult=config.channel_mult, num_res_blocks=config.num_res_blocks,
+                     num_classes=config.num_classes, logsnr_min=ends[-1][0], logsnr_max=ends[-1][1])
         if config.model == "unet":
-            return UNet(attn_resolutions=config.attn_resolutions, **common)
-        return UViT(num_transformer_blocks=config.num_transformer_blocks,
-                    transformer_dropout=config.transformer_dropout, position_std=config.position_std,
-                    **common)
+            model = UNet(attn_resolutions=config.attn_resolutions, attn_layers=config.attn_layers, **inner)
+        else:
+            model = UViT(num_transformer_blocks=config.num_transformer_blocks,
+                         transformer_dropout=config.transformer_dropout, position_std=config.position_std, **inner)
+        outer = list(zip(config.sizes, ends, parts(config.outer_channels), parts(config.outer_blocks)))
+        for size, (low, high), widths, blocks in reversed(outer):         # from the inside out
+            model = NestedUNet(model, UNet(
+                size, 1, channel_mult=numbers(widths, ","), num_res_blocks=numbers(blocks, ","), attn_resolutions=(),
+                patching=config.outer_patching, num_classes=None, logsnr_min=low, logsnr_max=high, middle=False,
+                **common))
+        return model
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -131,12 +184,18 @@ _glyphs = Config(
     num_transformer_blocks=4, dropout=0.0, transformer_dropout=0.0, position_std=1.0, loss="v_mse", noise_d=32,
     batch=16, steps=2600, lr=1e-3, warmup=100, ema=0.998, sampler="ddim", sample_steps=24, guidance=5.0,
     sample_every=650, save_every=650)
+_glyphs_inner = dict(patching="none", base_channels=96, channel_mult=(1, 2), num_res_blocks=(1,))
+_mdm = Config(data="", num_classes=1000, model="unet", flip=True, base_channels=256, channel_mult=(1, 2, 3),
+              num_res_blocks=(2, 2, 2), attn_layers=(0, 1, 5), num_heads=8, dropout=0.0, dropout_from_resolution=0,
+              lr=1e-4, adam_eps=1e-8, clip=2.0, steps=400_000, sample_steps=250)
 
 PRESETS = {
     # two cores, ten minutes
     "glyphs64": _glyphs,
-    "glyphs64_unet": dataclasses.replace(
-        _glyphs, model="unet", num_res_blocks=(1, 1, 2), attn_resolutions=(8,)),
+    "glyphs64_unet": dataclasses.replace(_glyphs, model="unet", num_res_blocks=(1, 1, 2), attn_resolutions=(8,)),
+    "glyphs16": dataclasses.replace(_glyphs, **_glyphs_inner, size=(16, 16)),
+    "glyphs64_nested": dataclasses.replace(_glyphs, **_glyphs_inner, outer_channels="32,64", outer_blocks="1,1",
+                                           outer_patching="dwt_1"),
     # ImageNet, simple diffusion B.1. At 512 the suffix is the row of table 5; the paper's own model is _dwt2.
     "imagenet128_unet": dataclasses.replace(_unet, size=(128, 128), beta2=0.999, steps=1_500_000),
     "imagenet256_unet": dataclasses.replace(_unet, size=(256, 256), channel_mult=(1, 1, 2, 4, 8, 8),
@@ -154,6 +213,14 @@ PRESETS |= {
     "imagenet128_uvit": dataclasses.replace(_uvit, size=(128, 128)),
     "imagenet256_uvit": dataclasses.replace(_uvit, size=(256, 256), patching="dwt_1"),
     "imagenet512_uvit": dataclasses.replace(_uvit, size=(512, 512), patching="dwt_2"),
+    # Matryoshka, the widths of its released configurations; class-conditional ImageNet, optimised as its authors' next
+    # paper (Kaleido, appendix B) says. Unverified: batch and steps of each phase in the paper, its condition dropout
+    # (ours is 10 %), how many layers of attention the middle has (ours: as the lowest level).
+    "mdm64": dataclasses.replace(_mdm, size=(64, 64)),
+    "mdm256": dataclasses.replace(_mdm, size=(256, 256), outer_channels="64,128,256", outer_blocks="2,2,1",
+                                  level_power=1.0),
+    "mdm1024": dataclasses.replace(_mdm, size=(1024, 1024), outer_channels="32,32,64/64,128,256",
+                                   outer_blocks="2,2,1/2,2,1", level_weights="16:4:1", batch=32),
 }
 
 
@@ -222,9 +289,30 @@ def override(config, **values):
     want(math.isfinite(config.guidance), "guidance", "a number; 1 is off")
     want(-1 <= config.workers <= 256, "workers", "0 to 256, or -1 to choose")
     want(len(config.size) == 2 and min(config.size) > 0, "size", "height,width in pixels")
-    want(config.multiscale <= config.image_d, "multiscale", f"at most the image's side, {config.image_d:g}")
+    outer, lists = parts(config.outer_channels), {}
+    for name in ("outer_channels", "outer_blocks", "level_weights", "mixed_ratio"):
+        texts, separator = (parts(getattr(config, name)), ",") if "outer" in name else ([getattr(config, name)], ":")
+        try:
+            lists[name] = [numbers(text, separator) for text in texts]
+        except ValueError:
+            want(False, name, "whole numbers, 1 or more")
+    want([len(w) for w in lists["outer_channels"]] == [len(b) for b in lists["outer_blocks"]], "outer_blocks",
+         f"a number of blocks for each width of --outer-channels {config.outer_channels or '(none)'}")
+    for name in ("level_weights", "mixed_ratio"):
+        want(len(lists[name][0]) in (0, len(outer) + 1), name,
+             f"a number for each of the {len(outer) + 1} levels, like {':'.join('1' * (len(outer) + 1))}")
+    want(0 <= config.level_power <= 4, "level_power", "between 0 and 4")
+    try:
+        sides = [math.sqrt(h * w) for h, w in config.sizes]
+        if config.mixed_ratio:
+            mixed_rows(lists["mixed_ratio"][0], config.batch)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    want(config.multiscale <= sides[-1], "multiscale", f"at most the side of the lowest level, {sides[-1]:g}")
     want(-25 <= config.logsnr_min < config.logsnr_max <= 25, "logsnr_min",
          f"below logsnr_max ({config.logsnr_max:g}), both within -25..25")
+    want(config.schedule != "interpolated" or config.noise_d <= config.noise_d_high, "noise_d_high",
+         f"at least noise_d ({config.noise_d:g}): the clean end has the high one")
     want(config.seed < 2 ** 31, "seed", "less than 2^31")
     for name in ("channel_mult", "num_res_blocks", "attn_resolutions"):
         want(all(v >= (0 if name == "num_res_blocks" else 1) for v in getattr(config, name)), name, "positive numbers")

@@ -1,10 +1,12 @@
 """From noise to pictures: DDPM and DDIM steps, clipping, guidance, the loop; as a program, from a run to a PNG or GIF.
 
-Paper: simple diffusion, appendix A ("Sampling", "Classifier-free guidance"), section 2 (eq. 3).
-Read before: schedule.py, train.py.
+Paper: simple diffusion, appendix A ("Sampling", "Classifier-free guidance"), section 2 (eq. 3); Matryoshka Diffusion 3:
+all levels step together.
+Read before: schedule.py, train.py; nested_unet.py for several levels.
 
     python sample.py runs/glyphs64                       a grid, some images of each class
     python sample.py runs/glyphs64 --labels A,B,7 --n 8 --guidance 4 --gif letters.gif
+    python sample.py runs/glyphs64_nested --levels --gif levels.gif         every level of a nested model
 
 Shapes: z, x_hat (B, C, H, W); logsnr_t, logsnr_s scalars or (B,), s < t one step closer to the image.
 
@@ -82,45 +84,58 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
     schedule    t -> logsnr
     cond        conditions of the B images; guidance drops them all
     shape       (C, H, W)
+                A nested model has a list of schedules and of shapes, highest level first. Its levels begin as noises of
+                their own and take each step together, each with its own alpha and sigma, all clipped, all guided; the
+                result is the list of the levels, as are z and x_hat for on_step.
     seeds       B integers, one an image: image i depends on seeds[i] alone, whatever else is in the batch
     lowest_idx  0 or 1, as in the paper: the time index at which the last prediction is returned, without noise. With 1,
                 N steps cost N evaluations. With 0 the loop goes on to t = 0 and looks once more, at a clean z: N + 1.
     on_step     called as on_step(k, z, x_hat) after evaluation k = 1, 2, ...
     """
+    nested = isinstance(shape, list)
+    schedules, shapes = (schedule, shape) if nested else ([schedule], [shape])
     # One generator an image, on the CPU: the same seed is the same picture in any batch, on any device.
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
     def noise():
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+        draws = [[torch.randn(level, generator=g) for level in shapes] for g in generators]
+        return [torch.stack(level).to(device) for level in zip(*draws)]
+
+    def evaluate(z, logsnr, cond):
+        return model(z, logsnr, cond) if nested else [model(z[0], logsnr[0], cond)]
 
     def predict(z, logsnr):
-        v = model(z, logsnr, cond)
+        v = evaluate(z, logsnr, cond)
         if guidance != 1:                                                 # w = 1 costs one evaluation, not two
-            v = guide(v, model(z, logsnr, {}), guidance)                  # no condition = all of them dropped
-        return CLIPS[clip](x_from_v(z, v, logsnr))
+            dropped = evaluate(z, logsnr, {})                             # no condition = all of them dropped
+            v = [guide(v_cond, v_null, guidance) for v_cond, v_null in zip(v, dropped)]
+        return [CLIPS[clip](x_from_v(*level)) for level in zip(z, v, logsnr)]
+
+    def tell(k, z, x_hat):
+        if on_step:
+            on_step(k, *((z, x_hat) if nested else (z[0], x_hat[0])))
 
     z = noise()                                                           # z_1 ~ N(0, I)
-    times = schedule(torch.arange(steps + 1) / steps).to(device)          # logsnr at t = 0, 1/N, ..., 1
+    t = torch.arange(steps + 1) / steps                                   # 0, 1/N, ..., 1
+    times = [list(level) for level in zip(*(schedule(t).to(device) for schedule in schedules))]   # logsnr at each
     for k, i in enumerate(range(steps, lowest_idx, -1), 1):
-        logsnr_t, logsnr_s = times[i], times[i - 1]
-        x_hat = predict(z, logsnr_t)
+        x_hat = predict(z, times[i])
         if sampler == "ddpm":
-            z = ddpm_step(z, x_hat, logsnr_t, logsnr_s, noise_param, noise())
+            z = [ddpm_step(*level[:4], noise_param, level[4])
+                 for level in zip(z, x_hat, times[i], times[i - 1], noise())]
         else:
-            z = ddim_step(z, x_hat, logsnr_t, logsnr_s)
-        if on_step:
-            on_step(k, z, x_hat)
+            z = [ddim_step(*level) for level in zip(z, x_hat, times[i], times[i - 1])]
+        tell(k, z, x_hat)
     x_hat = predict(z, times[lowest_idx])                                 # the mean, not a draw
-    if on_step:
-        on_step(steps - lowest_idx + 1, x_hat, x_hat)
-    return x_hat
+    tell(steps - lowest_idx + 1, x_hat, x_hat)
+    return x_hat if nested else x_hat[0]
 
 
 # ------------------------------------------------------------------------------------------ runs and pictures
 
 def load_run(path, device="cpu"):
     """(model, config) of a run folder: the averaged weights, in evaluation mode. Raises UserError."""
-    state = read_checkpoint(path, device)
+    state = read_checkpoint(path)
     return averaged_model(state, path, device), state["config"]
 
 
@@ -132,18 +147,31 @@ def averaged_model(state, path, device="cpu"):
     return model.eval().requires_grad_(False)
 
 
-def sample_run(model, config, labels, seeds, device, precision, on_step=None, batch=64, lowest_idx=1):
-    """Images of these labels (-1: no class) by the sampler, steps and guidance of config, in batches, on the CPU."""
+def sample_run(model, config, labels, seeds, device, precision, on_step=None, batch=64, lowest_idx=1, levels=False):
+    """Images of these labels (-1: no class) by the sampler, steps and guidance of config, in batches, on the CPU.
+
+    Of a nested model the highest level, or with levels=True all of them side by side (`side_by_side`). on_step is
+    called as on_step(first, k, z), z (B, 3, H, W) likewise.
+    """
+    show = (lambda z: side_by_side(z) if levels else z[0]) if config.outer_channels else (lambda z: z)
+    shapes = [(3, *size) for size in config.sizes]
     guidance = config.guidance if config.num_classes else 1.0            # nothing to drop, nothing to guide
     images = []
     for first in range(0, len(labels), batch):
         part = slice(first, first + batch)
         with torch.no_grad(), autocast(precision, device):
-            images.append(sample(
-                model, make_schedule(config), {"label": torch.tensor(labels[part], device=device)}, (3, *config.size),
-                seeds[part], config.sample_steps, config.sampler, guidance, config.noise_param, config.clip_x,
-                lowest_idx, device, on_step and (lambda k, z, x_hat: on_step(first, k, z, x_hat))).cpu())
+            images.append(show(sample(
+                model, make_schedule(config), {"label": torch.tensor(labels[part], device=device)},
+                shapes if config.outer_channels else shapes[0], seeds[part], config.sample_steps, config.sampler,
+                guidance, config.noise_param, config.clip_x, lowest_idx, device,
+                on_step and (lambda k, z, x_hat: on_step(first, k, show(z))))).cpu())
     return torch.cat(images)
+
+
+def side_by_side(levels):
+    """[(B, 3, H_r, W_r), ...] highest first -> (B, 3, H, R W): the lowest level left, each enlarged to the highest."""
+    size = levels[0].shape[-2:]
+    return torch.cat([torch.nn.functional.interpolate(level, size, mode="nearest") for level in reversed(levels)], -1)
 
 
 def to_uint8(images):
@@ -190,9 +218,10 @@ def parse():
     parser.add_argument("run", help="folder of the run (one; chains of stages are for cascades)")
     parser.add_argument("--n", type=int, help="images a class (default 4), or in all for a run without classes (32)")
     parser.add_argument("--labels", help="classes by name or number, separated by commas (default: up to 36 of them)")
-    parser.add_argument("--steps", type=int, help="network evaluations an image (default: the run's)")
+    parser.add_argument("--steps", type=int, help="steps an image; guidance looks twice a step (default: the run's)")
     parser.add_argument("--lowest-idx", type=int, choices=(0, 1), default=1, help="see sample() (default 1)")
     parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="another seed, other images (default 0)")
+    parser.add_argument("--levels", action="store_true", help="show every level of a nested model, the lowest left")
     parser.add_argument("--out", default="samples.png", help="PNG to write (default samples.png)")
     parser.add_argument("--gif", help="GIF of the denoising to write as well")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
@@ -218,6 +247,8 @@ def main():
     args = parse()
     device, why = choose_device(args.device)
     model, config = load_run(args.run, device)
+    if args.levels and not config.outer_channels:
+        raise UserError(f"--levels: {args.run} is not of a nested model")
     given = {k: v for k, v in vars(args).items() if k in ("sampler", "guidance", "noise_param", "clip_x", "precision")}
     if args.steps is not None:
         if args.steps < 1:
@@ -243,20 +274,22 @@ def main():
     else:
         columns, names, labels = 8, None, [-1] * (args.n or 32)
     seeds = [args.first_seed * 1_000_003 + i for i in range(len(labels))]
-    calls = config.sample_steps * (1 if config.guidance == 1 or not config.num_classes else 2)
+    last = config.sample_steps + 1 - args.lowest_idx
+    calls = last * (1 if config.guidance == 1 or not config.num_classes else 2)
     print(f"{len(labels)} images of {config.size[0]}x{config.size[1]}, {config.sampler}, {config.sample_steps} steps, "
           f"guidance {config.guidance:g}: {calls} evaluations each, on {device} ({why}), {precision}")
 
     # Frames: at most 40 moments of the loop, each assembled from its batches.
     wanted = {round(1 + f * (config.sample_steps - 1) / 39) for f in range(40)} if args.gif else set()
-    frames, last = {}, config.sample_steps + 1 - args.lowest_idx
+    frames = {}
 
-    def on_step(first, k, z, x_hat):
+    def on_step(first, k, z):
         if k in wanted or (args.gif and k == last):
             frames.setdefault(k, []).append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
         progress("images", first + k * min(64, len(labels) - first) // last, len(labels))
 
-    images = sample_run(model, config, labels, seeds, device, precision, on_step, lowest_idx=args.lowest_idx)
+    images = sample_run(model, config, labels, seeds, device, precision, on_step, lowest_idx=args.lowest_idx,
+                        levels=args.levels)
     blocks = math.ceil(len(classes) / 12) if names else 1
     try:
         grid(images, columns, names, blocks).save(args.out)

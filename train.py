@@ -1,12 +1,14 @@
 """Train a diffusion model: the losses and the loop.
 
 Paper: simple diffusion, section 3.2 (multiscale loss), appendix A (loss), appendix B (optimisation).
+Matryoshka Diffusion, 3.3 (growing level by level, mixed resolutions).
 Read before: schedule.py, uvit.py or unet.py, config.py. Read after: sample.py.
 
     python train.py                                      letters at 64 x 64, about ten minutes on two cores
     python train.py --data photos/ --size 64             your own folder of images
     python train.py --preset imagenet128_unet --data imagenet/train --dry-run
     python train.py --resume runs/glyphs64               go on, exactly where it stopped
+    python train.py --preset glyphs64_nested --grow-from runs/glyphs16      a 64 level around a trained 16 level
     torchrun --nproc_per_node 8 train.py --preset ...    data parallel; the batch stays the preset's
 
 Everything random is a function of (seed, step, place in the batch): a resumed run is the same run, to the bit on a CPU,
@@ -16,6 +18,7 @@ Shapes: x, z, v, eps (B, 3, H, W); t, logsnr (B,).
 """
 import copy
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -25,9 +28,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from config import PRESETS, Config, Parser, add_fields, build_model, make_schedule, override
+from config import PRESETS, Config, Parser, add_fields, build_model, make_schedule, make_schedules, numbers, override
 from data import UserError, batches, open_source
-from runs import (Interrupt, Log, any_rank, autocast, choose_precision, load_weights, main_program, new_folder,
+from nested_unet import grow, mixed_rows, nested_loss, pyramid
+from runs import (Interrupt, Log, any_rank, autocast, choose_precision, cores, load_weights, main_program, new_folder,
                   read_checkpoint, save_checkpoint, start_processes)
 from sample import class_sheet
 from schedule import diffuse, eps_from_v, v_from_x_eps
@@ -52,23 +56,30 @@ def multiscale_mse(error, base):
     return loss
 
 
-def simple_loss(model, x, cond, t, eps, schedule, loss="eps_mse", multiscale=0):
-    """Appendix A: the network sees z_t and predicts v; the error is measured on eps (w(t) = 1) or on v. -> scalar.
+def prediction_loss(v, z, x, eps, logsnr, loss="eps_mse", multiscale=0):
+    """Appendix A: the network predicts v; its error is measured on eps (w(t) = 1) or on v itself. -> scalar.
 
     eps_mse = SNR / (1 + SNR) * v_mse, example by example: eps hardly weighs the noisy end, where the image is decided.
-    # Paper: the printed `loss` computes logsnr_t and uses logsnr, predicts v_pred and uses v_t.
     """
-    logsnr = schedule(t)                                                  # (B,)
-    z = diffuse(x, eps, logsnr)
-    v = model(z, logsnr, cond)
     error = v - v_from_x_eps(x, eps, logsnr) if loss == "v_mse" else eps_from_v(z, v, logsnr) - eps
     return multiscale_mse(error, multiscale) if multiscale else error.square().mean()
 
 
+def simple_loss(model, x, cond, t, eps, schedule, loss="eps_mse", multiscale=0):
+    """Appendix A: noise the images to time t, let the network predict, measure. -> scalar. nested_unet.py has the same
+    for several levels.
+
+    # Paper: the printed `loss` computes logsnr_t and uses logsnr, predicts v_pred and uses v_t.
+    """
+    logsnr = schedule(t)                                                  # (B,)
+    z = diffuse(x, eps, logsnr)
+    return prediction_loss(model(z, logsnr, cond), z, x, eps, logsnr, loss, multiscale)
+
+
 # ------------------------------------------------------------------------------------------ pieces of the loop
 
-def draw(seed, step, places, shape, device):
-    """t (B,), eps (B, *shape) and u (B,) for the examples at these places of the global batch of this step.
+def draw(seed, step, places, shapes, device):
+    """t (B,), [eps (B, *shape), ...] and u (B,) for the examples at these places of the global batch of this step.
 
     A generator is seeded anew for each example, so no state has to be saved, and how the batch is split over processes
     does not matter. u ~ U(0, 1) decides whether the example's condition is hidden.
@@ -81,8 +92,9 @@ def draw(seed, step, places, shape, device):
         generator.manual_seed(int(state >> np.uint64(1)))
         t.append(torch.rand((), generator=generator, device=where))
         u.append(torch.rand((), generator=generator, device=where))
-        eps.append(torch.randn(shape, generator=generator, device=where))
-    return torch.stack(t).to(device), torch.stack(eps).to(device), torch.stack(u).to(device)
+        eps.append([torch.randn(shape, generator=generator, device=where) for shape in shapes])
+    eps = [torch.stack(level).to(device) for level in zip(*eps)]          # one for each level, each for itself
+    return torch.stack(t).to(device), eps, torch.stack(u).to(device)
 
 
 @torch.no_grad()
@@ -100,7 +112,7 @@ def describe(config):
     from torch.utils.flop_counter import FlopCounterMode
     with torch.device("meta"):
         model = build_model(config)
-        z, logsnr = torch.zeros(1, 3, *config.size), torch.zeros(1)
+        z, logsnr = [torch.zeros(1, 3, *size) for size in config.sizes], [torch.zeros(1) for _ in config.sizes]
     saved, held = {}, []                                                  # storage -> bytes: views count once
 
     def keep(tensor):                                                     # what backward will need
@@ -109,7 +121,7 @@ def describe(config):
         return tensor
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        model(z, logsnr, {})
+        model(z, logsnr, {}) if config.outer_channels else model(z[0], logsnr[0], {})
     for parameter in model.parameters():                                  # weights apart
         saved.pop(parameter.untyped_storage()._cdata, None)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops(), sum(saved.values())
@@ -132,6 +144,9 @@ def parse():
     add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in ("num_classes", "class_names")])
     args = parser.parse_args()
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
+    for option in ("resume", "preset", "out"):                            # an empty variable of a script starts nothing
+        if getattr(args, option) == "":
+            raise UserError(f"--{option} is empty")
     if args.resume and (args.preset or args.out):
         raise UserError("--resume goes on with a run as it is: without --preset and --out")
     return args, given
@@ -153,7 +168,29 @@ def configure(args, given):
     return override(PRESETS[name], **given), None
 
 
-def dry_run(config, world):
+def grow_from(config, state, model, ema):
+    """3.3: the inner network of `model` and of `ema` begin as the trained and the averaged one of that run."""
+    run, path = state["config"], config.grow_from
+    if run.class_names != config.class_names:
+        raise UserError(f"--grow-from {path}: its classes ({len(run.class_names)}) are not those of {config.data} "
+                        f"({len(config.class_names)})")
+    if run.sizes != config.sizes[1:]:
+        sizes = [" + ".join(f"{h}x{w}" for h, w in levels) for levels in (run.sizes, config.sizes[1:])]
+        raise UserError(f"--grow-from {path}: that run is of {sizes[0]}, the inner levels are {sizes[1]}")
+    t = torch.linspace(0, 1, 11)
+    for theirs, ours in zip(make_schedules(run), make_schedules(config)[1:]):
+        if not torch.allclose(theirs(t), ours(t)):
+            raise UserError(f"--grow-from {path}: its schedule is another (check schedule, noise_d, logsnr_min, "
+                            f"logsnr_max, level_power)")
+    for module, weights in ((model, state["model"]), (ema, state["ema"])):
+        try:
+            grow(module, weights)
+        except ValueError as error:
+            raise UserError(f"--grow-from {path}: not the inner network of this model ({error})") from None
+
+
+def dry_run(config, device, why, world):
+    print(f"{'device':24s} {world} x {device.type} ({why})")
     for field in dataclasses.fields(config):
         if field.name != "class_names":
             print(f"{field.name:24s} {getattr(config, field.name)}")
@@ -167,27 +204,42 @@ def dry_run(config, world):
           f"{activations * config.batch / world / gib:,.2f} GiB a process")
 
 
-def main():
-    args, given = parse()
-    config, state = configure(args, given)
-    if args.dry_run:
-        return dry_run(config, 1)
-    if not config.data:
+def resolve(config, state, args, device, world):
+    """(config with classes and precision decided, the source of its data or None)."""
+    if not config.data and not args.dry_run:
         raise UserError(f"--preset {args.preset or 'glyphs64'}: say which folder of images to train on with --data")
     with torch.device("meta"):
         build_model(config)                                               # sizes that do not fit: known before any work
-    source = open_source(config.data, config.size, config.scenes, config.seed)
-    if state is None:
-        config = dataclasses.replace(config, num_classes=len(source.classes), class_names=tuple(source.classes))
-    elif tuple(source.classes) != config.class_names:
-        raise UserError(f"--resume {args.resume}: the classes of {config.data} are no longer those of the run")
-    rank, world, device, why = start_processes(args.device)
     if config.batch % world:
         raise UserError(f"--batch {config.batch}: does not divide over {world} processes")
+    source = open_source(config.data, config.size, config.scenes, config.seed) if config.data else None
+    if state is None and source:
+        config = dataclasses.replace(config, num_classes=len(source.classes), class_names=tuple(source.classes))
+    if state and tuple(source.classes) != config.class_names:
+        raise UserError(f"--resume {args.resume}: the classes of {config.data} are no longer those of the run")
+    if state and state.get("examples") not in (None, len(source)):        # None: a checkpoint of before
+        raise UserError(f"--resume {args.resume}: {config.data} had {state['examples']:,} examples and now has "
+                        f"{len(source):,}; their order would be another")
     precision = [choose_precision(config.precision, device)]
     if world > 1:
         dist.broadcast_object_list(precision)                             # the first process decides for all
-    config = dataclasses.replace(config, precision=precision[0])
+    return dataclasses.replace(config, precision=precision[0]), source
+
+
+def main():
+    args, given = parse()
+    config, state = configure(args, given)
+    rank, world, device, why = start_processes(args.device)
+    inner = read_checkpoint(config.grow_from) if config.grow_from and state is None else None
+    if inner and not config.outer_channels:
+        raise UserError(f"--grow-from {config.grow_from}: only a nested model grows, and --outer-channels is empty")
+    config, source = resolve(config, state, args, device, world)
+    # Decided here and not kept: the run may go on elsewhere.
+    workers = config.workers if config.workers >= 0 else max(1, min(8, cores() // (2 * world)))
+    compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    if args.dry_run:
+        here = dataclasses.replace(config, workers=workers, compile="on" if compiled else "off")
+        return dry_run(here, device, why, world) if rank == 0 else None
     folder = args.resume or (new_folder(args.out, args.preset or "glyphs64") if rank == 0 else "")
     interrupt = Interrupt()
 
@@ -199,21 +251,25 @@ def main():
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2),
                                  eps=config.adam_eps, weight_decay=config.weight_decay, fused=True)
     step = images = 0
+    if inner:                                                             # the lower levels begin where that run ended
+        grow_from(config, inner, model, ema)
     if state:
         load_weights(model, state["model"], args.resume)
         load_weights(ema, state["ema"], args.resume)
         load_weights(optimizer, state["optimizer"], args.resume)
         step, images = state["step"], state["images"]
+    last_saved = f"the checkpoint of step {step} is in {folder}" if state else "no checkpoint was written yet"
+    state = inner = None                                                  # copied by now: not held twice
     # `handle` trains, `model` is saved, averaged and sampled: its keys know nothing of compile or DDP.
-    compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
     handle = torch.compile(model) if compiled else model
     if world > 1:
         handle = torch.nn.parallel.DistributedDataParallel(handle)
 
-    schedule, shape = make_schedule(config), (3, *config.size)
-    share = config.batch // world
+    schedule, shapes = make_schedule(config), [(3, *size) for size in config.sizes]
+    measure = functools.partial(prediction_loss, loss=config.loss, multiscale=config.multiscale)
+    share, weights = config.batch // world, numbers(config.level_weights, ":")
+    rows = mixed_rows(numbers(config.mixed_ratio, ":"), share) if config.mixed_ratio else None
     places = range(rank * share, (rank + 1) * share)                      # of the global batch, this process's
-    workers = config.workers if config.workers >= 0 else max(1, min(8, (os.cpu_count() or 2) // (2 * world)))
     log = Log(folder, config, active=rank == 0, first_step=step)
     log.say(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters, {config.size[0]}x{config.size[1]}, "
             f"{len(source):,} examples, {len(source.classes)} classes; {world} x {device.type} ({why}), "
@@ -221,11 +277,10 @@ def main():
     for path, reason in getattr(source, "skipped", []):
         log.say(f"skipped {path}: {reason}")
     broken = set(getattr(source, "skipped", []))
-    last_saved = f"the checkpoint of step {step} is in {folder}" if state else "no checkpoint was written yet"
 
     def save():
         if rank == 0:
-            save_checkpoint(folder, model, ema, optimizer, step, images, config)
+            save_checkpoint(folder, model, ema, optimizer, step, images, config, len(source))
             log.draw()
         if world > 1:
             dist.barrier()                                                # nobody leaves while the first one writes
@@ -248,7 +303,7 @@ def main():
         if batch["image"] is None:
             raise UserError(f"--data {config.data}: no image left that can be read ({len(broken)} skipped)")
         x = batch["image"].to(device, non_blocking=True)                  # (B, 3, H, W)
-        t, eps, u = draw(config.seed, step, places, shape, device)
+        t, eps, u = draw(config.seed, step, places, shapes, device)
         cond = {"label": torch.where(u < config.cond_drop, -1, batch["label"].to(device))}
         torch.manual_seed(config.seed * 1_000_003 + step * world + rank)  # for dropout: no state to be saved
 
@@ -256,7 +311,10 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = lr
         with autocast(config.precision, device):
-            loss = simple_loss(handle, x, cond, t, eps, schedule, config.loss, config.multiscale)
+            if config.outer_channels:
+                loss = nested_loss(handle, pyramid(x, config.sizes), cond, t, eps, schedule, measure, weights, rows)
+            else:
+                loss = simple_loss(handle, x, cond, t, eps[0], schedule, config.loss, config.multiscale)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         if not torch.isfinite(grad_norm + loss.detach()):

@@ -88,6 +88,9 @@ class Embedding(nn.Module):
 
     cond["label"]: (B,) long, class number; negative = dropped. Key absent = dropped for the whole batch. A dropped
     label has an embedding of its own (row num_classes), learned from the 10 % of examples whose label training hides.
+
+    num_classes None: no table of classes. So it is in the outer levels of nested_unet.py, which are told the innermost
+    one's `of_cond`.
     """
 
     def __init__(self, channels, logsnr_min, logsnr_max, num_classes, width=256):
@@ -95,17 +98,21 @@ class Embedding(nn.Module):
         self.logsnr_min, self.logsnr_max = float(logsnr_min), float(logsnr_max)
         self.num_classes, self.width = num_classes, width
         self.time = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), nn.Linear(channels, channels))
-        self.label = nn.Embedding(num_classes + 1, channels)
+        self.label = None if num_classes is None else nn.Embedding(num_classes + 1, channels)
 
     def forward(self, logsnr, cond, batch):
+        return self.of_logsnr(logsnr, batch) + self.of_cond(cond, batch)
+
+    def of_logsnr(self, logsnr, batch):
         logsnr = logsnr.float().expand(batch)                             # (B,)
         place = (logsnr - self.logsnr_min) / (self.logsnr_max - self.logsnr_min)
-        emb = self.time(sinusoid(place, self.width))                      # (B, E)
+        return self.time(sinusoid(place, self.width))                     # (B, E)
+
+    def of_cond(self, cond, batch):
         label = cond.get("label")
         if label is None:
-            label = torch.full((batch,), -1, device=logsnr.device)
-        label = torch.where(label < 0, self.num_classes, label)           # the null class
-        return emb + self.label(label)
+            label = torch.full((batch,), -1, device=self.label.weight.device)
+        return self.label(torch.where(label < 0, self.num_classes, label))  # (B, E); the last row is the null class
 
 
 # ------------------------------------------------------------------------------------------ blocks
@@ -177,6 +184,20 @@ class MapAttention(Attention):
         return super().forward(tokens).transpose(1, 2).reshape(B, C, H, W)
 
 
+class FeedForward(nn.Module):
+    """What MDM's U-Net has after each attention (and simple diffusion's has not): norm -> 1x1 to 4C -> gelu -> 1x1 to C
+    from zero, with its residual; maps (B, C, H, W)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm = norm(channels)
+        self.expand = nn.Conv2d(channels, 4 * channels, 1)
+        self.out = starting_at(0, nn.Conv2d(4 * channels, channels, 1))
+
+    def forward(self, x):
+        return x + self.out(F.gelu(self.expand(self.norm(x))))
+
+
 class Downsample(nn.Module):
     """Average 2 x 2, then 3x3 convolution to the next width: (B, C, H, W) -> (B, C', H/2, W/2).
 
@@ -208,12 +229,16 @@ class Upsample(nn.Module):
 # ------------------------------------------------------------------------------------------ the network
 
 class Level(nn.ModuleList):
-    """The blocks of one level, down or up: ResBlocks, each followed by attention if the level has it."""
+    """The blocks of one level, down or up: ResBlocks, each followed by attention if the level has it, once or `layers`
+    times with a FeedForward after each."""
 
-    def __init__(self, blocks, channels, emb_channels, dropout, heads, skip):
+    def __init__(self, blocks, channels, emb_channels, dropout, heads, skip, layers=None):
         super().__init__()
         for _ in range(blocks):
             attention = MapAttention(channels, heads) if heads else nn.Identity()
+            if layers is not None:
+                attention = nn.Sequential(*(layer for _ in range(layers)
+                                            for layer in (MapAttention(channels, heads), FeedForward(channels))))
             self.append(nn.ModuleList([ResBlock(channels, emb_channels, dropout, skip), attention]))
 
 
@@ -227,18 +252,24 @@ class UNet(nn.Module):
     dropout_from_resolution  largest side of the feature maps that have dropout
     patching                 none | dwt_1 | dwt_2 | conv_2 | conv_4: the resolutions above count after it
     logsnr_min, logsnr_max   the end points of the (shifted!) schedule
-    middle                   the block, attention, block at the bottom
+    attn_layers              MDM: attention and feed-forward layers after each block, a count a level, instead of
+                             attn_resolutions; () = simple diffusion's
+    middle                   the block, attention, block at the bottom; without it, an outer level of nested_unet.py
     """
 
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, attn_resolutions=(8, 16),
                  num_heads=4, dropout=0.1, dropout_from_resolution=16, patching="none", num_classes=0,
-                 logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, middle=True):
+                 logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, attn_layers=(), middle=True):
         super().__init__()
         if len(channel_mult) != len(num_res_blocks):
             raise ValueError(f"{len(channel_mult)} widths but {len(num_res_blocks)} block counts: one of each a level")
+        if attn_layers and len(attn_layers) != len(channel_mult):
+            raise ValueError(f"{len(channel_mult)} widths but {len(attn_layers)} counts of attention layers")
         self.size = check_size(size, patch_factor(patching), len(channel_mult) - 1)
         height, width = (s // patch_factor(patching) for s in size)
-        widths = [base_channels * m for m in channel_mult]
+        self.widths = widths = [base_channels * m for m in channel_mult]
+        self.first_map = height, width                                    # size of the finest and
+        self.last_map = height >> len(widths) - 1, width >> len(widths) - 1                     # the coarsest map
         self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes)
         self.input = EmbedInput(in_channels, widths[0], patching)
         self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
@@ -246,12 +277,14 @@ class UNet(nn.Module):
             h, w = height >> level, width >> level
             heads = num_heads if any(at_resolution(h, w, r) for r in attn_resolutions) else 0
             drop = dropout if at_or_below(h, w, dropout_from_resolution) else 0.0
-            self.down.append(Level(blocks, channels, emb_channels, drop, heads, skip=False))
-            up.append(Level(blocks + 1, channels, emb_channels, drop, heads, skip=True))
+            layers = attn_layers[level] if attn_layers else None
+            heads = heads if layers is None else num_heads
+            self.down.append(Level(blocks, channels, emb_channels, drop, heads, False, layers))
+            up.append(Level(blocks + 1, channels, emb_channels, drop, heads, True, layers))
             if level + 1 < len(widths):
                 self.downsample.append(Downsample(channels, widths[level + 1]))
                 upsample.append(Upsample(widths[level + 1], channels))
-        self.middle = Level(2, channels, emb_channels, drop, heads, skip=False) if middle else nn.ModuleList()
+        self.middle = Level(2, channels, emb_channels, drop, heads, False, layers) if middle else nn.ModuleList()
         if middle:
             self.middle[1][1] = nn.Identity()                             # block, attention, block
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))   # coarsest first
@@ -259,9 +292,19 @@ class UNet(nn.Module):
         initialise(self)
 
     def forward(self, z, logsnr, cond):
+        return self.output(self.features(z, self.embed(logsnr, cond, z.shape[0])))              # (B, 3, H, W)
+
+    def features(self, z, emb, f=None):
+        """All but the last layer. f: a map that an outer level adds to the first one (nested_unet.py)."""
+        h, skips = self.descend(z, emb, f)
+        for block, attention in self.middle:
+            h = attention(block(h, emb))
+        return self.ascend(h, skips, emb)                                 # (B, C0, H, W)
+
+    def descend(self, z, emb, f=None):
         check_input(z, self.size)
-        emb = self.embed(logsnr, cond, z.shape[0])                        # (B, E)
         h = self.input(z)                                                 # (B, C0, H, W)
+        h = h if f is None else h + f
         skips = [h]
         for level, blocks in enumerate(self.down):
             for block, attention in blocks:
@@ -270,14 +313,15 @@ class UNet(nn.Module):
             if level < len(self.downsample):
                 h = self.downsample[level](h)
                 skips.append(h)                                           # so there are k + 1 skips a level
-        for block, attention in self.middle:
-            h = attention(block(h, emb))
+        return h, skips
+
+    def ascend(self, h, skips, emb):
         for level, blocks in enumerate(self.up):
             for block, attention in blocks:
                 h = attention(block(h, emb, skips.pop()))
             if level < len(self.upsample):
                 h = self.upsample[level](h)
-        return self.output(h)                                             # (B, 3, H, W)
+        return h
 
 
 def check_size(size, patch, halvings):

@@ -16,7 +16,7 @@ Legend of shapes: B batch, C width, N = H W tokens at the bottom, E emb_channels
 # Paper: "Dense(emb, mlp_h.shape[2:])": scale and shift act on the 4C hidden features, after the swish.
 # Paper: no norm is printed before ProjectOutput, and no zero-initialisation of it. We do as printed, in the U-Net too:
 # with the usual norm, swish and zero-initialised convolution the small models here learnt markedly more slowly
-# (README).
+# (benchmarks/README.md).
 
 `python uvit.py` prints figure 7 as a table of blocks, and the parameters and FLOPs of the ImageNet presets.
 """
@@ -82,7 +82,8 @@ class UViT(nn.Module):
         patch = patch_factor(patching)
         self.size = check_size(size, patch, len(num_res_blocks))
         height, width = (s // patch for s in size)
-        widths = [base_channels * m for m in channel_mult]
+        self.widths = widths = [base_channels * m for m in channel_mult]
+        self.first_map = height, width                                    # size of the finest map
         self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes)
         self.input = EmbedInput(in_channels, widths[0], patching)
         self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
@@ -101,9 +102,13 @@ class UViT(nn.Module):
         initialise(self)
 
     def forward(self, z, logsnr, cond):
+        return self.output(self.features(z, self.embed(logsnr, cond, z.shape[0])))              # (B, 3, H, W)
+
+    def features(self, z, emb, f=None):
+        """All but the last layer: -> (B, C0, H, W). f: a map that an outer level adds to the first one."""
         check_input(z, self.size)
-        emb = self.embed(logsnr, cond, z.shape[0])                        # (B, E)
         h = self.input(z)                                                 # (B, C0, H, W)
+        h = h if f is None else h + f
         skips = []
         for blocks, downsample in zip(self.down, self.downsample):
             for block, attention in blocks:
@@ -119,7 +124,7 @@ class UViT(nn.Module):
             h = upsample(h)
             for block, attention in blocks:
                 h = block(h, emb, skips.pop())
-        return self.output(h)                                             # (B, 3, H, W)
+        return h
 
 
 # ------------------------------------------------------------------------------------------ the page of the lecture

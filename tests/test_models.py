@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import config as C
+import schedule as S
 import unet
 import uvit
 
@@ -77,7 +78,20 @@ def test_attention_and_dropout_by_resolution():
                 assert isinstance(attention, unet.MapAttention) == (side == 8)
     assert all(b.dropout.p == 0 for l in small_unet(dropout_from_resolution=0).down for b, _ in l)
     assert unet.at_resolution(12, 20, 16) and not unet.at_resolution(24, 40, 16)                # 15.5 and 31
-    assert small_uvit(transformer_dropout=0.2).transformer[0].mlp.dropout.p == 0.2
+    for block, _ in small_unet(dropout_from_resolution=4).middle:                               # at side 4
+        assert block.dropout.p == 0.1
+    for block, _ in small_unet(dropout_from_resolution=2).middle:
+        assert block.dropout.p == 0
+    model = small_uvit(dropout=0.1, dropout_from_resolution=8, transformer_dropout=0.2)         # sides 16, 8, then 4
+    assert model.transformer[0].mlp.dropout.p == 0.2
+    assert [block.dropout.p for level in (*model.down, *model.up) for block, _ in level] == [0, 0, 0.1, 0.1, 0, 0]
+
+
+def test_downsampling_averages():
+    """3.1: "with average pooling". Kills: a stride, which keeps a checkerboard and aliases."""
+    down = unet.Downsample(1, 1)
+    checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 4)[None, None]
+    assert_close(down(checks) - down(torch.zeros(1, 1, 8, 8)), torch.zeros(1, 1, 4, 4))
 
 
 def test_dropout_acts_in_training_and_not_in_evaluation():
@@ -150,6 +164,26 @@ def test_one_pixel_reaches_one_token_of_the_patch_embedding_only():
     assert changed.max() == 0
 
 
+def test_token_n_is_pixel_n_of_the_map():
+    """Trap 8 inside the U-ViT. Kills: (B, C, H, W) reshaped to tokens and back without a transpose: the two scrambles
+    cancel from input to output, so the tokens themselves are looked at."""
+    model = stir(small_uvit(size=(16, 24), patching="conv_4", channel_mult=(4,), num_res_blocks=())).eval()
+    tokens, maps = [], []
+    model.transformer[0].register_forward_pre_hook(lambda module, args: tokens.append(args[0]))
+    model.output.register_forward_pre_hook(lambda module, args: maps.append(args[0]))
+    z = torch.zeros(1, 3, 16, 24)
+    other = z.clone()
+    other[0, 1, 9, 14] += 1.0                                             # patch row 2, column 3 of 4 x 6
+    for image in (z, other):
+        model(image, torch.zeros(1), {})
+    changed = (tokens[1] - tokens[0])[0].abs().amax(1)
+    assert changed.nonzero().flatten().tolist() == [2 * 6 + 3]
+    last = []
+    model.transformer[-1].register_forward_hook(lambda module, args, out: last.append(out))
+    model(z, torch.zeros(1), {})
+    assert_close(maps[0][0, :, 2, 3], last[0][0, 2 * 6 + 3])
+
+
 def test_residual_branches_start_as_the_identity():
     """Zero-initialisation (B.2.1, kernel_init=zeros). Kills: forgetting one of them."""
     torch.manual_seed(0)
@@ -175,6 +209,9 @@ def test_embedding_uses_the_shifted_end_points_and_a_null_class():
     out = embed(l, label(0, -1), 2)
     assert not torch.equal(out[0], out[1])
     assert_close(out[1] - embed.time(unet.sinusoid((l - -15) / 30, 256))[1], embed.label.weight[3])
+    shifted = unet.Embedding(8, -19.2, 10.8, 3)
+    place = torch.tensor([0.5, 1.0])
+    assert_close(shifted.of_logsnr(torch.tensor([-4.2, 10.8]), 2), shifted.time(unet.sinusoid(place, 256)))
     features = unet.sinusoid(torch.tensor([0.0, 1.0]), 4)  # 'linear' input: 0 at one end, 1000 at the other
     assert_close(features[0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
     assert_close(features[1], torch.tensor([math.sin(1000.0), math.sin(0.1), math.cos(1000.0), math.cos(0.1)]),
@@ -204,6 +241,11 @@ def test_scalar_and_batched_logsnr_agree():
 COUNTS = {
     "glyphs64": 4_407_500,
     "glyphs64_unet": 7_525_196,
+    "glyphs16": 4_280_195,
+    "glyphs64_nested": 4_993_071,
+    "mdm64": 362_942_723,
+    "mdm256": 375_114_118,
+    "mdm1024": 378_016_777,
     "imagenet128_unet": 1_007_142_915,
     "imagenet256_unet": 1_001_171_459,
     "imagenet512_unet": 1_003_141_379,
@@ -221,8 +263,12 @@ COUNTS = {
 def test_presets_build_and_have_their_size(name):
     with torch.device("meta"):
         model = C.build_model(C.PRESETS[name])
-        size = C.PRESETS[name].size
-        assert model(torch.zeros(1, 3, *size), torch.zeros(1), {}).shape == (1, 3, *size)
+        z = [torch.zeros(1, 3, *size) for size in C.PRESETS[name].sizes]
+        if len(z) > 1:
+            v = model(z, [torch.zeros(1) for _ in z], {})
+        else:
+            v = [model(z[0], torch.zeros(1), {})]
+        assert [a.shape for a in v] == [a.shape for a in z]
     assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
 
 
@@ -234,6 +280,40 @@ def test_presets_are_the_papers():
     assert p["imagenet512_unet"].num_res_blocks == (1, 1, 2, 2, 4, 12, 4)
     assert sum(p["imagenet512_unet"].num_res_blocks) == 26
     assert {p[f"imagenet{d}_uvit"].patching for d in (128, 256, 512)} == {"none", "dwt_1", "dwt_2"}
-    for d in (128, 256, 512):
-        assert p[f"imagenet{d}_uvit"].batch == 2048 and p[f"imagenet{d}_uvit"].loss == "v_mse"
-        assert p[f"imagenet{d}_uvit"].num_transformer_blocks == 36
+    common = dict(warmup=10_000, beta1=0.9, adam_eps=1e-12, weight_decay=0, clip=1.0, ema=0.9999, noise_d=64,
+                  schedule="shifted", base_channels=128, emb_channels=1024, num_heads=4, num_classes=1000,
+                  cond_drop=0.1, logsnr_min=-15, logsnr_max=15, sampler="ddpm", noise_param=0.2, guidance=1)
+    unets = dict(common, batch=512, lr=5e-5, dropout=0.1, dropout_from_resolution=16, attn_resolutions=(8, 16),
+                 loss="eps_mse")
+    uvits = dict(common, batch=2048, lr=1e-4, beta2=0.99, loss="v_mse", transformer_dropout=0.2, steps=500_000,
+                 num_transformer_blocks=36, channel_mult=(1, 2, 4, 16), num_res_blocks=(2, 2, 2))
+    for name in p:
+        if name.startswith("imagenet"):
+            for field, value in (unets if "_unet" in name else uvits).items():
+                assert getattr(p[name], field) == value, (name, field)
+    assert {name: p[name].steps for name in p if "_unet" in name and "imagenet" in name} == {
+        name: 1_500_000 if "128" in name else 2_000_000 for name in p if "_unet" in name and "imagenet" in name}
+
+
+def test_matryoshka_presets_are_the_released_ones():
+    """FACTS B 1.3, 1.4, 1.7. Kills: widths of another level, a shift of the wrong power."""
+    p = C.PRESETS
+    for name, sizes, shifts in (("mdm64", [64], [0]), ("mdm256", [256, 64], [1.386, 0]),
+                                ("mdm1024", [1024, 256, 64], [5.545, 2.773, 0])):
+        assert p[name].sizes == [(s, s) for s in sizes]
+        t = torch.tensor(0.4)
+        base = float(S.logsnr_cosine(t))
+        assert [base - float(s(t)) for s in C.make_schedules(p[name])] == pytest.approx(shifts, abs=1e-3)
+        with torch.device("meta"):
+            model = C.build_model(p[name])
+        widths = []
+        while hasattr(model, "outer"):
+            widths.append(model.outer.widths)
+            assert [len(level) for level in model.outer.down] == [2, 2, 1] and len(model.outer.middle) == 0
+            assert not any(isinstance(m, unet.Attention) for m in model.outer.modules())
+            model = model.inner
+        assert widths == [[32, 32, 64], [64, 128, 256]][3 - len(sizes):] and model.widths == [256, 512, 768]
+        layers = [[sum(isinstance(m, unet.Attention) for m in attention.modules()) for _, attention in level]
+                  for level in model.down]
+        assert layers == [[0, 0], [1, 1], [5, 5]]
+    assert p["mdm1024"].level_weights == "16:4:1" and p["mdm256"].level_power == 1

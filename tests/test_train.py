@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
@@ -73,14 +74,18 @@ def test_losses_are_the_two_faces_of_one_error():
 def test_noise_is_a_function_of_seed_step_and_place():
     """Kills: noise drawn per process, so that two processes repeat it or a resumed run changes it."""
     cpu = torch.device("cpu")
-    whole = T.draw(1, 7, range(6), (3, 4, 4), cpu)
-    parts = [T.draw(1, 7, places, (3, 4, 4), cpu) for places in (range(0, 3), range(3, 6))]
-    for a, b, c in zip(whole, *parts):
+    shapes = [(3, 4, 4), (3, 2, 2)]
+    whole = T.draw(1, 7, range(6), shapes, cpu)
+    parts = [T.draw(1, 7, places, shapes, cpu) for places in (range(0, 3), range(3, 6))]
+    flat = lambda drawn: (drawn[0], *drawn[1], drawn[2])
+    for a, b, c in zip(flat(whole), *map(flat, parts)):
         assert torch.equal(a, torch.cat([b, c]))
+    assert [eps.shape for eps in whole[1]] == [(6, 3, 4, 4), (6, 3, 2, 2)]
+    assert torch.equal(whole[1][0], T.draw(1, 7, range(6), shapes[:1], cpu)[1][0])  # the highest, as if it were alone
     assert len(set(whole[0].tolist())) == 6
     for other in ((2, 7), (1, 8)):
-        assert not torch.equal(whole[1], T.draw(*other, range(6), (3, 4, 4), cpu)[1])
-    t, eps, u = T.draw(0, 0, range(2000), (1,), cpu)
+        assert not torch.equal(whole[1][0], T.draw(*other, range(6), shapes, cpu)[1][0])
+    t, eps, u = T.draw(0, 0, range(2000), [(1,)], cpu)
     for uniform in (t, u):
         assert abs(uniform.mean() - 0.5) < 0.03 and abs(uniform.var() - 1 / 12) < 0.01
     assert abs(torch.corrcoef(torch.stack([t, u]))[0, 1]) < 0.08
@@ -144,14 +149,16 @@ def test_resuming_is_the_unbroken_run_to_the_bit(unbroken, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_on_the_joined_batch(tmp_path):
+@pytest.mark.parametrize("settings", [{}, dict(patching="none", outer_channels="8,8", outer_blocks="1,1")])
+def test_two_processes_are_one_on_the_joined_batch(tmp_path, settings):
     """Trap 13. Kills: gradients that never meet, a batch per process instead of in all, noise repeated by the ranks."""
-    common = ("--steps", 3, "--dropout", 0, "--adam-eps", 1e-4, "--warmup", 0)  # eps: gradients that are pure rounding
+    common = ("--steps", 3, "--dropout", 0, "--adam-eps", 1e-4, "--warmup", 0,  # eps: gradients that are pure rounding
+              *(part for key, value in settings.items() for part in ("--" + key, value)))
     train(*common, "--out", tmp_path / "one")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     train(*common, "--out", tmp_path / "two", launcher=torchrun)
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
-    start = checkpoint_at_start()
+    start = checkpoint_at_start(**settings)
     moved = max((one["model"][k] - start[k]).abs().max().item() for k in start)
     apart = max((one["model"][k] - two["model"][k]).abs().max().item() for k in start)
     assert apart < 1e-3 * moved
@@ -159,10 +166,10 @@ def test_two_processes_are_one_on_the_joined_batch(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def checkpoint_at_start():
+def checkpoint_at_start(**settings):
     torch.manual_seed(0)
     config = C.override(C.PRESETS["glyphs64"], size=(16,), base_channels=8, emb_channels=16, channel_mult=(1, 2),
-                        num_res_blocks=(1,), num_transformer_blocks=1, num_heads=2)
+                        num_res_blocks=(1,), num_transformer_blocks=1, num_heads=2, **settings)
     return C.build_model(config).state_dict()
 
 
@@ -226,6 +233,71 @@ def test_load_run_gives_the_averaged_weights(unbroken):
         assert torch.equal(value, state["ema"][key])
 
 
+def test_what_the_loop_tells_the_loss_and_the_optimiser(tmp_path, monkeypatch):
+    """Kills: conditions never dropped, or always; no warm-up; betas exchanged; no clipping; a sheet of raw weights."""
+    labels, sheets, loss, sheet = [], [], T.simple_loss, T.class_sheet
+    monkeypatch.setattr(T, "simple_loss", lambda model, x, cond, *rest: labels.append(cond["label"]) or loss(
+        model, x, cond, *rest))
+    monkeypatch.setattr(T, "class_sheet", lambda model, *rest: sheets.append(
+        {k: v.clone() for k, v in model.state_dict().items()}) or sheet(model, *rest))
+    for drop, low, high in ((0, 0, 0), (0.5, 0.25, 0.75), (1, 1, 1)):
+        labels.clear()
+        out = tmp_path / str(drop)
+        assert run_here(T, [*TINY, "--steps", "8", "--batch", "16", "--warmup", "4", "--lr", "0.01", "--cond-drop",
+                            drop, "--beta1", "0.5", "--beta2", "0.6", "--adam-eps", "1e-3", "--clip", "1e-6", "--out",
+                            out]) == (None, "")
+        assert low <= (torch.cat(labels) < 0).float().mean() <= high
+        rows = list(csv.DictReader(open(out / "log.csv")))
+        assert [float(row["lr"]) for row in rows] == pytest.approx([0.0025, 0.005, 0.0075] + [0.01] * 5)
+        state = checkpoint(out)
+        group = state["optimizer"]["param_groups"][0]
+        assert tuple(group["betas"]) == (0.5, 0.6) and group["eps"] == 1e-3
+        # Gradients of norm 1e-6 under eps 1e-3 hardly move anything; unclipped ones would move the weights by about lr.
+        start = checkpoint_at_start()
+        assert max((state["model"][k] - start[k]).abs().max() for k in start) < 1e-3
+        for key, value in sheets[-1].items():
+            assert torch.equal(value, state["ema"][key])
+        assert any(not torch.equal(state["ema"][k], state["model"][k]) for k in start)
+
+
+def test_dry_run_resolves_what_was_left_open(tmp_path, capsys):
+    for i in range(4):
+        path = tmp_path / "data" / f"c{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(path)
+    done = program("train.py", "--dry-run", "--data", tmp_path / "data", "--device", "cpu")
+    assert done.returncode == 0
+    settings = dict(line.split(None, 1) for line in done.stdout.splitlines() if len(line.split(None, 1)) == 2)
+    assert settings["num_classes"] == "2" and settings["compile"] == "off" and int(settings["workers"]) >= 1
+    assert settings["precision"] in ("float32", "bf16") and settings["device"].startswith("1 x cpu")
+    assert not os.path.exists(os.path.join(ROOT, "runs", "data"))
+    for args, wanted in ((["--data", "/nosuch"], "no such file"), (["--device", "cuda:9"], "CUDA devices")):
+        status, line = run_here(T, ["--dry-run", *args])
+        assert status == 2 and wanted in line
+
+
+def test_a_resumed_run_notices_other_data_and_forgives_a_torn_log(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(5):
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(data / f"{i}.png")
+    assert run_here(T, [*TINY, "--steps", "2", "--data", data, "--out", tmp_path / "r"]) == (None, "")
+    with open(tmp_path / "r" / "log.csv", "a") as file:
+        file.write("2,8,zero,0,0,0,0\n3,")
+    assert run_here(T, ["--resume", tmp_path / "r", "--steps", "3", "--device", "cpu"]) == (None, "")
+    assert [row["step"] for row in csv.DictReader(open(tmp_path / "r" / "log.csv"))] == ["1", "2", "3"]
+    Image.new("RGB", (20, 20)).save(data / "a.png")
+    status, line = run_here(T, ["--resume", tmp_path / "r", "--steps", "4", "--device", "cpu"])
+    assert status == 2 and "had 5 examples and now has 6" in line
+
+
+def test_ctrl_c_outside_the_loop_is_one_line():
+    for error, status, wanted in ((KeyboardInterrupt(), 130, "interrupted"), (C.UserError("so\nso"), 2, "so so")):
+        def main():
+            raise error
+        assert run_here(types.SimpleNamespace(main=main, __name__="p"), []) == (status, f"p.py: {wanted}\n")
+
+
 # ---- the user's mistakes: one line, status 2
 
 def test_mistakes_of_train(unbroken, tmp_path):
@@ -242,6 +314,8 @@ def test_mistakes_of_train(unbroken, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "checkpoint.pt").write_bytes(content)
     cases = [(["--preset", "nope"], "nope: want one of glyphs64"), (["--nosuch", "1"], "nosuch"),
+             (["--resume", ""], "--resume is empty"), (["--out", "/proc"], "--out /proc"),
+             (["--schedule", "interpolated", "--noise-d", "64", "--noise-d-high", "32"], "at least noise_d"),
              (["--lr", "fast"], "lr"), (["--size", "30", "--data", "glyphs"], "multiples of"),
              (["--data", tmp_path / "none"], "no such file or folder"), (["--data", tmp_path / "empty"], "no image"),
              (["--data", __file__], "font file"),
