@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 
 import dwt
+import nested_unet
 import sample
 import schedule
 import unet
@@ -48,7 +49,7 @@ def drawn_samples(run, model, config, labels, seed, device):
     n, precision = len(labels), choose_precision(config.precision, device)
     settings = (config.sampler, config.sample_steps, config.guidance, config.noise_param, config.clip_x, precision)
     weights = (p.detach().cpu().flatten().view(torch.uint8).numpy().tobytes() for p in model.parameters())
-    code = (inspect.getsource(module) for module in (sample, schedule, dwt, unet, uvit))        # changed: drawn anew
+    code = (inspect.getsource(module) for module in (sample, schedule, dwt, unet, uvit, nested_unet))  # changed: anew
     path = os.path.join(run, f"samples-{fingerprint(*weights, *code, settings, config.size, seed)}.pt")
     have = kept(path, lambda: {"images": torch.zeros(0, *config.size, 3, dtype=torch.uint8), "seconds": 0.0,
                                "labels": torch.zeros(0, dtype=torch.long)})
@@ -60,7 +61,7 @@ def drawn_samples(run, model, config, labels, seed, device):
         seeds = [seed * 1_000_003 + i for i in range(k, part.stop)]
         last = config.sample_steps
 
-        def on_step(first, step, z, x_hat, k=k):
+        def on_step(first, step, z, k=k):
             progress(f"{os.path.basename(run.rstrip('/'))}: drawing samples", k + first + len(z) * step // last, n)
 
         images = sample_run(model, config, labels[part], seeds, device, precision, on_step)
@@ -78,12 +79,20 @@ def drawn_samples(run, model, config, labels, seed, device):
 
 # ------------------------------------------------------------------------------------------ the measures of one set
 
+def distances(a, b):
+    """Euclidean, exactly: (N, D), (M, D) -> (N, M). The quick way, by a matrix product, finds copies 0.03 apart."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 METRICS = ("fd", "is", "read", "pr", "style", "bits", "memory")
 READS = 0.98                                                              # a worse reader judges nobody
 
 
 def figures(set_, labels, yardstick, metrics):
-    """The figures of a described set of samples (or of real images in their place). `_pm`: half a 95 % interval."""
+    """The figures of a described set of samples (or of real images in their place).
+
+    `_pm`: half a 95 % interval; for the inception score, as the field does, one standard deviation over ten parts.
+    """
     result, n = {}, len(labels)
     colours = yardstick.held_out or yardstick.train
     features = set_.get("features")
@@ -116,8 +125,8 @@ def figures(set_, labels, yardstick, metrics):
                           for s in (set_, colours)]
                 result[f"{head}_distance"] = histogram_distance(*counts)
     if "memory" in metrics and features is not None and yardstick.real is not None:
-        nearest = torch.cdist(features, yardstick.train["features"]).amin(1).mean()
-        usual = torch.cdist(yardstick.real["features"], yardstick.train["features"]).amin(1).mean()
+        nearest = distances(features, yardstick.train["features"]).amin(1).mean()
+        usual = distances(yardstick.real["features"], yardstick.train["features"]).amin(1).mean()
         result["nearest_ratio"] = (nearest / usual).item()
     return result
 
@@ -181,8 +190,8 @@ def draw_loss_by_logsnr(bound, path, bins=24):
 
 def draw_nearest(images, features, yardstick, path, pairs=24):
     """The samples nearest to a training image, each with that image at its right."""
-    distances, nearest = torch.cdist(features, yardstick.train["features"]).min(1)
-    closest = distances.argsort()[:pairs]
+    distance, nearest = distances(features, yardstick.train["features"]).min(1)
+    closest = distance.argsort()[:pairs]
     tiles = []
     for i in closest.tolist():
         tiles.append(images[i].permute(2, 0, 1).float() / 127.5 - 1)
@@ -232,8 +241,9 @@ def draw_sweep(field, rows, path):
 
 # ------------------------------------------------------------------------------------------ the program
 
-TABLE = (("fd_train", "{name} against train"), ("fd_held_out", "{name} against held-out"), ("is", "inception score"),
-         ("read_rate", "read rate"), ("precision", "precision"), ("recall", "recall"),
+TABLE = (("fd_train", "{name} against train"), ("fd_held_out", "{name} against held-out"), 
+         ("is", "inception score (± 1 s.d. of 10 parts)"), ("read_rate", "read rate"),
+         ("precision", "precision"), ("recall", "recall"),
          ("colour_distance", "colours: distance of histograms"), ("colour_spread", "colours: spread, share of data's"),
          ("texture_distance", "textures: distance"), ("letter_distance", "letter colours: distance"),
          ("ground_distance", "ground colours: distance"), ("style_distance", "letter styles: distance"),
@@ -262,8 +272,9 @@ def parse():
     add_fields(parser, ("sampler", "guidance", "noise_param", "clip_x", "precision"), "settings of the run to override")
     args = parser.parse_args()
     for name, least in (("n", 2), ("n_real", 2), ("n_bits", 2), ("first_seed", 0)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: want {least} or more")
+        if not least <= getattr(args, name) < 2 ** 31:
+            option = "seed" if name == "first_seed" else name.replace("_", "-")
+            raise UserError(f"--{option} {getattr(args, name)}: want {least} or more, less than 2^31")
     args.metrics = {"all": METRICS, "none": ()}.get(args.metrics) or tuple(filter(None, args.metrics.split(",")))
     if args.metrics == ("none",):
         args.metrics = ()
@@ -272,6 +283,11 @@ def parse():
             raise UserError(f"--metrics {metric}: want some of {','.join(METRICS)}")
     if (args.export or args.export_png or args.sweep) and len(args.runs) > 1:
         raise UserError("--export and --sweep are for one run")
+    if (args.export or args.export_png) and args.sweep:
+        raise UserError("--export and --sweep: one set of samples or several, not both")
+    for run in args.runs if args.curve else ():
+        if not kept_checkpoints(run):
+            raise UserError(f"{run}: no checkpoints were kept to draw a curve of; train with --keep-every STEPS")
     if args.export and not args.export.endswith(".npz"):
         raise UserError(f"--export {args.export}: want a name that ends in .npz")
     if args.features and not os.path.isfile(args.features):
@@ -295,31 +311,60 @@ def sweep_values(text, config):
                    for value in values.split(",")]
 
 
-def provenance(args, config, state):
-    commit = subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), "describe", "--always", "--dirty"],
-                            capture_output=True, text=True).stdout.strip()
-    return dict(command=" ".join(["python", "evaluate.py", *sys.argv[1:]]), commit=commit, torch=torch.__version__,
-                machine=f"{platform.machine()}, {os.cpu_count()} cores", step=state["step"],
-                images_seen=state["images"], n=args.n, n_real=args.n_real,
-                seed=args.first_seed, sampler=config.sampler, steps=config.sample_steps,
-                guidance=config.guidance if config.num_classes else 1.0, noise_param=config.noise_param,
-                clip_x=config.clip_x)
+def provenance(args, config, state, yardstick, device):
+    """Everything that a figure depends on, and where it was made."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        git = subprocess.run(["git", "-C", folder, "describe", "--always", "--dirty"], capture_output=True, text=True)
+        commit = git.stdout.strip()
+    except OSError:                                                       # no git here
+        commit = ""
+    made = dict(command=" ".join(["python", "evaluate.py", *sys.argv[1:]]), commit=commit, torch=torch.__version__,
+                machine=f"{platform.machine()}, {os.cpu_count()} cores", device=str(device))
+    sets = {f"n_{name}": set_["n"] for name in ("train", "held_out") if (set_ := getattr(yardstick, name))}
+    samples = dict(step=state["step"], images_seen=state["images"], n=args.n, seed=args.first_seed,
+                   precision=choose_precision(config.precision, device), sampler=config.sampler,
+                   steps=config.sample_steps, guidance=config.guidance if config.num_classes else 1.0,
+                   noise_param=config.noise_param, clip_x=config.clip_x)
+    judge = dict(features=yardstick.name, features_id=yardstick.judge, **sets,
+                 reads=getattr(yardstick.features, "accuracy", None)) if yardstick.judge else {}
+    return made, samples, judge
 
 
-def print_table(columns, name):
-    """columns: [(title, figures)]; one line a measure."""
-    width = max(12, *(len(title) + 2 for title, _ in columns))
-    print("".ljust(38) + "".join(title.rjust(width + 8) for title, _ in columns))
-    for key, label in TABLE:
-        if not any(key in values for _, values in columns):
-            continue
-        cells = []
-        for _, values in columns:
-            digits = 3 if key not in ("fd_train", "fd_held_out", "is") else 2
-            cell = f"{values[key]:.{digits}f}" if key in values else "–"
-            spread = f" ± {values[key + '_pm']:.{digits}f}" if key + "_pm" in values else ""
-            cells.append((cell.rjust(width) + spread.ljust(8))[:width + 8] if spread else cell.rjust(width) + " " * 8)
-        print(label.format(name=name).ljust(38) + "".join(cells))
+def write_json(path, *parts):
+    """Whole or not at all; only what JSON can hold (no nan)."""
+    values = {key: value for part in parts for key, value in part.items()}
+    with open(path + ".new", "w") as file:
+        json.dump(values, file, indent=1, allow_nan=False)
+    os.replace(path + ".new", path)
+
+
+def read_json(path):
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {}
+
+
+def print_table(columns, name, lines=False):
+    """columns: [(title, figures)]; one line a measure, or with lines=True one line a title (for sweeps)."""
+    def cell(values, key):
+        digits = 3 if key not in ("fd_train", "fd_held_out", "is") else 2
+        spread = f" ± {values[key + '_pm']:.{digits}f}" if key + "_pm" in values else ""
+        return f"{values[key]:.{digits}f}" + spread.ljust(8) if key in values else "–" + " " * 8
+
+    used = [(key, label.format(name=name)) for key, label in TABLE if any(key in values for _, values in columns)]
+    if lines:
+        heads = [label.split(" (")[0] for _, label in used]
+        rows = [(title, [cell(values, key) for key, _ in used]) for title, values in columns]
+    else:
+        heads = [title + " " * 8 for title, _ in columns]
+        rows = [(label, [cell(values, key) for _, values in columns]) for key, label in used]
+    first = max(len(title) for title, _ in rows + [("", [])]) + 2
+    widths = [max(len(text) for text in column) + 3 for column in zip(heads, *(cells for _, cells in rows))]
+    for title, cells in [("", heads)] + rows:
+        print((title.ljust(first) + "".join(text.rjust(width) for text, width in zip(cells, widths))).rstrip())
 
 
 def export(args, images, labels):
@@ -352,19 +397,31 @@ def evaluate(run, model, config, state, args, yardstick, device):
     if set(args.metrics) - {"bits"} or args.export or args.export_png:
         result, set_, images, labels = measure(run, model, config, args, yardstick, device, args.metrics)
         export(args, images, labels)
-    if "bits" in args.metrics:
+    if "bits" in args.metrics and not config.outer_channels:
         start = time.time()
         bound = likelihood(model, config, yardstick, args.n_bits, args.first_seed, device)
         total = bound["total"].double()
+        if not torch.isfinite(total).all():
+            raise UserError(f"{run}: the bound on the likelihood is not finite; nothing can be measured")
         result["bits_per_dim"] = total.mean().item()
         result["bits_per_dim_pm"] = 1.96 * total.std().item() / math.sqrt(len(total))
         result.update({f"bits_{part}": bound[part].mean().item() for part in ("prior", "diffusion", "reconstruction")})
+        result["bits_n"], result["bits_of"] = len(total), "train" if yardstick.unseen is None else "held-out"
         result["seconds_of_bits"] = round(time.time() - start, 1)
         draw_loss_by_logsnr(bound, os.path.join(run, "loss_by_logsnr.png"))
     if "memory" in args.metrics and "features" in set_:
         draw_nearest(images, set_["features"], yardstick, os.path.join(run, "nearest.png"))
-    with open(os.path.join(run, "evaluation.json"), "w") as file:
-        json.dump(dict(provenance(args, config, state), **result), file, indent=1)
+    if yardstick.real is not None and args.metrics:                       # what a perfect model would get
+        labels = [yardstick.unseen.label(i) for i in yardstick.real["indices"].tolist()]
+        real = figures(yardstick.real, labels, yardstick, args.metrics)
+        result["real_scenes"] = real
+    if args.metrics:
+        made, samples, judge = provenance(args, config, state, yardstick, device)
+        path = os.path.join(run, "evaluation.json")
+        before = read_json(path)                                          # of the same samples: kept; else begun anew
+        same = all(before.get(key) == value for key, value in samples.items())
+        same = same and before.get("features_id") in (None, judge.get("features_id", before.get("features_id")))
+        write_json(path, before if same else {}, samples, made, judge, result)
     return result, images
 
 
@@ -376,10 +433,10 @@ def sweep(run, model, config, state, args, yardstick, device):
         result, *_ = measure(run, model, setting, args, yardstick, device, metrics)
         rows.append((f"{field} {value}", {field: value, **result}))
         print(f"{field} {value}: sampled in {result['seconds_of_sampling']:g} s", flush=True)
-    print_table(rows, yardstick.name)
+    print_table(rows, yardstick.name, lines=True)
     path = os.path.join(run, f"sweep_{field}")
-    with open(path + ".json", "w") as file:
-        json.dump(dict(provenance(args, config, state), swept=field, rows=[row for _, row in rows]), file, indent=1)
+    write_json(path + ".json", *provenance(args, config, state, yardstick, device),
+               dict(swept=field, rows=[row for _, row in rows]))
     drawn = "fd_train" in rows[0][1]
     if drawn:
         draw_sweep(field, [row for _, row in rows], path + ".png")
@@ -390,12 +447,10 @@ def curve(run, args, yardstick, config, device):
     """[(images seen, Frechet distance)] of the checkpoints that were kept."""
     points = []
     for name in kept_checkpoints(run):
-        state = read_checkpoint(run, device, name)
+        state = read_checkpoint(run, name)
         values, *_ = measure(run, averaged_model(state, run, device), config, args, yardstick, device, ("fd",))
         points.append((state["images"], values["fd_train"]))
         print(f"{run}: {state['images']:,} images seen: {yardstick.name} {values['fd_train']:.2f}", flush=True)
-    if not points:
-        raise UserError(f"{run}: no checkpoints were kept to draw a curve of; train with --keep-every STEPS")
     return points
 
 
@@ -405,6 +460,8 @@ def introduce(run, config, state, args, yardstick, device, why):
     print(f"{run}: step {state['step']:,}, {state['images']:,} images seen, on {device} ({why})\n"
           f"{args.n:,} samples, seed {args.first_seed}, {config.sampler}, {config.sample_steps} steps, guidance "
           f"{guidance:g}", flush=True)
+    if "bits" in args.metrics and config.outer_channels:
+        print("bits per dimension: left out; the bound of a nested model is on all its levels together")
     if yardstick.features is None:
         if set(args.metrics) - {"bits"}:
             print(f"no features for {config.data}: without --features FILE no FID, IS, precision, recall, memorisation")
@@ -421,14 +478,15 @@ def introduce(run, config, state, args, yardstick, device, why):
 def main():
     args = parse()
     device, why = choose_device(args.device)
-    columns, rows, curves = [], [], []
+    columns, rows, curves, judges = [], [], [], []
     for run in args.runs:
-        state = read_checkpoint(run, device)
+        state = read_checkpoint(run)
         model, config = averaged_model(state, run, device), override(state["config"], **args.given)
         if args.sweep:
             sweep_values(args.sweep, config)                              # a mistake in it: known before any work
         yardstick = Yardstick(os.path.dirname(os.path.abspath(run)), config, args.n, args.n_real, args.features,
                               args.held_out, device, wanted=set(args.metrics) - {"bits"})
+        judges.append(yardstick.judge)
         introduce(run, config, state, args, yardstick, device, why)
         if (args.sweep or args.curve) and yardstick.features is None:
             raise UserError("--sweep and --curve need features: those of drawn scenes, or --features FILE")
@@ -441,16 +499,17 @@ def main():
             rows.append((title, images))
         if args.curve:
             curves.append((title, curve(run, args, yardstick, config, device)))
-    if yardstick.real is not None and len(args.runs) == 1:                # what a perfect model would get
-        labels = [yardstick.unseen.label(i) for i in yardstick.real["indices"].tolist()]
-        columns.append(("real scenes", figures(yardstick.real, labels, yardstick, args.metrics)))
+    if len({judge for judge in judges if judge}) > 1:
+        print("warning: these runs were not judged by the same features; their distances cannot be compared")
+    if len(args.runs) == 1 and "real_scenes" in columns[0][1]:
+        columns.append(("real scenes", columns[0][1]["real_scenes"]))
     print_table(columns, yardstick.name)
     if len(rows) > 1 or curves:
         path = os.path.join(os.path.dirname(os.path.abspath(args.runs[0])), "comparison.png")
         draw_comparison(rows, curves, path)
         print(f"wrote {os.path.relpath(path)}")
     for run, (_, result) in zip(args.runs, columns):
-        print(f"wrote {os.path.join(run, 'evaluation.json')}; "
+        print((f"wrote {os.path.join(run, 'evaluation.json')}; " if args.metrics else "")
               + ", ".join(f"{name} {result['seconds_of_' + name]:g} s" for name in ("sampling", "measuring", "bits")
                           if "seconds_of_" + name in result))
 

@@ -24,7 +24,7 @@ from PIL import Image
 import data
 from data import BrokenImage, FontFile, Glyphs, Stream, UserError, open_source
 from measures import Moments, colour_histogram
-from runs import progress
+from runs import cores, progress
 from sample import to_uint8
 
 
@@ -73,7 +73,7 @@ def train_glyph_net(images, answers, heads, steps=900, batch=48, seed=0):
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     for step in range(steps):
         i = torch.from_numpy(rng.integers(len(images), size=batch))
-        x = images[i].permute(0, 3, 1, 2).float() / 127.5 - 1             # channels last, as the network: a third faster
+        x = images[i].permute(0, 3, 1, 2).float() / 127.5 - 1             # channels last: a third faster
         by = max(1, min(x.shape[-2:]) // 24)
         down, right = rng.integers(0, 2 * by + 1, 2)
         height, width = x.shape[-2:]
@@ -134,11 +134,21 @@ class TorchScriptFeatures:
         self.net.eval()
         x = self.resized(images).to(self.device)
         try:
-            features, probabilities = self.net(x, return_features=True), self.net(x)
-        except RuntimeError as error:
+            features = self.net(x, return_features=True).float().flatten(1).cpu()
+            try:
+                # The original inception score left out the bias of the last layer; the well-known file can, too.
+                probabilities = self.net(x, no_output_bias=True).float().cpu()
+            except RuntimeError:
+                probabilities = self.net(x).float().cpu()
+        except (RuntimeError, AttributeError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"--features {self.path}: want forward(images, return_features=False) ({reason})") from None
-        return dict(features=features.float().flatten(1).cpu(), character=probabilities.float().cpu())
+        sums = probabilities.sum(1) if probabilities.ndim == 2 else torch.zeros(1)
+        if torch.isfinite(probabilities).all() and not (probabilities.min() >= 0 and (sums - 1).abs().max() < 1e-2):
+            raise UserError(f"--features {self.path}: its forward(images) gives no probabilities of classes")
+        return dict(features=features, character=probabilities)
+
+
 # ------------------------------------------------------------------------------------------ things kept on disk
 
 def fingerprint(*things):
@@ -178,10 +188,14 @@ class Examples(torch.utils.data.Dataset):
             return None
 
 
+def _readable(portion):                                                   # by name: a lambda cannot travel to a worker
+    return [pair for pair in portion if pair is not None]
+
+
 def real_images(source, indices, what):
     """Portions (indices (B,), uint8 images (B, H, W, 3)), in order, decoded by worker processes."""
-    loader = torch.utils.data.DataLoader(Examples(source, indices), 100, num_workers=min(8, os.cpu_count() or 1),
-                                         collate_fn=lambda portion: [pair for pair in portion if pair is not None])
+    loader = torch.utils.data.DataLoader(Examples(source, indices), 100, num_workers=min(8, cores()),
+                                         collate_fn=_readable)
     for number, portion in enumerate(loader, 1):
         progress(what, min(100 * number, len(indices)), len(indices))
         if portion:
@@ -202,9 +216,12 @@ def described(portions, features):
         colours = colours + colour_histogram(images)
         x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         patches.append(F.interpolate(x, (5, 5), mode="area")[:, :, [0, 0, 4, 4, 2], [0, 4, 0, 4, 2]])
-    if not seen:
-        raise UserError("no image that can be read, of those to compare with")
+    if sum(map(len, seen)) < 2:
+        raise UserError(f"{sum(map(len, seen))} image(s) that can be read, of those to compare with: want 2 or more")
     whole = {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
+    for name, values in whole.items():
+        if not torch.isfinite(values).all():
+            raise UserError(f"the network of features gives {name} that are not finite; nothing can be measured")
     spread = torch.cat(patches).std(0).mean()                             # of the colours of the corners and the middle
     return dict(whole, indices=torch.cat(seen), colours=colours, spread=spread, n=moments.n,
                 mean=torch.as_tensor(moments.mean), scatter=torch.as_tensor(moments.scatter))
@@ -228,38 +245,39 @@ class Yardstick:
         """folder: where files are kept. n: samples to come. n_real: real images of each kind. network: a TorchScript
         file. held_out: a folder of unseen images. wanted: False if no features will be asked for."""
         self.source = open_source(config.data, config.size, config.scenes, config.seed)
+        if tuple(self.source.classes) != config.class_names:
+            raise UserError(f"{config.data}: its classes are no longer those of the run")
         self.drawn = isinstance(self.source, Glyphs)
         self.unseen = None
         if self.drawn:
-            self.unseen = (FontFile(config.data, config.size, config.scenes, config.seed, held_out=True)
-                           if isinstance(self.source, FontFile) else
-                           Glyphs(config.size, config.scenes, config.seed, held_out=True))
+            self.unseen = open_source(config.data, config.size, config.scenes, config.seed, held_out=True)
         elif held_out:
             self.unseen = open_source(held_out, config.size)
         if len(self.source) < 2 or (self.unseen is not None and len(self.unseen) < 2):
             raise UserError(f"{config.data}: want two images or more to compare with")
         # The training images: those that came first in the run's own order.
         self.train_indices = Stream(self.source, config.seed).order(0)[:n_real]
-        self.features, self.name = None, "FD"
+        self.features, self.name, self.judge = None, "FD", ""             # judge: which network, as a fingerprint
         self.train, self.held_out, self.real = None, None, None
         if not wanted:
             return
         files = [file for source in (self.source, self.unseen) for file in getattr(source, "files", [])]
         files += [config.data] if isinstance(self.source, FontFile) else []
-        world = (inspect.getsource(data), config.data, config.size, config.scenes, config.seed,
-                 [(file, os.path.getsize(file), os.path.getmtime(file)) for file in files])
+        kind = (inspect.getsource(data), config.data, config.size,
+                [(file, os.path.getsize(file), os.path.getmtime(file)) for file in files])
         if network:
             self.features = TorchScriptFeatures(network, device)
             with open(network, "rb") as file:
-                world += (hashlib.sha256(file.read()).digest(),)
+                self.judge = fingerprint(file.read())
         elif self.drawn:
-            world += (inspect.getsource(GlyphNet), inspect.getsource(train_glyph_net))
-            path = os.path.join(folder, f"features-{fingerprint(*world)}.pt")
-            state = kept(path, self.trained)
+            # One judge for all runs on such scenes of this size, whatever their seed and number.
+            self.judge = fingerprint(*kind, inspect.getsource(GlyphNet), inspect.getsource(train_glyph_net))
+            state = kept(os.path.join(folder, f"features-{self.judge}.pt"), lambda: self.trained(config))
             net = GlyphNet(scene_heads(self.source))
             net.load_state_dict(state["net"])
             self.features = GlyphFeatures(net, state["accuracy"], device)
         self.name = self.features.name if self.features else "FD"
+        world = (*kind, config.scenes, config.seed, self.judge)
         real = n if self.drawn else 0
 
         def measured():
@@ -275,16 +293,17 @@ class Yardstick:
         sets = kept(os.path.join(folder, name), measured)
         self.train, self.held_out, self.real = sets["train"], sets.get("held_out"), sets.get("real")
 
-    def trained(self, scenes=16_000, check=3600):
+    def trained(self, config, scenes=16_000, check=3600):
         """GlyphNet's weights and the share of held-out characters that it reads."""
-        indices = np.arange(min(scenes, len(self.source)))
-        images = torch.cat([images for _, images in real_images(self.source, indices, "features: drawing scenes")])
-        answers = [scene_answers(self.source, int(i)) for i in indices]
-        heads = scene_heads(self.source)
+        source, unseen = (open_source(config.data, config.size, held_out=held_out) for held_out in (False, True))
+        indices = np.arange(scenes)
+        images = torch.cat([images for _, images in real_images(source, indices, "features: drawing scenes")])
+        answers = [scene_answers(source, int(i)) for i in indices]
+        heads = scene_heads(source)
         answers = {name: torch.tensor([answer[name] for answer in answers]) for name in heads}
         features, right = GlyphFeatures(train_glyph_net(images, answers, heads)), 0
-        for indices, images in real_images(self.unseen, range(check), "features: checking"):
-            truth = torch.tensor([self.unseen.label(i) for i in indices.tolist()])
+        for indices, images in real_images(unseen, range(check), "features: checking"):
+            truth = torch.tensor([unseen.label(i) for i in indices.tolist()])
             right += (features(images)["character"].argmax(1) == truth).sum().item()
         return dict(net=features.net.state_dict(), accuracy=right / check)
 

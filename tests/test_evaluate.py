@@ -1,6 +1,9 @@
 """evaluate.py as a program, on tiny untrained runs: what it writes, keeps, refuses."""
+import contextlib
 import copy
+import io
 import json
+import sys
 import types
 
 import numpy as np
@@ -38,14 +41,16 @@ def make_run(folder, seed=0, step=10, **settings):
 def quick(monkeypatch):
     """A network of features that is hardly trained: the program is tested here, not the network."""
     trained = X.Yardstick.trained
-    monkeypatch.setattr(X.Yardstick, "trained", lambda self: dict(trained(self, 64, 36), accuracy=0.99))
+    monkeypatch.setattr(X.Yardstick, "trained", lambda self, config: dict(trained(self, config, 64, 36),
+                                                                                     accuracy=0.99))
     train = X.train_glyph_net
     monkeypatch.setattr(X, "train_glyph_net", lambda images, answers, heads: train(images, answers, heads, 3, 32))
 
 
 def evaluated(folder, *args):
     assert run_here(E, [folder, *SMALL, *args]) == (None, "")
-    return json.loads((folder / "evaluation.json").read_text())
+    path = folder / "evaluation.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def test_one_run_gives_every_figure_and_the_second_time_draws_nothing(tmp_path, monkeypatch):
@@ -104,11 +109,70 @@ def test_real_images_judged_as_samples_are_read_and_close():
                                       features=X.GlyphFeatures(torch.nn.Identity(), 0.99))
     result = E.figures(real, labels, yardstick, E.METRICS)
     assert result["read_rate"] == 1 and result["fd_train"] < 1e-6 and result["precision"] == result["recall"] == 1
-    assert result["colour_distance"] == result["texture_distance"] == 0 and result["nearest_ratio"] != result["is"]
+    assert result["colour_distance"] == result["texture_distance"] == 0 and result["colour_spread"] == 1
+    half = dict(real, spread=torch.tensor(0.25))
+    assert E.figures(half, labels, yardstick, ("style",))["colour_spread"] == 0.5
     shifted = E.figures(real, labels[1:] + labels[:1], yardstick, ("read",))
     assert shifted["read_rate"] == 0
     yardstick.features.accuracy = 0.9                                     # a poor reader judges nobody
     assert "read_rate" not in E.figures(real, labels, yardstick, ("read",))
+
+
+def test_copies_of_training_images_are_found(tmp_path, monkeypatch):
+    """Memorisation. Kills: the wrong pairs in the picture; a ratio that does not know copies from new images."""
+    g, shown = torch.Generator().manual_seed(0), []
+    train, new = torch.randn(30, 8, generator=g), torch.randn(10, 8, generator=g)
+    source = types.SimpleNamespace(image=lambda i: torch.full((3, 4, 4), i / 100))
+    yardstick = types.SimpleNamespace(train=dict(features=train, indices=torch.arange(100, 130)), source=source,
+                                      real=dict(features=new), held_out=None, features=None)
+    monkeypatch.setattr(E, "grid", lambda tiles, columns: shown.append(tiles) or Image.new("RGB", (1, 1)))
+    copies = [7, 3, 21]
+    E.draw_nearest(torch.zeros(3, 4, 4, 3, dtype=torch.uint8), train[copies], yardstick, tmp_path / "p.png", pairs=3)
+    assert sorted(round(100 * float(tile[0, 0, 0])) for tile in shown[0][1::2]) == [103, 107, 121]
+    ratio = lambda x: E.figures(dict(features=x), [-1] * len(x), yardstick, ("memory",))["nearest_ratio"]
+    assert ratio(train[copies]) == 0 and ratio(new) == pytest.approx(1) and 0 < ratio(train[copies] + 0.1) < 0.5
+
+
+def test_a_second_metric_joins_the_first_and_other_samples_begin_anew(tmp_path, capsys):
+    run = make_run(tmp_path / "a")
+    whole = evaluated(run, "--metrics", "fd")
+    assert "small" not in whole and "fd_train" in whole["real_scenes"] and whole["n_train"] == 40
+    assert whole["features"] == "FD" and len(whole["features_id"]) == 12 and whole["precision"] == "float32"
+    both = evaluated(run, "--metrics", "bits")
+    assert both["fd_train"] == whole["fd_train"] and both["bits_n"] == 4 and both["bits_of"] == "held-out"
+    evaluated(run, "--metrics", "none", "--export", tmp_path / "x.npz")
+    assert json.loads((run / "evaluation.json").read_text()) == both
+    assert "fd_train" not in evaluated(run, "--metrics", "bits", "--seed", "1")
+    capsys.readouterr()
+    args = types.SimpleNamespace(n=24, metrics=("fd",), first_seed=0)
+    yardstick = types.SimpleNamespace(features=X.GlyphFeatures(torch.nn.Identity(), 0.99),
+                                      train=dict(mean=torch.zeros(128)))
+    E.introduce("run", C.PRESETS["glyphs64"], dict(step=1, images=1), args, yardstick, "cpu", "")
+    assert "warning: 24 samples for 128 features" in capsys.readouterr().out
+
+
+def test_runs_of_other_seeds_have_one_judge_and_runs_of_other_sizes_a_warning(tmp_path, capsys):
+    """Kills: a network of features for each run, whose distances are then compared."""
+    a, b, c = make_run(tmp_path / "a"), make_run(tmp_path / "b", scenes=500), make_run(tmp_path / "c", size=(32, 32))
+    ids = {run: evaluated(run, "--metrics", "fd")["features_id"] for run in (a, b, c)}
+    assert ids[a] == ids[b] != ids[c]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        sys.argv = ["evaluate.py", str(a), str(c), *SMALL, "--metrics", "fd"]
+        E.main()
+    assert "not judged by the same features" in out.getvalue()
+
+
+def test_without_git_the_figures_are_kept(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "a")
+    monkeypatch.setenv("PATH", "")
+    assert evaluated(run, "--metrics", "read")["commit"] == ""
+
+
+def test_a_nested_run_is_measured_at_its_highest_level(tmp_path, capsys):
+    run = make_run(tmp_path / "a", size=(32, 32), patching="none", outer_channels="8,8", outer_blocks="1,1")
+    result = evaluated(run, "--export", tmp_path / "x.npz")
+    assert np.load(tmp_path / "x.npz")["arr_0"].shape == (24, 32, 32, 3)
+    assert "fd_train" in result and "bits_per_dim" not in result
 
 
 def test_sweep_and_comparison(tmp_path):
@@ -155,8 +219,10 @@ def test_values_that_are_not_finite_stop_it(tmp_path):
     for value in state["ema"].values():
         value.fill_(float("nan"))
     torch.save(state, run / "checkpoint.pt")
-    status, line = run_here(E, [run, *SMALL])
-    assert status == 2 and "not finite" in line and line.count("\n") == 1
+    for metrics in ("all", "bits"):
+        status, line = run_here(E, [run, *SMALL, "--metrics", metrics])
+        assert status == 2 and "not finite" in line and line.count("\n") == 1
+    assert not (run / "evaluation.json").exists()
 
 
 def test_a_damaged_file_of_kept_samples_is_made_anew(tmp_path, capsys):
@@ -170,8 +236,10 @@ def test_a_damaged_file_of_kept_samples_is_made_anew(tmp_path, capsys):
 
 
 def test_mistakes_of_evaluate(tmp_path):
-    run = make_run(tmp_path / "a")
-    cases = [([tmp_path / "none"], "no such run"), ([run, "--metrics", "fid2"], "want some of fd"),
+    run, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", class_names=("x", "y"), num_classes=2)
+    cases = [([other], "classes are no longer those of the run"), ([run, "--seed", str(10 ** 19)], "less than 2^31"),
+             ([run, "--sweep", "steps=1", "--export", "x.npz"], "not both"),
+             ([tmp_path / "none"], "no such run"), ([run, "--metrics", "fid2"], "want some of fd"),
              ([run, "--n", "1"], "want 2 or more"), ([run, "--sweep", "lr=1"], "FIELD one of"),
              ([run, "--sweep", "guidance=a"], "guidance"), ([run, "--sweep", "guidance"], "FIELD=VALUE"),
              ([run, "--sweep", "sampler=euler"], "sampler"), ([run, "--features", tmp_path / "no.pt"], "no such file"),

@@ -1,9 +1,11 @@
 """Laws of measures.py and of the features in features.py."""
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 import data as D
@@ -178,10 +180,39 @@ def test_decoder_knows_nothing_from_noise_alone():
     assert_close(bound["reconstruction"], torch.full((2,), 8.0), rtol=2e-3, atol=0)
 
 
+def test_bound_counts_what_the_noisy_end_still_knows():
+    """A schedule that ends at lambda = 1, where z still shows x: the prior term KL(q(z_1 | x) || N(0, I)) is large.
+
+    Kills: no prior term, one without its logarithm. The bound then is the entropy plus KL(q(z_1) || N(0, I)).
+    """
+    s, g = 0.2, torch.Generator().manual_seed(0)
+    x = s * torch.randn(200, 3, 8, 8, generator=g)
+    bound = M.variational_bound(Gaussian(s), x, {}, lambda t: 15 - 14 * t, points=24, generator=g)
+    signal, noise = 1 / (1 + math.exp(-1)) * s * s, 1 / (1 + math.exp(1))  # variances of the two parts of z_1
+    prior = 0.5 * (signal + noise - 1 - math.log(noise)) / math.log(2)
+    assert bound["prior"].mean().item() == pytest.approx(prior, rel=0.02)
+    bits = (bound["prior"] + bound["diffusion"]).double() + 0.5 * math.log2(2 * math.pi * math.e * math.exp(-15.0))
+    entropy, variance = 0.5 * math.log2(2 * math.pi * math.e * s * s), signal + noise
+    error_bar = 4 * bits.std().item() / 200 ** 0.5
+    gap = 0.5 * (variance - 1 - math.log(variance)) / math.log(2)
+    assert error_bar < 0.1 and bits.mean().item() == pytest.approx(entropy + gap, abs=error_bar)
+
+
 def test_bound_gives_the_error_of_v_beside_that_of_eps():
-    bound = M.variational_bound(Gaussian(0.4), torch.zeros(3, 3, 8, 8), {}, S.logsnr_cosine, points=4)
+    """Against eps and z of our own: a network that always says 0 errs by v itself. Kills: alpha for sigma."""
+    seen = []
+    class Zero(torch.nn.Module):
+        def forward(self, z, logsnr, cond):
+            seen.append(z)
+            return torch.zeros_like(z)
+    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    bound = M.variational_bound(Zero(), x, {}, lambda t: 3 - 6 * t, points=4)
     assert bound["logsnr"].shape == bound["eps_mse"].shape == (3, 4)
-    assert_close(bound["eps_mse"], torch.sigmoid(bound["logsnr"]) * bound["v_mse"])
+    for k, z in enumerate(seen):
+        logsnr = bound["logsnr"][:, k]
+        alpha, sigma = S.alpha_sigma_for(x, logsnr)
+        v = S.v_from_x_eps(x, (z - alpha * x) / sigma, logsnr)
+        assert_close(bound["v_mse"][:, k], v.square().mean((1, 2, 3)), rtol=1e-3, atol=1e-4)
 
 
 # ---- features
@@ -275,3 +306,65 @@ def test_torchscript_features(tmp_path, scenes):
     (tmp_path / "no.pt").write_bytes(b"no network")
     with pytest.raises(D.UserError, match="no.pt: not a TorchScript file"):
         X.TorchScriptFeatures(str(tmp_path / "no.pt"))
+
+
+@pytest.mark.parametrize("side", [20, 400])
+def test_the_clean_resize_is_pillows_bicubic_in_floats(side):
+    """Parmar et al. 2022. Kills: bilinear, rounding to whole levels, overshoot that is not cut off at the end."""
+    image = torch.randint(0, 2, (1, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8) * 255
+    got = X.TorchScriptFeatures.resized(image)
+    for channel in range(3):
+        plane = Image.fromarray(image[0, :, :, channel].numpy().astype(np.float32), mode="F")
+        want = np.asarray(plane.resize((299, 299), Image.Resampling.BICUBIC))
+        if side == 20:
+            assert want.min() < -5 and want.max() > 260 and (want % 1 > 0.2).mean() > 0.3
+        assert_close(got[0, channel], torch.tensor(want).clamp(0, 255))
+
+
+def scripted(tmp_path, module):
+    torch.jit.script(module.eval()).save(str(tmp_path / "net.pt"))
+    return X.TorchScriptFeatures(str(tmp_path / "net.pt"))
+
+
+class Logits(torch.nn.Module):
+    def forward(self, x, return_features: bool = False):
+        return x.mean(dim=(2, 3))
+
+
+class WithBias(torch.nn.Module):
+    def forward(self, x, return_features: bool = False, no_output_bias: bool = False):
+        mean = x.mean(dim=(2, 3)) / 50
+        return torch.softmax(mean if no_output_bias else mean + torch.arange(3), 1)
+
+
+class Pair(torch.nn.Module):
+    def forward(self, x, return_features: bool = False):
+        return x, x
+
+
+def test_networks_with_other_manners(tmp_path, scenes):
+    """Kills: logits taken for probabilities, the output's bias left in (the original score had none), a traceback."""
+    with pytest.raises(D.UserError, match="no probabilities"):
+        scripted(tmp_path, Logits())(scenes[:2])
+    with pytest.raises(D.UserError, match="want forward"):
+        scripted(tmp_path, Pair())(scenes[:2])
+    mean = scripted(tmp_path, Logits()).resized(scenes[:2]).mean((2, 3)) / 50
+    assert_close(scripted(tmp_path, WithBias())(scenes[:2])["character"], mean.softmax(1), rtol=1e-4, atol=1e-5)
+
+
+def test_features_that_are_not_finite_stop_it(features, scenes):
+    """Kills: a distance of nan that is printed as 0, or a traceback from linear algebra."""
+    def broken(images):
+        return {"features": features(images)["features"] * float("nan")}
+    with pytest.raises(D.UserError, match="not finite"):
+        X.described([(torch.arange(4), scenes[:4])], broken)
+    with pytest.raises(D.UserError, match="1 image"):
+        X.described([(torch.arange(1), scenes[:1])], features)
+    lost = gaussian(torch.full((3,), float("nan")), torch.eye(3))
+    assert math.isnan(M.frechet_distance(gaussian(torch.zeros(3), torch.eye(3)), lost))
+
+
+def test_what_the_workers_are_sent_can_be_sent():
+    """Where processes are not forked (macOS, Windows) everything of the loader travels by pickle. Kills: a lambda."""
+    assert pickle.loads(pickle.dumps(X._readable))([None, (1, 2)]) == [(1, 2)]
+    pickle.loads(pickle.dumps(X.Examples(D.Glyphs((16, 16)), range(3))))
