@@ -1,0 +1,192 @@
+"""Matryoshka against plain models at equal wall-clock time: FD and read rate against minutes, and the cost of a level.
+
+    python benchmarks/nested.py cost   runs/nested              seconds and memory of a step, all in one run
+    python benchmarks/nested.py train  runs/nested [--minutes 20]
+    python benchmarks/nested.py judge  runs/nested [--n 360]    -> results/nested.json, figures/nested_curve.png
+
+Four ways to a 64 x 64 model: nested, all levels at once; the same grown (a quarter of the time for 16 x 16 alone); the
+plain U-Net ("Simple DM" of the paper); the plain U-ViT, which has the nested one's innermost blocks. Equal time means:
+`cost` measures the seconds of a step on a quiet machine, and each gets as many steps as fit. So a disturbance while they
+train changes nothing but the wait. Same data, batch and seed for all.
+"""
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import torch
+
+import evaluate
+from config import PRESETS, build_model, make_schedule
+from features import Yardstick
+from nested_unet import nested_loss, pyramid
+from runs import autocast, choose_device, choose_precision, kept_checkpoints, read_checkpoint
+from sample import averaged_model
+from train import prediction_loss, simple_loss
+
+# folder: (preset, seed of growth, share of the time that goes into the seed)
+RUNS = {"glyphs64_nested": ("glyphs64_nested", None), "grown": ("glyphs64_nested", "glyphs16"),
+        "glyphs64_unet": ("glyphs64_unet", None), "glyphs64": ("glyphs64", None)}
+NAMES = {"glyphs64_nested": "nested, from scratch", "grown": "nested, grown 16 → 64", "glyphs64_unet": "plain U-Net",
+         "glyphs64": "plain U-ViT"}
+FIRST = 0.25                                                              # of the time, for the level that is grown
+
+
+def make_step(preset):
+    """A function that takes one training step of the preset on random data and returns its seconds."""
+    device, _ = choose_device()
+    config, precision = PRESETS[preset], choose_precision("auto", device)
+    torch.manual_seed(0)
+    model = build_model(config).to(device)
+    x, t = torch.rand(config.batch, 3, *config.size, device=device) * 2 - 1, torch.rand(config.batch, device=device)
+    levels, label = pyramid(x, config.sizes), torch.randint(36, (config.batch,), device=device)
+    eps = [torch.randn_like(level) for level in levels]
+    optimizer, schedule = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True), make_schedule(config)
+
+    def step():
+        start = time.perf_counter()
+        with autocast(precision, device):
+            if config.outer_channels:
+                loss = nested_loss(model, levels, {"label": label}, t, eps, schedule,
+                                   lambda *a: prediction_loss(*a, config.loss))
+            else:
+                loss = simple_loss(model, x, {"label": label}, t, eps[0], schedule, config.loss)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+    return step
+
+
+def memory_of(preset):
+    """Bytes that a few training steps add to the process (CUDA: to the device), measured in a process of its own."""
+    code = ("import sys, resource, torch; sys.path[:0] = sys.argv[2:]; import nested\n"
+            "peak = lambda: torch.cuda.max_memory_allocated() if torch.cuda.is_available() else "
+            "1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "before = peak(); step = nested.make_step(sys.argv[1]); [step() for _ in range(3)]; print(peak() - before)")
+    done = subprocess.run([sys.executable, "-c", code, preset, os.path.join(ROOT, "benchmarks"), ROOT],
+                          capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def cost(args):
+    presets = ["glyphs16", "glyphs64_nested", "glyphs64_unet", "glyphs64"]
+    steps, best = {preset: make_step(preset) for preset in presets}, {}
+    for turn in range(args.turns + 1):                                    # in turns; the first one warms up
+        for preset, step in steps.items():
+            seconds = step()
+            best[preset] = min(best.get(preset, 1e9), seconds) if turn else 1e9
+    memory = {preset: memory_of(preset) for preset in presets}
+    print("a training step, batch 16      ms    of glyphs16     MiB    of glyphs16")
+    for preset in presets:
+        print(f"{preset:24s} {1e3 * best[preset]:8.0f} {best[preset] / best['glyphs16']:12.2f} "
+              f"{memory[preset] / 2 ** 20:9.0f} {memory[preset] / memory['glyphs16']:12.2f}")
+    save("nested_cost.json", dict(seconds_a_step=best, bytes_of_a_step=memory))
+
+
+def steps_of(args, preset, share=1.0):
+    """Steps that fit, by the pace of train.py itself (loading and averaging included), a multiple of 4."""
+    path = os.path.join(args.folder, "pace.json")
+    pace = json.load(open(path)) if os.path.exists(path) else {}
+    if preset not in pace:
+        out = os.path.join(args.folder, "pace-" + preset)
+        run("--preset", preset, "--steps", 120, "--sample-every", 0, "--sample-steps", 1, "--out", out)
+        with open(os.path.join(out, "log.csv")) as file:
+            rates = [float(line.split(",")[5]) for line in file.read().splitlines()[3:]]
+        pace[preset] = PRESETS[preset].batch * len(rates) / sum(rates)
+        with open(path, "w") as file:
+            json.dump(pace, file)
+    return 4 * round(args.minutes * 60 * share / pace[preset] / 4)
+
+
+def run(*args):
+    subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *map(str, args)], check=True, cwd=ROOT)
+
+
+def train(args):
+    args.folder = os.path.abspath(args.folder)
+    os.makedirs(args.folder, exist_ok=True)
+    for preset in ("glyphs16", *(preset for preset, _ in RUNS.values())):
+        steps_of(args, preset)                                            # all paces first, while nothing else runs
+    for name, (preset, first) in RUNS.items():
+        common = ["--sample-every", 0, "--seed", args.seed]
+        if first:
+            grown = os.path.join(args.folder, first)
+            steps = steps_of(args, first, FIRST)
+            run("--preset", first, "--steps", steps, "--out", grown, *common)
+            common += ["--grow-from", grown]
+        steps = steps_of(args, preset, 1 - FIRST if first else 1)
+        every = steps // (3 if first else 4)                              # a checkpoint each quarter of the time
+        run("--preset", preset, "--steps", 3 * every if first else 4 * every, "--keep-every", every, "--save-every",
+            every, "--out", os.path.join(args.folder, name), *common)
+
+
+def judge(args):
+    device, _ = choose_device()
+    result, curves = {}, {}
+    for name, (preset, first) in RUNS.items():
+        folder = os.path.join(args.folder, name)
+        last = read_checkpoint(folder)
+        yardstick = Yardstick(args.folder, last["config"], args.n, device=device)
+        options = argparse.Namespace(n=args.n, first_seed=0)
+        rows = []
+        for kept in kept_checkpoints(folder):
+            state = read_checkpoint(folder, kept)
+            share = state["step"] / last["step"]
+            minutes = args.minutes * (FIRST + (1 - FIRST) * share if first else share)
+            figures, *_ = evaluate.measure(folder, averaged_model(state, folder, device), last["config"], options,
+                                           yardstick, device, ("fd", "is", "read"))
+            rows.append(dict(minutes=minutes, images=state["images"], **figures))
+            print(f"{NAMES[name]:24s} {minutes:5.1f} min  {state['images']:7,} images  FD {figures['fd_held_out']:6.2f} "
+                  f"± {figures['fd_held_out_pm']:.2f}  read {figures['read_rate']:.1%} ± {figures['read_rate_pm']:.1%}  "
+                  f"({figures['seconds_of_sampling']:.0f} s)", flush=True)
+        result[name], curves[name] = rows, rows
+    save("nested.json", dict(n=args.n, seed_of_training=args.seed, seed_of_samples=0, minutes=args.minutes,
+                             runs=result))
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    for axis, key, label in ((axes[0], "fd_held_out", "Fréchet distance to held-out scenes"),
+                             (axes[1], "read_rate", "read rate")):
+        for name, rows in curves.items():
+            axis.errorbar([r["minutes"] for r in rows], [r[key] for r in rows], [r[key + "_pm"] for r in rows],
+                          marker="o", markersize=3, capsize=2, label=NAMES[name])
+        axis.set(xlabel="minutes of training on two cores", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(os.path.join(ROOT, "figures", "nested_curve.png"), dpi=120)
+
+
+def save(name, values):
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    device, _ = choose_device()
+    with open(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
+        json.dump(dict(command=" ".join(["python", "benchmarks/nested.py", *sys.argv[1:]]), commit=commit.stdout.strip(),
+                       torch=torch.__version__, machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}",
+                       **values), file, indent=1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("cost", "train", "judge"))
+    parser.add_argument("folder", help="where the runs are")
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--n", type=int, default=360)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    {"cost": cost, "train": train, "judge": judge}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
