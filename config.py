@@ -100,7 +100,10 @@ class Config:
 
     @property
     def sizes(self):
-        """[(H, W)] of the levels, highest first; a plain model has one. A level's coarsest map is the next one's first."""
+        """[(H, W), ...] of the levels, highest first; a plain model has one.
+
+        They follow from the outer widths: a level's coarsest map is as large as the first map of the level below.
+        """
         sizes, outer = [tuple(self.size)], [numbers(level, ",") for level in parts(self.outer_channels)]
         for i, widths in enumerate(outer):
             down = patch_factor(self.outer_patching) * 2 ** (len(widths) - 1)

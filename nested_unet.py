@@ -214,8 +214,8 @@ def draw_levels(plt, path):
         row[0].set_ylabel(name, fontsize=9)
     for axis, t in zip(axes[0], times):
         axis.set_title(f"t = {float(t):.1f}", fontsize=9)
-    figure.suptitle("z_t at three levels, averaged to 64 px, at one contrast; the log-SNR of a level is 2 log k below the "
-                    "lowest's", fontsize=10)
+    figure.suptitle("z_t at three levels, averaged to 64 px, at one contrast; the log-SNR of a level is 2 log k below "
+                    "the lowest's", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

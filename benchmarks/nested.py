@@ -6,8 +6,8 @@
 
 Four ways to a 64 x 64 model: nested, all levels at once; the same grown (a quarter of the time for 16 x 16 alone); the
 plain U-Net ("Simple DM" of the paper); the plain U-ViT, which has the nested one's innermost blocks. Equal time means:
-`cost` measures the seconds of a step on a quiet machine, and each gets as many steps as fit. So a disturbance while they
-train changes nothing but the wait. Same data, batch and seed for all.
+the pace of train.py is measured for each on a quiet machine, and each gets as many steps as fit. So a disturbance while
+they train changes nothing but the wait. Same data, batch and seed for all.
 """
 import argparse
 import json
@@ -145,9 +145,9 @@ def judge(args):
             figures, *_ = evaluate.measure(folder, averaged_model(state, folder, device), last["config"], options,
                                            yardstick, device, ("fd", "is", "read"))
             rows.append(dict(minutes=minutes, images=state["images"], **figures))
-            print(f"{NAMES[name]:24s} {minutes:5.1f} min  {state['images']:7,} images  FD {figures['fd_held_out']:6.2f} "
-                  f"± {figures['fd_held_out_pm']:.2f}  read {figures['read_rate']:.1%} ± {figures['read_rate_pm']:.1%}  "
-                  f"({figures['seconds_of_sampling']:.0f} s)", flush=True)
+            print(f"{NAMES[name]:24s} {minutes:5.1f} min  {state['images']:7,} images  FD "
+                  f"{figures['fd_held_out']:6.2f} ± {figures['fd_held_out_pm']:.2f}  read {figures['read_rate']:.1%} ± "
+                  f"{figures['read_rate_pm']:.1%}  ({figures['seconds_of_sampling']:.0f} s)", flush=True)
         result[name], curves[name] = rows, rows
     save("nested.json", dict(n=args.n, seed_of_training=args.seed, seed_of_samples=0, minutes=args.minutes,
                              runs=result))
@@ -171,8 +171,8 @@ def save(name, values):
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     device, _ = choose_device()
     with open(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
-        json.dump(dict(command=" ".join(["python", "benchmarks/nested.py", *sys.argv[1:]]), commit=commit.stdout.strip(),
-                       torch=torch.__version__, machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}",
+        json.dump(dict(command=" ".join(["python", "benchmarks/nested.py", *sys.argv[1:]]),
+                       commit=commit.stdout.strip(), torch=torch.__version__, machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}",
                        **values), file, indent=1)
 
 
