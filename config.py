@@ -1,7 +1,7 @@
 """Every setting, with its unit and its source, and the named presets.
 
 Paper: simple diffusion, appendix B (settings); Matryoshka's released configurations.
-Read after: unet.py, uvit.py, nested_unet.py. Read before: train.py.
+Read after: unet.py, uvit.py, nested_unet.py, cascade.py. Read before: train.py.
 
 `Config` is one flat block. Each field below becomes a flag of train.py (--lr 1e-4) and its comment the flag's help. A
 preset is a Config; `PRESETS` names one for each row of the paper's settings, and small ones for a laptop.
@@ -11,12 +11,13 @@ import dataclasses
 import inspect
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args, get_origin
 
 import torch
 
 import schedule as schedules
+from cascade import SuperResolutionUNet
 from data import UserError
 from dwt import patch_factor
 from nested_unet import NestedUNet, level_schedules, mixed_rows
@@ -65,6 +66,13 @@ class Config:
     level_weights: str = ""              # of the levels' losses, highest first: 16:4:1; empty = equal
     mixed_ratio: str = ""                # 2:1 = two thirds of the batch have the high level, all the low; empty = all
     grow_from: str = ""                  # run whose weights the inner network starts with
+    # a super-resolution stage of a cascade (CDM 3)
+    low_size: tuple[int, ...] = ()       # height,width of the low-res image that the model is given; empty = none
+    low_upsample: Literal["bilinear", "bicubic"] = "bilinear"  # how it is brought to the size of the images
+    aug_noise: float = 0.9               # share of examples whose low-res image gets noise, s ~ U(0, 1)
+    aug_blur: float = 0.0                # share whose low-res image is blurred; paper: 0.5 for the stages from 128 up
+    blur_low: float = 0.4                # low-res px: least sigma of the blur
+    blur_high: float = 0.6               # low-res px: largest
     # optimisation (B.1, B.2)
     batch: int = 512                     # images a step, over all processes
     steps: int = 2_000_000               # optimiser steps
@@ -148,6 +156,11 @@ def make_schedule(config):
     return make_schedules(config) if config.outer_channels else make_schedules(config)[0]
 
 
+def make_low_schedule(config):
+    """The schedule of the stage below a super-resolution model: what the noise on its low-res image follows."""
+    return make_schedule(replace(config, size=config.low_size, low_size=()))
+
+
 def build_model(config):
     """The network of this configuration, on the current default device. Raises UserError for sizes that do not fit."""
     try:
@@ -158,12 +171,17 @@ def build_model(config):
                       dropout_from_resolution=config.dropout_from_resolution)
         inner = dict(common, size=config.sizes[-1], base_channels=config.base_channels, patching=config.patching,
                      channel_mult=config.channel_mult, num_res_blocks=config.num_res_blocks,
-                     num_classes=config.num_classes, logsnr_min=ends[-1][0], logsnr_max=ends[-1][1])
+                     num_classes=config.num_classes, logsnr_min=ends[-1][0], logsnr_max=ends[-1][1],
+                     in_channels=6 if config.low_size else 3)
         if config.model == "unet":
             model = UNet(attn_resolutions=config.attn_resolutions, attn_layers=config.attn_layers, **inner)
         else:
             model = UViT(num_transformer_blocks=config.num_transformer_blocks,
                          transformer_dropout=config.transformer_dropout, position_std=config.position_std, **inner)
+        if config.low_size:
+            with torch.device("cpu"):
+                low_ends = make_low_schedule(config)(torch.tensor([1.0, 0.0])).tolist()
+            return SuperResolutionUNet(model, config.low_size, low_ends, config.emb_channels, config.low_upsample)
         outer = list(zip(config.sizes, ends, parts(config.outer_channels), parts(config.outer_blocks)))
         for size, (low, high), widths, blocks in reversed(outer):         # from the inside out
             model = NestedUNet(model, UNet(
@@ -191,6 +209,11 @@ _glyphs_inner = dict(patching="none", base_channels=96, channel_mult=(1, 2), num
 _mdm = Config(data="", num_classes=1000, model="unet", flip=True, base_channels=256, channel_mult=(1, 2, 3),
               num_res_blocks=(2, 2, 2), attn_layers=(0, 1, 5), num_heads=8, dropout=0.0, dropout_from_resolution=0,
               lr=1e-4, adam_eps=1e-8, clip=2.0, steps=400_000, sample_steps=250)
+_cdm = Config(data="", num_classes=1000, model="unet", schedule="cosine", base_channels=256, channel_mult=(1, 2, 3, 4),
+              attn_resolutions=(8, 16), num_heads=4, dropout=0.1, dropout_from_resolution=64, batch=2048, lr=1e-4)
+_cdm_high = dataclasses.replace(_cdm, base_channels=128, attn_resolutions=(16,), num_heads=1, dropout=0.0,
+                                dropout_from_resolution=0, batch=1024, steps=500_000, sample_steps=100, aug_noise=0.0,
+                                aug_blur=0.5)
 
 PRESETS = {
     # two cores, ten minutes
@@ -199,6 +222,7 @@ PRESETS = {
     "glyphs16": dataclasses.replace(_glyphs, **_glyphs_inner, size=(16, 16)),
     "glyphs64_nested": dataclasses.replace(_glyphs, **_glyphs_inner, outer_channels="32,64", outer_blocks="1,1",
                                            outer_patching="dwt_1"),
+    "glyphs64_sr": dataclasses.replace(_glyphs, low_size=(16, 16), guidance=1.0),
     # ImageNet, simple diffusion B.1. At 512 the suffix is the row of table 5; the paper's own model is _dwt2.
     "imagenet128_unet": dataclasses.replace(_unet, size=(128, 128), beta2=0.999, steps=1_500_000),
     "imagenet256_unet": dataclasses.replace(_unet, size=(256, 256), channel_mult=(1, 1, 2, 4, 8, 8),
@@ -219,11 +243,21 @@ PRESETS |= {
     # Matryoshka, the widths of its released configurations; class-conditional ImageNet, optimised as its authors' next
     # paper (Kaleido, appendix B) says. Unverified: batch and steps of each phase in the paper, its condition dropout
     # (ours is 10 %), how many layers of attention the middle has (ours: as the lowest level).
+    # Paper: log-SNR of a discrete squared cosine, from +10 to -20 over 1000 steps; ours is simple diffusion's, +-15.
+    # Paper: strided 3x3 convolutions down; ours average and convolve, as everywhere here.
     "mdm64": dataclasses.replace(_mdm, size=(64, 64)),
     "mdm256": dataclasses.replace(_mdm, size=(256, 256), outer_channels="64,128,256", outer_blocks="2,2,1",
                                   level_power=1.0),
     "mdm1024": dataclasses.replace(_mdm, size=(1024, 1024), outer_channels="32,32,64/64,128,256",
-                                   outer_blocks="2,2,1/2,2,1", level_weights="16:4:1", batch=32),
+                                   outer_blocks="2,2,1/2,2,1", level_weights="16:4:1"),
+    # Cascaded diffusion, the settings of its appendix B as notes give them. Simplified here: discrete times and learnt
+    # variances became our continuous process; unverified: its schedules (cosine from the second note, everywhere here).
+    "cdm32": dataclasses.replace(_cdm, size=(32, 32), num_res_blocks=(6, 6, 6, 6), flip=True, steps=700_000),
+    "cdm64_sr": dataclasses.replace(_cdm, size=(64, 64), low_size=(32, 32), num_res_blocks=(5, 5, 5, 5), steps=400_000),
+    "cdm128_sr": dataclasses.replace(_cdm_high, size=(128, 128), low_size=(64, 64), channel_mult=(1, 2, 4, 8, 8),
+                                     num_res_blocks=(3, 3, 3, 3, 3)),
+    "cdm256_sr": dataclasses.replace(_cdm_high, size=(256, 256), low_size=(64, 64), channel_mult=(1, 2, 4, 4, 8, 8),
+                                     num_res_blocks=(3, 3, 3, 3, 3, 3), flip=True),
 }
 
 
@@ -269,8 +303,9 @@ def add_fields(parser, names, group="settings of the preset, each to be overridd
 
 def override(config, **values):
     """config with these fields changed, checked. Raises UserError: the field, the value, and what would be right."""
-    if "size" in values and len(values["size"]) == 1:
-        values["size"] = values["size"] * 2
+    for name in ("size", "low_size"):
+        if len(values.get(name, ())) == 1:
+            values[name] = values[name] * 2
     config = dataclasses.replace(config, **values)
 
     def want(ok, name, right):
@@ -285,7 +320,7 @@ def override(config, **values):
         want(getattr(config, name) >= 0, name, "0 or more")
     for name in ("dropout", "transformer_dropout", "beta1", "beta2", "ema"):
         want(0 <= getattr(config, name) < 1, name, "at least 0 and less than 1")
-    for name in ("cond_drop", "noise_param"):
+    for name in ("cond_drop", "noise_param", "aug_noise", "aug_blur"):
         want(0 <= getattr(config, name) <= 1, name, "between 0 and 1")
     for name in ("lr", "clip", "noise_d", "noise_d_high", "adam_eps", "position_std"):
         want(0 < getattr(config, name) < math.inf, name, "a positive number")
@@ -299,6 +334,7 @@ def override(config, **values):
             lists[name] = [numbers(text, separator) for text in texts]
         except ValueError:
             want(False, name, "whole numbers, 1 or more")
+    want(all(lists["outer_channels"]), "outer_channels", "a width or more for each level")
     want([len(w) for w in lists["outer_channels"]] == [len(b) for b in lists["outer_blocks"]], "outer_blocks",
          f"a number of blocks for each width of --outer-channels {config.outer_channels or '(none)'}")
     for name in ("level_weights", "mixed_ratio"):
@@ -311,6 +347,13 @@ def override(config, **values):
             mixed_rows(lists["mixed_ratio"][0], config.batch)
     except ValueError as error:
         raise UserError(str(error)) from None
+    want(0 < config.blur_low <= config.blur_high < math.inf, "blur_high", f"at least blur_low ({config.blur_low:g})")
+    if config.low_size:
+        want(not outer, "low_size", "no low-res image for a nested model: it has its levels inside")
+        want(len(config.low_size) == 2 and min(config.low_size) > 0
+             and all(s % l == 0 and s > l for s, l in zip(config.size, config.low_size))
+             and config.size[0] * config.low_size[1] == config.size[1] * config.low_size[0], "low_size",
+             f"a size that divides {config.size[0]}x{config.size[1]}, alike in height and width")
     want(config.multiscale <= sides[-1], "multiscale", f"at most the side of the lowest level, {sides[-1]:g}")
     want(-25 <= config.logsnr_min < config.logsnr_max <= 25, "logsnr_min",
          f"below logsnr_max ({config.logsnr_max:g}), both within -25..25")

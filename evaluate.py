@@ -7,6 +7,7 @@ Read before: sample.py, measures.py (the definitions), features.py (what they ar
     python evaluate.py runs/glyphs64                           every measure -> a table and RUN/evaluation.json
     python evaluate.py runs/glyphs64 runs/glyphs64_unet        side by side, and runs/comparison.png
     python evaluate.py runs/glyphs64 --n 500 --sweep guidance=1,1.05,1.1,1.2,1.4,1.8,2,3
+    python evaluate.py runs/glyphs16 runs/glyphs64_sr --handoff renoised --sweep s=0,0.1,0.2,0.3,0.5,0.7,0.9
     python evaluate.py runs/photos --features inception.pt     FID proper, by a network that you have
     python evaluate.py runs/photos --metrics none --export samples.npz
 
@@ -27,30 +28,38 @@ import numpy as np
 import torch
 from PIL import Image
 
+import cascade
 import dwt
 import nested_unet
 import sample
 import schedule
 import unet
 import uvit
-from config import Parser, add_fields, make_schedule, override
+from cascade import HANDOFFS, hand_over
+from config import Parser, add_fields, make_low_schedule, make_schedule, override
 from data import BrokenImage, Stream, UserError
 from features import GlyphFeatures, Yardstick, described, fingerprint, kept, moments_of
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
-from sample import averaged_model, grid, sample_run, to_uint8
+from sample import averaged_model, check_chain, grid, handoff_noise, sample_run, seed_of, to_uint8
+from train import real_low_res
 
 
 # ------------------------------------------------------------------------------------------ the samples of a run
 
-def drawn_samples(run, model, config, labels, seed, device):
-    """dict(images uint8 (n, H, W, 3), seconds): what the run's folder holds already, the rest drawn and kept."""
+def drawn_samples(run, model, config, labels, seed, device, lower=None):
+    """dict(images uint8 (n, H, W, 3), seconds): what the run's folder holds already, the rest drawn and kept.
+
+    lower: for a super-resolution model (what its low-res images are, as things to fingerprint; give), give(part) ->
+    (low_res, aug_logsnr) of that slice of the samples.
+    """
     n, precision = len(labels), choose_precision(config.precision, device)
     settings = (config.sampler, config.sample_steps, config.guidance, config.noise_param, config.clip_x, precision)
     weights = (p.detach().cpu().flatten().view(torch.uint8).numpy().tobytes() for p in model.parameters())
-    code = (inspect.getsource(module) for module in (sample, schedule, dwt, unet, uvit, nested_unet))  # changed: anew
-    path = os.path.join(run, f"samples-{fingerprint(*weights, *code, settings, config.size, seed)}.pt")
+    code = (inspect.getsource(module) for module in (sample, schedule, dwt, unet, uvit, nested_unet, cascade))
+    name = fingerprint(*weights, *code, settings, config.size, seed, *(lower[0] if lower else ()))
+    path = os.path.join(run, f"samples-{name}.pt")                        # any of these changed: another file
     have = kept(path, lambda: {"images": torch.zeros(0, *config.size, 3, dtype=torch.uint8), "seconds": 0.0,
                                "labels": torch.zeros(0, dtype=torch.long)})
     k = len(have["labels"])
@@ -64,7 +73,8 @@ def drawn_samples(run, model, config, labels, seed, device):
         def on_step(first, step, z, k=k):
             progress(f"{os.path.basename(run.rstrip('/'))}: drawing samples", k + first + len(z) * step // last, n)
 
-        images = sample_run(model, config, labels[part], seeds, device, precision, on_step)
+        low_res, seeds = (lower[1](part), [seed_of(i, 1) for i in seeds]) if lower else (None, seeds)
+        images = sample_run(model, config, labels[part], seeds, device, precision, on_step, low_res=low_res)
         wrong = ~torch.isfinite(images).flatten(1).all(1)
         if wrong.any():
             raise UserError(f"{run}: sample {k + int(wrong.nonzero()[0])} holds values that are not finite; "
@@ -74,7 +84,34 @@ def drawn_samples(run, model, config, labels, seed, device):
         torch.save(have, path + ".new")
         os.replace(path + ".new", path)
         k = part.stop
-    return dict(images=have["images"][:n], seconds=have["seconds"] * n / max(1, len(have["labels"])))
+    return dict(images=have["images"][:n], seconds=have["seconds"] * n / max(1, len(have["labels"])), name=name)
+
+
+def lower_stage(below, high, labels, seed, device, handoff, s):
+    """`lower` of drawn_samples for the stage above. below: (run, model, config) of the stage that makes the low-res
+    images, or a source of real images to average down in their place."""
+    schedule = make_low_schedule(high)
+
+    def handed(low_res, part):
+        seeds = [seed * 1_000_003 + i for i in range(part.start, part.stop)]
+        return hand_over(low_res, handoff, s, schedule, handoff_noise(low_res.shape, seeds, 1))
+
+    if not isinstance(below, tuple):
+        handoff = "renoised" if handoff == "truncated" else handoff       # nothing is sampled, so nothing is stopped
+        real = real_low_res(below, high, labels)
+        return ("real", fingerprint(real.numpy().tobytes()), handoff, s), lambda part: handed(real[part], part)
+    run, model, config = below
+    if handoff == "truncated" and s:
+        precision = choose_precision(config.precision, device)
+
+        def stopped(part):
+            seeds = [seed * 1_000_003 + i for i in range(part.start, part.stop)]
+            return handed(sample_run(model, config, labels[part], seeds, device, precision, stop=s), part)
+        weights = fingerprint(*(p.detach().cpu().numpy().tobytes() for p in model.parameters()))
+        return (weights, config.sampler, config.sample_steps, config.guidance, handoff, s), stopped
+    drawn = drawn_samples(run, model, config, labels, seed, device)       # once, whatever s: the reason for "renoised"
+    images = drawn["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
+    return (drawn["name"], handoff, s), lambda part: handed(images[part], part)
 
 
 # ------------------------------------------------------------------------------------------ the measures of one set
@@ -263,7 +300,10 @@ def parse():
     parser.add_argument("--held-out", metavar="FOLDER", help="images never trained on (drawn scenes need none)")
     parser.add_argument("--export", metavar="FILE", help="write the samples as the ADM suite reads them (.npz, arr_0)")
     parser.add_argument("--export-png", metavar="DIR", help="write the samples as PNG files")
-    parser.add_argument("--sweep", metavar="F=V,V", help=f"one row a value, F one of {', '.join(SETTINGS)}")
+    parser.add_argument("--sweep", metavar="F=V,V", help=f"one row a value, F one of {', '.join(SETTINGS)}; "
+                        "of a cascade s")
+    parser.add_argument("--handoff", choices=HANDOFFS, help="the runs are the two stages of a cascade, the lower first")
+    parser.add_argument("--s", type=float, default=0.0, help="of a cascade: noise of the handoff (default 0: none)")
     parser.add_argument("--curve", action="store_true", help="also of the checkpoints that --keep-every kept")
     parser.add_argument("--steps", type=int, dest="sample_steps", default=argparse.SUPPRESS,
                         help="network evaluations an image (default: the run's)")
@@ -281,7 +321,13 @@ def parse():
     for metric in args.metrics:
         if metric not in METRICS:
             raise UserError(f"--metrics {metric}: want some of {','.join(METRICS)}")
-    if (args.export or args.export_png or args.sweep) and len(args.runs) > 1:
+    if args.handoff and len(args.runs) != 2:
+        raise UserError(f"--handoff {args.handoff}: want the two runs of a cascade, the lower first")
+    if not 0 <= args.s < 1 or (args.s and args.handoff in (None, "clean")):
+        raise UserError(f"--s {args.s:g}: want 0 or more, less than 1, and --handoff truncated or renoised")
+    if args.handoff and args.curve:
+        raise UserError("--curve: not of a cascade")
+    if (args.export or args.export_png or args.sweep) and len(args.runs) > 1 and not args.handoff:
         raise UserError("--export and --sweep are for one run")
     if (args.export or args.export_png) and args.sweep:
         raise UserError("--export and --sweep: one set of samples or several, not both")
@@ -302,6 +348,14 @@ def parse():
 def sweep_values(text, config):
     """"guidance=1,2" -> ("guidance", [(text, Config), ...])."""
     field, equals, values = text.partition("=")
+    if field == "s" and config.low_size:
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError:
+            numbers = [-1.0]
+        if not all(0 <= s < 1 for s in numbers):
+            raise UserError(f"--sweep {text}: want numbers from 0, less than 1")
+        return field, list(zip(values.split(","), numbers))
     if field not in SETTINGS or not equals or not values:
         raise UserError(f"--sweep {text}: want FIELD=VALUE,VALUE with FIELD one of {', '.join(SETTINGS)}")
     # The flags of Config know the types and the choices: let them read each value.
@@ -325,7 +379,8 @@ def provenance(args, config, state, yardstick, device):
     samples = dict(step=state["step"], images_seen=state["images"], n=args.n, seed=args.first_seed,
                    precision=choose_precision(config.precision, device), sampler=config.sampler,
                    steps=config.sample_steps, guidance=config.guidance if config.num_classes else 1.0,
-                   noise_param=config.noise_param, clip_x=config.clip_x)
+                   noise_param=config.noise_param, clip_x=config.clip_x,
+                   **(dict(handoff=args.handoff, s=args.s, low_run=args.runs[0]) if args.handoff else {}))
     judge = dict(features=yardstick.name, features_id=yardstick.judge, **sets,
                  reads=getattr(yardstick.features, "accuracy", None)) if yardstick.judge else {}
     return made, samples, judge
@@ -380,10 +435,12 @@ def export(args, images, labels):
         raise UserError(f"cannot export: {error}") from None
 
 
-def measure(run, model, config, args, yardstick, device, metrics):
-    """(figures, described set, images, labels) of a run's samples."""
+def measure(run, model, config, args, yardstick, device, metrics, below=None, s=None):
+    """(figures, described set, images, labels) of a run's samples. below: as in lower_stage, for a cascade."""
     labels = yardstick.labels(args.n, config)
-    drawn = drawn_samples(run, model, config, labels, args.first_seed, device)
+    lower = below and lower_stage(below, config, labels, args.first_seed, device, args.handoff,
+                                  args.s if s is None else s)
+    drawn = drawn_samples(run, model, config, labels, args.first_seed, device, lower)
     start = time.time()
     set_ = described(zip(torch.arange(args.n).split(100), drawn["images"].split(100)), yardstick.features)
     result = figures(set_, labels, yardstick, metrics)
@@ -391,13 +448,13 @@ def measure(run, model, config, args, yardstick, device, metrics):
     return result, set_, drawn["images"], labels
 
 
-def evaluate(run, model, config, state, args, yardstick, device):
+def evaluate(run, model, config, state, args, yardstick, device, below=None):
     """(figures, images) of one run, with all its files: evaluation.json, the pictures, the export."""
     result, set_, images = {}, {}, None
     if set(args.metrics) - {"bits"} or args.export or args.export_png:
-        result, set_, images, labels = measure(run, model, config, args, yardstick, device, args.metrics)
+        result, set_, images, labels = measure(run, model, config, args, yardstick, device, args.metrics, below)
         export(args, images, labels)
-    if "bits" in args.metrics and not config.outer_channels:
+    if "bits" in args.metrics and not (config.outer_channels or config.low_size):
         start = time.time()
         bound = likelihood(model, config, yardstick, args.n_bits, args.first_seed, device)
         total = bound["total"].double()
@@ -425,12 +482,12 @@ def evaluate(run, model, config, state, args, yardstick, device):
     return result, images
 
 
-def sweep(run, model, config, state, args, yardstick, device):
+def sweep(run, model, config, state, args, yardstick, device, below=None):
     """One row for each value of one setting: sweep_FIELD.json, and the curve of table 9."""
     field, settings = sweep_values(args.sweep, config)
     rows, metrics = [], tuple(m for m in ("fd", "is", "read") if m in args.metrics)
     for value, setting in settings:
-        result, *_ = measure(run, model, setting, args, yardstick, device, metrics)
+        result, *_ = measure(run, model, setting, args, yardstick, device, metrics, below)
         rows.append((f"{field} {value}", {field: value, **result}))
         print(f"{field} {value}: sampled in {result['seconds_of_sampling']:g} s", flush=True)
     print_table(rows, yardstick.name, lines=True)
@@ -441,6 +498,37 @@ def sweep(run, model, config, state, args, yardstick, device):
     if drawn:
         draw_sweep(field, [row for _, row in rows], path + ".png")
     print(f"wrote {path}.json" + (f" and {path}.png" if drawn else ""))
+
+
+def sweep_of_s(run, model, config, state, args, yardstick, device, below):
+    """CDM's search: a row for each s, on low-res images that the stage below made and on real ones."""
+    _, values = sweep_values(args.sweep, config)
+    rows, metrics = [], tuple(m for m in ("fd", "is", "read") if m in args.metrics)
+    real = yardstick.unseen if yardstick.unseen is not None else yardstick.source
+    for text, s in values:
+        for name, source in (("made", below), ("real", real)):
+            result, *_ = measure(run, model, config, args, yardstick, device, metrics, source, s)
+            rows.append((f"s {text}, {name} low-res", dict(s=s, low_res=name, **result)))
+            print(f"s {text}, {name} low-res: sampled in {result['seconds_of_sampling']:g} s", flush=True)
+    print_table(rows, yardstick.name, lines=True)
+    path = os.path.join(run, f"sweep_s_{args.handoff}")
+    write_json(path + ".json", *provenance(args, config, state, yardstick, device),
+               dict(swept="s", below=os.path.basename(os.path.abspath(below[0])), rows=[row for _, row in rows]))
+    plt, figures_ = _plots(), [(key, label) for key, label in (("fd_held_out", "Fréchet distance, held-out"),
+                                                               ("read_rate", "read rate")) if key in rows[0][1]]
+    figure, axes = plt.subplots(1, max(1, len(figures_)), figsize=(4.5 * max(1, len(figures_)), 3.4), squeeze=False)
+    for axis, (key, label) in zip(axes[0], figures_):
+        for name in ("made", "real"):
+            chosen = [row for _, row in rows if row["low_res"] == name]
+            axis.errorbar([row["s"] for row in chosen], [row[key] for row in chosen],
+                          [row[key + "_pm"] for row in chosen], marker="o", capsize=2, label=f"{name} low-res images")
+        axis.set(xlabel=f"s ({args.handoff})", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path + ".png", dpi=110)
+    plt.close(figure)
+    print(f"wrote {path}.json and {path}.png")
 
 
 def curve(run, args, yardstick, config, device):
@@ -460,8 +548,8 @@ def introduce(run, config, state, args, yardstick, device, why):
     print(f"{run}: step {state['step']:,}, {state['images']:,} images seen, on {device} ({why})\n"
           f"{args.n:,} samples, seed {args.first_seed}, {config.sampler}, {config.sample_steps} steps, guidance "
           f"{guidance:g}", flush=True)
-    if "bits" in args.metrics and config.outer_channels:
-        print("bits per dimension: left out; the bound of a nested model is on all its levels together")
+    if "bits" in args.metrics and (config.outer_channels or config.low_size):
+        print("bits per dimension: left out; the bound of a nested model or a cascade is not on its images alone")
     if yardstick.features is None:
         if set(args.metrics) - {"bits"}:
             print(f"no features for {config.data}: without --features FILE no FID, IS, precision, recall, memorisation")
@@ -479,9 +567,19 @@ def main():
     args = parse()
     device, why = choose_device(args.device)
     columns, rows, curves, judges = [], [], [], []
-    for run in args.runs:
-        state = read_checkpoint(run)
-        model, config = averaged_model(state, run, device), override(state["config"], **args.given)
+    stages = []                                                           # of a cascade, those below
+    for number, run in enumerate(args.runs):
+        state, lower = read_checkpoint(run), args.handoff and number + 1 < len(args.runs)
+        model, config = averaged_model(state, run, device), override(state["config"], **({} if lower else args.given))
+        if lower:
+            stages.append((run, model, config))
+            continue
+        below = stages[-1] if stages else None
+        if below:
+            check_chain([below[2], config], args.runs)
+        elif config.low_size:
+            raise UserError(f"{run}: a super-resolution model is measured behind the stage below it: give both runs, "
+                            f"and --handoff {', '.join(HANDOFFS)}")
         if args.sweep:
             sweep_values(args.sweep, config)                              # a mistake in it: known before any work
         yardstick = Yardstick(os.path.dirname(os.path.abspath(run)), config, args.n, args.n_real, args.features,
@@ -491,9 +589,11 @@ def main():
         if (args.sweep or args.curve) and yardstick.features is None:
             raise UserError("--sweep and --curve need features: those of drawn scenes, or --features FILE")
         if args.sweep:
-            return sweep(run, model, config, state, args, yardstick, device)
+            if args.sweep.startswith("s="):
+                return sweep_of_s(run, model, config, state, args, yardstick, device, below)
+            return sweep(run, model, config, state, args, yardstick, device, below)
         title = os.path.basename(os.path.abspath(run))
-        result, images = evaluate(run, model, config, state, args, yardstick, device)
+        result, images = evaluate(run, model, config, state, args, yardstick, device, below)
         columns.append((title, result))
         if images is not None:
             rows.append((title, images))
@@ -501,14 +601,14 @@ def main():
             curves.append((title, curve(run, args, yardstick, config, device)))
     if len({judge for judge in judges if judge}) > 1:
         print("warning: these runs were not judged by the same features; their distances cannot be compared")
-    if len(args.runs) == 1 and "real_scenes" in columns[0][1]:
+    if len(columns) == 1 and "real_scenes" in columns[0][1]:
         columns.append(("real scenes", columns[0][1]["real_scenes"]))
     print_table(columns, yardstick.name)
     if len(rows) > 1 or curves:
         path = os.path.join(os.path.dirname(os.path.abspath(args.runs[0])), "comparison.png")
         draw_comparison(rows, curves, path)
         print(f"wrote {os.path.relpath(path)}")
-    for run, (_, result) in zip(args.runs, columns):
+    for run, (_, result) in zip(args.runs[len(stages):], columns):
         print((f"wrote {os.path.join(run, 'evaluation.json')}; " if args.metrics else "")
               + ", ".join(f"{name} {result['seconds_of_' + name]:g} s" for name in ("sampling", "measuring", "bits")
                           if "seconds_of_" + name in result))

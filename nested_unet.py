@@ -171,13 +171,9 @@ def sizes_of(network):
 
 # ------------------------------------------------------------------------------------------ growing (3.3)
 
-def grow(model, trained):
-    """Put the weights of a trained inner network into `model`, a NestedUNet around an equal one. In place.
-
-    trained: its state_dict. Nothing is skipped in silence: raises ValueError naming what is missing, in excess, or of
-    another shape. The outer level is left as it is, the adapters at zero: `model` then gives the inner network's output
-    to the bit.
-    """
+def check_inner(model, trained):
+    """Is `trained` the state_dict of a network like the inner one of `model`? Nothing is skipped in silence: raises
+    ValueError naming what is missing, in excess, or of another shape."""
     wanted = model.inner.state_dict()
     missing, excess = sorted(wanted.keys() - trained.keys()), sorted(trained.keys() - wanted.keys())
     shapes = [f"{key} {tuple(trained[key].shape)} for {tuple(wanted[key].shape)}" for key in wanted
@@ -186,6 +182,14 @@ def grow(model, trained):
               for what, keys in (("missing", missing), ("in excess", excess), ("of another shape", shapes)) if keys]
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def grow(model, trained):
+    """Put the weights of a trained inner network into `model`, a NestedUNet around an equal one. In place.
+
+    The outer level is left as it is, the adapters at zero: `model` then gives the inner network's output to the bit.
+    """
+    check_inner(model, trained)
     model.inner.load_state_dict(trained)
 
 

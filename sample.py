@@ -1,24 +1,29 @@
 """From noise to pictures: DDPM and DDIM steps, clipping, guidance, the loop; as a program, from a run to a PNG or GIF.
 
 Paper: simple diffusion, appendix A ("Sampling", "Classifier-free guidance"), section 2 (eq. 3); Matryoshka Diffusion 3:
-all levels step together.
-Read before: schedule.py, train.py; nested_unet.py for several levels.
+all levels step together; Cascaded Diffusion 3: what one stage hands to the next.
+Read before: schedule.py, train.py; nested_unet.py for several levels, cascade.py for several stages.
 
     python sample.py runs/glyphs64                       a grid, some images of each class
     python sample.py runs/glyphs64 --labels A,B,7 --n 8 --guidance 4 --gif letters.gif
     python sample.py runs/glyphs64_nested --levels --gif levels.gif         every level of a nested model
+    python sample.py runs/glyphs16 runs/glyphs64_sr --handoff renoised --s 0.3 --labels A,B,7        a cascade
 
 Shapes: z, x_hat (B, C, H, W); logsnr_t, logsnr_s scalars or (B,), s < t one step closer to the image.
 
 # Paper: eq. 3 prints N(z_t | ...) for the law of z_s, and calls the posterior's variance sigma without the square.
 """
+import functools
 import math
 import os
+import sys
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from config import Parser, add_fields, build_model, make_schedule, override
+from cascade import HANDOFFS, hand_over
+from config import Parser, add_fields, build_model, make_low_schedule, make_schedule, override
 from data import UserError
 from runs import autocast, choose_device, choose_precision, load_weights, main_program, progress, read_checkpoint
 from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
@@ -78,11 +83,11 @@ def guide(v_cond, v_null, w):
 # ------------------------------------------------------------------------------------------ the loop (appendix A)
 
 def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guidance=1.0, noise_param=0.2,
-           clip="static", lowest_idx=1, device="cpu", on_step=None):
+           clip="static", lowest_idx=1, device="cpu", on_step=None, stop=0.0):
     """Images (B, C, H, W) in [-1, 1] from `model`, by `steps` network evaluations (twice that with guidance).
 
     schedule    t -> logsnr
-    cond        conditions of the B images; guidance drops them all
+    cond        conditions of the B images; guidance drops them all but the low-res image of a super-resolution model
     shape       (C, H, W)
                 A nested model has a list of schedules and of shapes, highest level first. Its levels begin as noises of
                 their own and take each step together, each with its own alpha and sigma, all clipped, all guided; the
@@ -91,8 +96,11 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
     lowest_idx  0 or 1, as in the paper: the time index at which the last prediction is returned, without noise. With 1,
                 N steps cost N evaluations. With 0 the loop goes on to t = 0 and looks once more, at a clean z: N + 1.
     on_step     called as on_step(k, z, x_hat) after evaluation k = 1, 2, ...
+    stop        a time s: stop there and return z_s as it is, noisy ("truncated", cascade.py); 0 = go to the end. The
+                steps from 1 to s are then as long as they would have been: (1 - s) of them, rounded.
     """
     nested = isinstance(shape, list)
+    kept = {key: cond[key] for key in ("low_res", "aug_logsnr") if key in cond}
     schedules, shapes = (schedule, shape) if nested else ([schedule], [shape])
     # One generator an image, on the CPU: the same seed is the same picture in any batch, on any device.
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
@@ -107,7 +115,7 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
     def predict(z, logsnr):
         v = evaluate(z, logsnr, cond)
         if guidance != 1:                                                 # w = 1 costs one evaluation, not two
-            dropped = evaluate(z, logsnr, {})                             # no condition = all of them dropped
+            dropped = evaluate(z, logsnr, kept)                           # a condition that is absent is dropped
             v = [guide(v_cond, v_null, guidance) for v_cond, v_null in zip(v, dropped)]
         return [CLIPS[clip](x_from_v(*level)) for level in zip(z, v, logsnr)]
 
@@ -116,7 +124,9 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
             on_step(k, *((z, x_hat) if nested else (z[0], x_hat[0])))
 
     z = noise()                                                           # z_1 ~ N(0, I)
-    t = torch.arange(steps + 1) / steps                                   # 0, 1/N, ..., 1
+    if stop:
+        steps, lowest_idx = max(1, round(steps * (1 - stop))), 0
+    t = stop + (1 - stop) * torch.arange(steps + 1) / steps               # stop, ..., 1; by 1/N from 0 if none is given
     times = [list(level) for level in zip(*(schedule(t).to(device) for schedule in schedules))]   # logsnr at each
     for k, i in enumerate(range(steps, lowest_idx, -1), 1):
         x_hat = predict(z, times[i])
@@ -126,6 +136,8 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
         else:
             z = [ddim_step(*level) for level in zip(z, x_hat, times[i], times[i - 1])]
         tell(k, z, x_hat)
+    if stop:
+        return z if nested else z[0]
     x_hat = predict(z, times[lowest_idx])                                 # the mean, not a draw
     tell(steps - lowest_idx + 1, x_hat, x_hat)
     return x_hat if nested else x_hat[0]
@@ -147,8 +159,11 @@ def averaged_model(state, path, device="cpu"):
     return model.eval().requires_grad_(False)
 
 
-def sample_run(model, config, labels, seeds, device, precision, on_step=None, batch=64, lowest_idx=1, levels=False):
+def sample_run(model, config, labels, seeds, device, precision, on_step=None, batch=64, lowest_idx=1, levels=False,
+               low_res=None, stop=0.0):
     """Images of these labels (-1: no class) by the sampler, steps and guidance of config, in batches, on the CPU.
+
+    low_res: (images, aug_logsnr) for a super-resolution model, as hand_over gives them. stop: as in sample().
 
     Of a nested model the highest level, or with levels=True all of them side by side (`side_by_side`). on_step is
     called as on_step(first, k, z), z (B, 3, H, W) likewise.
@@ -159,13 +174,69 @@ def sample_run(model, config, labels, seeds, device, precision, on_step=None, ba
     images = []
     for first in range(0, len(labels), batch):
         part = slice(first, first + batch)
+        cond = {"label": torch.tensor(labels[part], device=device)}
+        if low_res is not None:
+            cond.update(low_res=low_res[0][part].to(device), aug_logsnr=low_res[1][part].to(device))
         with torch.no_grad(), autocast(precision, device):
             images.append(show(sample(
-                model, make_schedule(config), {"label": torch.tensor(labels[part], device=device)},
-                shapes if config.outer_channels else shapes[0], seeds[part], config.sample_steps, config.sampler,
-                guidance, config.noise_param, config.clip_x, lowest_idx, device,
-                on_step and (lambda k, z, x_hat: on_step(first, k, show(z))))).cpu())
+                model, make_schedule(config), cond, shapes if config.outer_channels else shapes[0], seeds[part],
+                config.sample_steps, config.sampler, guidance, config.noise_param, config.clip_x, lowest_idx, device,
+                on_step and (lambda k, z, x_hat: on_step(first, k, show(z))), stop)).cpu())
     return torch.cat(images)
+
+
+def sample_chain(models, configs, labels, seeds, device, precision, handoff="renoised", s=(0.0,), on_step=None,
+                 last=None):
+    """A cascade: -> [images of each stage], lowest first. s: a time for each handoff. See cascade.py.
+
+    on_step(stage, first, k, z). last: options of the last stage's sample_run.
+    """
+    made = []
+    for stage, (model, config) in enumerate(zip(models, configs)):
+        low_res, options = None, (last or {}) if stage == len(models) - 1 else {}
+        if stage:
+            # Noise of its own for each image, from a seed of its own: the image does not depend on its batch.
+            low_res = hand_over(made[-1], handoff, s[stage - 1], make_low_schedule(config),
+                                handoff_noise(made[-1].shape, seeds, stage))
+        stop = s[stage] if handoff == "truncated" and stage < len(models) - 1 else 0.0
+        tell = on_step and functools.partial(on_step, stage)
+        its_seeds = [seed_of(seed, stage) for seed in seeds] if stage else seeds
+        made.append(sample_run(model, config, labels, its_seeds, device, precision, tell,
+                               low_res=low_res, stop=stop, **options))
+    return made
+
+
+def seed_of(seed, *use):
+    """Another seed for another use. PyTorch's CPU generator looks at 32 bits only: adding a large number would change
+    nothing, and two stages would start from one noise."""
+    return int(np.random.SeedSequence((seed, *use)).generate_state(1)[0])
+
+
+def handoff_noise(shape, seeds, stage):
+    """N(0, I) of this shape (B, 3, h, w), image i a function of seeds[i]."""
+    generators = [torch.Generator().manual_seed(seed_of(int(seed), stage, 1)) for seed in seeds]
+    return torch.stack([torch.randn(shape[1:], generator=g) for g in generators])
+
+
+def check_chain(configs, names):
+    """Do these stages fit each other? Raises UserError naming the first fault. Lowest stage first."""
+    if configs[0].low_size:
+        raise UserError(f"{names[0]}: a super-resolution model cannot come first; give the run of the low-res images "
+                        "before it")
+    t = torch.linspace(0, 1, 11)
+    for low, high, low_name, name in zip(configs, configs[1:], names, names[1:]):
+        if not high.low_size:
+            raise UserError(f"{name}: not a super-resolution model, so it takes nothing from {low_name}")
+        if high.low_size != low.size:
+            raise UserError(f"{name} goes from {high.low_size[0]}x{high.low_size[1]}, {low_name} makes "
+                            f"{low.size[0]}x{low.size[1]}")
+        if high.class_names != low.class_names:
+            raise UserError(f"{name} and {low_name} do not have the same classes")
+        if low.outer_channels:
+            raise UserError(f"{low_name}: a nested model has its levels inside; it is no stage of a cascade")
+        if not torch.allclose(make_schedule(low)(t), make_low_schedule(high)(t)):
+            raise UserError(f"{name} knows noise by another schedule than that of {low_name} (schedule, noise_d, "
+                            "logsnr_min, logsnr_max)")
 
 
 def side_by_side(levels):
@@ -202,31 +273,92 @@ def grid(images, columns, names=None, blocks=1):
     return sheet
 
 
-def class_sheet(model, config, device, precision, a_class, seed=0, most=36, **options):
-    """One row a class (the first `most` of them), `a_class` images each; without classes, 8 x 8 images."""
+def class_sheet(model, config, device, precision, a_class, seed=0, real_low_res=None, most=36):
+    """One row a class (the first `most` of them), `a_class` images each; without classes, 8 x 8 images.
+
+    real_low_res(labels) gives a super-resolution model real low-res images to draw from.
+    """
     names = list(config.class_names[:most]) or None
     labels = [i for i in range(len(names)) for _ in range(a_class)] if names else [-1] * 64
+    low_res = real_low_res and (real_low_res(labels), torch.full((len(labels),), torch.inf))
     images = sample_run(model, config, labels, [seed * 1_000_003 + i for i in range(len(labels))], device, precision,
-                        **options)
+                        low_res=low_res)
     return grid(images, a_class if names else 8, names, blocks=math.ceil(len(names) / 12) if names else 1)
 
 
 # ------------------------------------------------------------------------------------------ the program
 
-def parse():
-    parser = Parser(prog="sample.py", description="Draw images from a trained run.")
-    parser.add_argument("run", help="folder of the run (one; chains of stages are for cascades)")
+OVERRIDES = ("sampler", "guidance", "noise_param", "clip_x", "precision")
+
+
+def parse(argv, stage=0):
+    """The arguments as stage `stage` of a cascade has them: of "--steps 24,12" it takes its own part."""
+    parser = Parser(prog="sample.py", description="Draw images from a trained run, or from the runs of a cascade.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of the run; of a cascade all, the lowest first")
     parser.add_argument("--n", type=int, help="images a class (default 4), or in all for a run without classes (32)")
     parser.add_argument("--labels", help="classes by name or number, separated by commas (default: up to 36 of them)")
     parser.add_argument("--steps", type=int, help="steps an image; guidance looks twice a step (default: the run's)")
     parser.add_argument("--lowest-idx", type=int, choices=(0, 1), default=1, help="see sample() (default 1)")
     parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="another seed, other images (default 0)")
-    parser.add_argument("--levels", action="store_true", help="show every level of a nested model, the lowest left")
+    parser.add_argument("--levels", action="store_true", help="show every level of a nested model, or every stage of a "
+                        "cascade, the lowest left")
+    parser.add_argument("--handoff", choices=HANDOFFS, help="of a cascade: what a stage gives the next")
+    parser.add_argument("--s", type=float, action="append", help="of a cascade: its noise, 0 to 1; once, or for each "
+                        "handoff")
     parser.add_argument("--out", default="samples.png", help="PNG to write (default samples.png)")
     parser.add_argument("--gif", help="GIF of the denoising to write as well")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
-    add_fields(parser, ("sampler", "guidance", "noise_param", "clip_x", "precision"), "settings of the run to override")
-    return parser.parse_args()
+    add_fields(parser, OVERRIDES, "settings of the run to override; for a cascade one, or one a stage: --guidance 5,1")
+    parts = {}
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name[2:].replace("-", "_") in (*OVERRIDES, "steps") and name.startswith("--"):
+            at, value = (i, value) if equals else (i + 1, argv[i + 1] if i + 1 < len(argv) else "")
+            if "," in value:
+                parts[at] = [f"{name}={v}" if equals else v for v in value.split(",")]
+    stages = max([len(values) for values in parts.values()] + [1])
+    words = [parts[i][min(stage, len(parts[i]) - 1)] if i in parts else word for i, word in enumerate(argv)]
+    args = parser.parse_args(words)
+    if stages > 1 and any(len(values) != len(args.runs) for values in parts.values()):
+        raise UserError(f"{len(args.runs)} runs, but settings for {stages} stages: want one, or one for each")
+    return args
+
+
+def stages_of(argv, device):
+    """([Model], [Config]) of the runs, each with its own part of the settings given. Raises UserError."""
+    models, configs, runs = [], [], parse(argv).runs
+    for stage, run in enumerate(runs):
+        model, config = load_run(run, device)
+        args = parse(argv, stage)
+        given = {k: v for k, v in vars(args).items() if k in OVERRIDES}
+        if args.steps is not None:
+            if args.steps < 1:
+                raise UserError(f"--steps {args.steps}: want 1 or more")
+            given["sample_steps"] = args.steps
+        models.append(model)
+        configs.append(override(config, **given))
+    check_chain(configs, runs)
+    return models, configs
+
+
+def handoffs(args):
+    """(handoff, [s, ...]) of a cascade, checked."""
+    count = len(args.runs) - 1
+    if not count:
+        if args.handoff or args.s:
+            raise UserError("--handoff and --s are for the stages of a cascade: give their runs, the lowest first")
+        return None, []
+    if not args.handoff:
+        raise UserError(f"{len(args.runs)} runs are a cascade: say --handoff {', '.join(HANDOFFS)}")
+    if args.handoff == "clean":
+        if args.s:
+            raise UserError("--handoff clean has no noise: leave out --s")
+        return "clean", [0.0] * count
+    if not args.s or len(args.s) not in (1, count):
+        raise UserError(f"--handoff {args.handoff}: say with --s how much noise, once or {count} times")
+    if any(not 0 <= s < 1 for s in args.s):
+        raise UserError(f"--s {max(args.s, key=lambda s: abs(s - 0.5)):g}: want 0 or more, less than 1")
+    return args.handoff, args.s * (count if len(args.s) == 1 else 1)
 
 
 def label_numbers(text, config):
@@ -244,17 +376,12 @@ def label_numbers(text, config):
 
 
 def main():
-    args = parse()
+    args = parse(sys.argv[1:])
     device, why = choose_device(args.device)
-    model, config = load_run(args.run, device)
-    if args.levels and not config.outer_channels:
-        raise UserError(f"--levels: {args.run} is not of a nested model")
-    given = {k: v for k, v in vars(args).items() if k in ("sampler", "guidance", "noise_param", "clip_x", "precision")}
-    if args.steps is not None:
-        if args.steps < 1:
-            raise UserError(f"--steps {args.steps}: want 1 or more")
-        given["sample_steps"] = args.steps
-    config = override(config, **given)
+    models, configs = stages_of(sys.argv[1:], device)
+    (handoff, s), config = handoffs(args), configs[-1]
+    if args.levels and not (config.outer_channels or handoff):
+        raise UserError(f"--levels: {args.runs[0]} is not of a nested model")
     precision = choose_precision(config.precision, device)
     if args.n is not None and args.n < 1:
         raise UserError(f"--n {args.n}: want 1 or more")
@@ -274,29 +401,39 @@ def main():
     else:
         columns, names, labels = 8, None, [-1] * (args.n or 32)
     seeds = [args.first_seed * 1_000_003 + i for i in range(len(labels))]
-    last = config.sample_steps + 1 - args.lowest_idx
-    calls = last * (1 if config.guidance == 1 or not config.num_classes else 2)
-    print(f"{len(labels)} images of {config.size[0]}x{config.size[1]}, {config.sampler}, {config.sample_steps} steps, "
-          f"guidance {config.guidance:g}: {calls} evaluations each, on {device} ({why}), {precision}")
+    for c in configs:
+        evaluations = (c.sample_steps + 1 - args.lowest_idx) * (1 if c.guidance == 1 or not c.num_classes else 2)
+        print(f"{len(labels)} images of {c.size[0]}x{c.size[1]}, {c.sampler}, {c.sample_steps} steps, guidance "
+              f"{c.guidance:g}: {evaluations} evaluations each, on {device} ({why}), {precision}")
 
-    # Frames: at most 40 moments of the loop, each assembled from its batches.
-    wanted = {round(1 + f * (config.sample_steps - 1) / 39) for f in range(40)} if args.gif else set()
-    frames = {}
+    # Frames: at most 40 moments of the loop, each assembled from its batches; of a cascade one stage after the other.
+    frames, film = [{} for _ in configs], max(2, 40 // len(configs))
 
-    def on_step(first, k, z):
-        if k in wanted or (args.gif and k == last):
-            frames.setdefault(k, []).append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
-        progress("images", first + k * min(64, len(labels) - first) // last, len(labels))
+    def on_step(stage, first, k, z):
+        last = configs[stage].sample_steps + 1 - args.lowest_idx
+        if args.gif and k in {round(1 + f * (last - 1) / (film - 1)) for f in range(film)}:
+            frames[stage].setdefault(k, []).append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
+        progress("images" if len(configs) == 1 else f"stage {stage + 1}: images",
+                 first + k * min(64, len(labels) - first) // last, len(labels))
 
-    images = sample_run(model, config, labels, seeds, device, precision, on_step, lowest_idx=args.lowest_idx,
-                        levels=args.levels)
+    options = dict(lowest_idx=args.lowest_idx, levels=args.levels and bool(config.outer_channels))
+    made = sample_chain(models, configs, labels, seeds, device, precision, handoff, s, on_step, options)
+    images, below = made[-1], made[:-1] if args.levels else []
     blocks = math.ceil(len(classes) / 12) if names else 1
+
+    def sheet(images, below=()):
+        return grid(side_by_side([images, *reversed(below)]) if below else images, columns, names, blocks)
+
+    film = []
+    for stage, kept in enumerate(frames):                                 # stages to come: grey; done: as they are
+        for k in sorted(kept):
+            shown = [*made[:stage], torch.cat(kept[k]) / 127.5 - 1, *(torch.zeros_like(m) for m in made[stage + 1:])]
+            film.append(sheet(shown[-1], shown[:-1]))
     try:
-        grid(images, columns, names, blocks).save(args.out)
+        sheet(images, below).save(args.out)
         if args.gif:
-            sheets = [grid(torch.cat(frames[k]) / 127.5 - 1, columns, names, blocks) for k in sorted(frames)]
-            sheets[0].save(args.gif, save_all=True, append_images=sheets[1:], loop=0,
-                           duration=[80] * (len(sheets) - 1) + [2500])
+            film[0].save(args.gif, save_all=True, append_images=film[1:], loop=0,
+                         duration=[80] * (len(film) - 1) + [2500])
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write the picture: {error}") from None
     print("wrote " + args.out + (f" and {args.gif}" if args.gif else ""))

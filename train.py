@@ -1,7 +1,7 @@
 """Train a diffusion model: the losses and the loop.
 
 Paper: simple diffusion, section 3.2 (multiscale loss), appendix A (loss), appendix B (optimisation).
-Matryoshka Diffusion, 3.3 (growing level by level, mixed resolutions).
+Matryoshka Diffusion, 3.3 (growing level by level, mixed resolutions). Cascaded Diffusion, 3 (augmented low-res images).
 Read before: schedule.py, uvit.py or unet.py, config.py. Read after: sample.py.
 
     python train.py                                      letters at 64 x 64, about ten minutes on two cores
@@ -9,10 +9,12 @@ Read before: schedule.py, uvit.py or unet.py, config.py. Read after: sample.py.
     python train.py --preset imagenet128_unet --data imagenet/train --dry-run
     python train.py --resume runs/glyphs64               go on, exactly where it stopped
     python train.py --preset glyphs64_nested --grow-from runs/glyphs16      a 64 level around a trained 16 level
+    python train.py --preset glyphs64_sr                 super-resolution 16 -> 64, the second stage of a cascade
     torchrun --nproc_per_node 8 train.py --preset ...    data parallel; the batch stays the preset's
 
 Everything random is a function of (seed, step, place in the batch): a resumed run is the same run, to the bit on a CPU,
-and two processes see the noise that one process would. Dropout alone depends on the process.
+and two processes see the noise that one process would. Only dropout, and which images --mixed-ratio leaves without a
+high level, depend on the process.
 
 Shapes: x, z, v, eps (B, 3, H, W); t, logsnr (B,).
 """
@@ -28,9 +30,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from config import PRESETS, Config, Parser, add_fields, build_model, make_schedule, make_schedules, numbers, override
-from data import UserError, batches, open_source
-from nested_unet import grow, mixed_rows, nested_loss, pyramid
+from cascade import augment, downsample, super_resolution_loss
+from config import (PRESETS, Config, Parser, add_fields, build_model, make_low_schedule, make_schedule, make_schedules,
+                    numbers, override)
+from data import BrokenImage, UserError, batches, open_source
+from nested_unet import check_inner, grow, mixed_rows, nested_loss, pyramid
 from runs import (Interrupt, Log, any_rank, autocast, choose_precision, cores, load_weights, main_program, new_folder,
                   read_checkpoint, save_checkpoint, start_processes)
 from sample import class_sheet
@@ -97,6 +101,12 @@ def draw(seed, step, places, shapes, device):
     return torch.stack(t).to(device), eps, torch.stack(u).to(device)
 
 
+def draw_augmentation(seed, step, places, device):
+    """(4, B) numbers from U(0, 1) for the low-res images of these examples, by the same rule as `draw`."""
+    numbers = [np.random.default_rng((seed, step, place, 1)).random(4, np.float32) for place in places]
+    return torch.from_numpy(np.stack(numbers, 1)).to(device)
+
+
 @torch.no_grad()
 def update_ema(ema, model, decay, step):
     """ema <- decay ema + (1 - decay) model, after the optimiser's step.
@@ -121,7 +131,8 @@ def describe(config):
         return tensor
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        model(z, logsnr, {}) if config.outer_channels else model(z[0], logsnr[0], {})
+        cond = {"low_res": torch.zeros(1, 3, *config.low_size, device="meta")} if config.low_size else {}
+        model(z, logsnr, cond) if config.outer_channels else model(z[0], logsnr[0], cond)
     for parameter in model.parameters():                                  # weights apart
         saved.pop(parameter.untyped_storage()._cdata, None)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops(), sum(saved.values())
@@ -144,9 +155,9 @@ def parse():
     add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in ("num_classes", "class_names")])
     args = parser.parse_args()
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
-    for option in ("resume", "preset", "out"):                            # an empty variable of a script starts nothing
-        if getattr(args, option) == "":
-            raise UserError(f"--{option} is empty")
+    for option in ("resume", "preset", "out", "grow_from"):               # an empty variable of a script starts nothing
+        if getattr(args, option, None) == "":
+            raise UserError(f"--{option.replace('_', '-')} is empty")
     if args.resume and (args.preset or args.out):
         raise UserError("--resume goes on with a run as it is: without --preset and --out")
     return args, given
@@ -168,9 +179,13 @@ def configure(args, given):
     return override(PRESETS[name], **given), None
 
 
-def grow_from(config, state, model, ema):
-    """3.3: the inner network of `model` and of `ema` begin as the trained and the averaged one of that run."""
-    run, path = state["config"], config.grow_from
+def read_inner(config):
+    """3.3: the checkpoint of the run that the inner network grows from, checked against this configuration."""
+    path = config.grow_from
+    state = read_checkpoint(path)
+    run = state["config"]
+    if not config.outer_channels:
+        raise UserError(f"--grow-from {path}: only a nested model grows, and --outer-channels is empty")
     if run.class_names != config.class_names:
         raise UserError(f"--grow-from {path}: its classes ({len(run.class_names)}) are not those of {config.data} "
                         f"({len(config.class_names)})")
@@ -182,11 +197,31 @@ def grow_from(config, state, model, ema):
         if not torch.allclose(theirs(t), ours(t)):
             raise UserError(f"--grow-from {path}: its schedule is another (check schedule, noise_d, logsnr_min, "
                             f"logsnr_max, level_power)")
-    for module, weights in ((model, state["model"]), (ema, state["ema"])):
+    with torch.device("meta"):
+        model = build_model(config)
+    for weights in (state["model"], state["ema"]):
         try:
-            grow(module, weights)
-        except ValueError as error:
+            check_inner(model, weights)
+        except (ValueError, AttributeError, TypeError) as error:          # the last two: it holds no tensors
             raise UserError(f"--grow-from {path}: not the inner network of this model ({error})") from None
+    return state
+
+
+def real_low_res(source, config, labels):
+    """(B, 3, h, w) averages of images of these classes: what a super-resolution model draws its samples from here."""
+    images, i = [], 0
+    for label in labels:
+        for _ in range(2 * len(source)):
+            i, here = (i + 1) % len(source), i
+            try:
+                if label in (-1, source.label(here)):
+                    images.append(downsample(source.image(here)[None], config.low_size))
+                    break
+            except BrokenImage:
+                continue
+        else:
+            images.append(torch.zeros(1, 3, *config.low_size))            # a class without a readable image: grey
+    return torch.cat(images)
 
 
 def dry_run(config, device, why, world):
@@ -212,6 +247,11 @@ def resolve(config, state, args, device, world):
         build_model(config)                                               # sizes that do not fit: known before any work
     if config.batch % world:
         raise UserError(f"--batch {config.batch}: does not divide over {world} processes")
+    if config.mixed_ratio:
+        try:
+            mixed_rows(numbers(config.mixed_ratio, ":"), config.batch // world)
+        except ValueError as error:
+            raise UserError(f"--mixed-ratio: {error}, over {world} processes") from None
     source = open_source(config.data, config.size, config.scenes, config.seed) if config.data else None
     if state is None and source:
         config = dataclasses.replace(config, num_classes=len(source.classes), class_names=tuple(source.classes))
@@ -230,10 +270,8 @@ def main():
     args, given = parse()
     config, state = configure(args, given)
     rank, world, device, why = start_processes(args.device)
-    inner = read_checkpoint(config.grow_from) if config.grow_from and state is None else None
-    if inner and not config.outer_channels:
-        raise UserError(f"--grow-from {config.grow_from}: only a nested model grows, and --outer-channels is empty")
     config, source = resolve(config, state, args, device, world)
+    inner = read_inner(config) if config.grow_from and state is None else None
     # Decided here and not kept: the run may go on elsewhere.
     workers = config.workers if config.workers >= 0 else max(1, min(8, cores() // (2 * world)))
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
@@ -252,7 +290,8 @@ def main():
                                  eps=config.adam_eps, weight_decay=config.weight_decay, fused=True)
     step = images = 0
     if inner:                                                             # the lower levels begin where that run ended
-        grow_from(config, inner, model, ema)
+        grow(model, inner["model"])
+        grow(ema, inner["ema"])                                           # soon forgotten: the average starts anew
     if state:
         load_weights(model, state["model"], args.resume)
         load_weights(ema, state["ema"], args.resume)
@@ -266,9 +305,11 @@ def main():
         handle = torch.nn.parallel.DistributedDataParallel(handle)
 
     schedule, shapes = make_schedule(config), [(3, *size) for size in config.sizes]
+    if config.low_size:
+        shapes, low_schedule = shapes + [(3, *config.low_size)], make_low_schedule(config)
     measure = functools.partial(prediction_loss, loss=config.loss, multiscale=config.multiscale)
     share, weights = config.batch // world, numbers(config.level_weights, ":")
-    rows = mixed_rows(numbers(config.mixed_ratio, ":"), share) if config.mixed_ratio else None
+    rows = mixed_rows(numbers(config.mixed_ratio, ":"), share) if config.mixed_ratio else None   # of each process's
     places = range(rank * share, (rank + 1) * share)                      # of the global batch, this process's
     log = Log(folder, config, active=rank == 0, first_step=step)
     log.say(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters, {config.size[0]}x{config.size[1]}, "
@@ -287,7 +328,9 @@ def main():
 
     def draw_samples():
         if rank == 0:
-            sheet = class_sheet(ema, config, device, config.precision, 4 if step == config.steps else 2, config.seed)
+            many = 4 if step == config.steps else 2
+            low_res = functools.partial(real_low_res, source, config) if config.low_size else None
+            sheet = class_sheet(ema, config, device, config.precision, many, config.seed, low_res)
             sheet.save(os.path.join(folder, f"samples_{step:07d}.png"))
 
     # ---- the loop
@@ -313,6 +356,11 @@ def main():
         with autocast(config.precision, device):
             if config.outer_channels:
                 loss = nested_loss(handle, pyramid(x, config.sizes), cond, t, eps, schedule, measure, weights, rows)
+            elif config.low_size:
+                s, *draws = draw_augmentation(config.seed, step, places, device)
+                low_res, level = augment(downsample(x, config.low_size), s, eps[1], low_schedule, draws,
+                                         config.aug_noise, config.aug_blur, (config.blur_low, config.blur_high))
+                loss = super_resolution_loss(handle, x, low_res, level, cond, t, eps[0], schedule, measure)
             else:
                 loss = simple_loss(handle, x, cond, t, eps[0], schedule, config.loss, config.multiscale)
         loss.backward()

@@ -235,8 +235,9 @@ class Level(nn.ModuleList):
     def __init__(self, blocks, channels, emb_channels, dropout, heads, skip, layers=None):
         super().__init__()
         for _ in range(blocks):
-            attention = MapAttention(channels, heads) if heads else nn.Identity()
-            if layers is not None:
+            if layers is None:
+                attention = MapAttention(channels, heads) if heads else nn.Identity()
+            else:
                 attention = nn.Sequential(*(layer for _ in range(layers)
                                             for layer in (MapAttention(channels, heads), FeedForward(channels))))
             self.append(nn.ModuleList([ResBlock(channels, emb_channels, dropout, skip), attention]))

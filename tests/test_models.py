@@ -246,6 +246,11 @@ COUNTS = {
     "mdm64": 362_942_723,
     "mdm256": 375_114_118,
     "mdm1024": 378_016_777,
+    "glyphs64_sr": 4_542_796,
+    "cdm32": 640_832_515,
+    "cdm64_sr": 592_848_643,
+    "cdm128_sr": 456_298_371,
+    "cdm256_sr": 501_420_931,
     "imagenet128_unet": 1_007_142_915,
     "imagenet256_unet": 1_001_171_459,
     "imagenet512_unet": 1_003_141_379,
@@ -267,7 +272,8 @@ def test_presets_build_and_have_their_size(name):
         if len(z) > 1:
             v = model(z, [torch.zeros(1) for _ in z], {})
         else:
-            v = [model(z[0], torch.zeros(1), {})]
+            low_size = C.PRESETS[name].low_size
+            v = [model(z[0], torch.zeros(1), {"low_res": torch.zeros(1, 3, *low_size)} if low_size else {})]
         assert [a.shape for a in v] == [a.shape for a in z]
     assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
 

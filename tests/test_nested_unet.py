@@ -148,17 +148,12 @@ def test_every_level_sees_every_other_after_one_step_and_none_before():
     model, sizes = three_levels(), [(64, 64), (32, 32), (16, 16)]
     assert influence(model, sizes) == [[i == j for j in range(3)] for i in range(3)]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for step in range(2):                                                 # residual branches start from zero as well
-        x = noises(sizes, 2, seed=step + 1)
-        N.nested_loss(model, x, {}, torch.tensor([0.3, 0.7]), noises(sizes, 2, seed=9),
-                      N.level_schedules(S.logsnr_cosine, sizes), T.prediction_loss).backward()
-        if step == 0:
-            for nested in (model, model.inner):
-                assert nested.out_adapter.weight.grad.abs().sum() > 0 and nested.in_adapter.weight.grad.abs().sum() > 0
-        optimizer.step()
-        optimizer.zero_grad()
-        if step == 0:
-            assert influence(model, sizes) == [[True] * 3] * 3
+    N.nested_loss(model, noises(sizes, 2, seed=1), {}, torch.tensor([0.3, 0.7]), noises(sizes, 2, seed=9),
+                  N.level_schedules(S.logsnr_cosine, sizes), T.prediction_loss).backward()
+    for nested in (model, model.inner):
+        assert nested.out_adapter.weight.grad.abs().sum() > 0 and nested.in_adapter.weight.grad.abs().sum() > 0
+    optimizer.step()
+    assert influence(model, sizes) == [[True] * 3] * 3
 
 
 def test_every_parameter_is_used_and_every_input_matters():
@@ -183,6 +178,13 @@ def test_the_condition_is_computed_once_and_inside(monkeypatch):
     model(noises(model.sizes), [torch.zeros(2)] * 3, {"label": torch.tensor([1, 2])})
     assert len(calls) == 1
     assert all(nested.outer.embed.label is None for nested in (model, model.inner))
+    stir(model).eval()
+    for nested in (model, model.inner):                                   # with the adapters shut: told, not overheard
+        for adapter in (nested.in_adapter, nested.out_adapter):
+            torch.nn.init.zeros_(adapter.weight), torch.nn.init.zeros_(adapter.bias)
+    z, logsnr = noises(model.sizes), [torch.zeros(2)] * 3
+    one, other = (model(z, logsnr, {"label": torch.tensor([c, c])}) for c in (1, 2))
+    assert all((a - b).abs().max() > 1e-4 for a, b in zip(one, other))
 
 
 def test_levels_that_do_not_fit_are_named():
@@ -214,8 +216,7 @@ def test_mixed_batch_is_unbiased_and_leaves_the_other_rows_alone():
     assert N.mixed_rows((2, 1), 12) == [8, 12] and N.mixed_rows((1, 1, 2), 8) == [2, 4, 8]
     with pytest.raises(ValueError, match="none for the highest"):
         N.mixed_rows((1, 9), 4)
-    sizes, model = SIZES, nest(small_uvit()).eval()
-    stir(model.in_adapter), stir(model.out_adapter)
+    sizes, model = SIZES, stir(nest(small_uvit())).eval()
     x, eps, t = noises(sizes, 4, 1), noises(sizes, 4, 2), torch.tensor([0.1, 0.4, 0.6, 0.9])
     schedules, cond = N.level_schedules(S.logsnr_cosine, sizes), {"label": torch.arange(4)}
 
@@ -224,13 +225,13 @@ def test_mixed_batch_is_unbiased_and_leaves_the_other_rows_alone():
         return N.nested_loss(model, pick(x), {"label": torch.tensor(order)}, t[order], pick(eps), schedules,
                              T.prediction_loss, [1.0, 0.0], rows).item()
     mixed = [high([i, j, *[k for k in range(4) if k not in (i, j)]], [2, 4]) for i in range(4) for j in range(i)]
-    assert sum(mixed) / 6 == pytest.approx(high([0, 1, 2, 3], None), rel=1e-4)
+    assert sum(mixed) / 6 == pytest.approx(high([0, 1, 2, 3], None), rel=1e-3)
     logsnr = [s(t) for s in schedules]
     v = model([x[0][:2], x[1]], [logsnr[0][:2], logsnr[1]], cond)
     full, alone = model(x, logsnr, cond), model.inner(x[1], logsnr[1], cond)
     assert v[0].shape[0] == 2
     for got, want in ((v[0], full[0][:2]), (v[1][:2], full[1][:2]), (v[1][2:], alone[2:])):
-        assert_close(got, want, atol=1e-4, rtol=1e-4)
+        assert (got - want).abs().max() < 0.01 * want.abs().max()         # random weights amplify rounding
     assert (v[1][:2] - alone[:2]).abs().max() > 1e-3
 
 
@@ -243,6 +244,7 @@ class GaussianOracle:
         self.down = torch.cat([torch.eye(4), torch.full((1, 4), 0.25)]).double()                # x -> (x, average)
 
     def __call__(self, z, logsnr, cond):
+        assert float(logsnr[1] - logsnr[0]) == pytest.approx(2 * math.log(2), abs=1e-3)         # one t, p = 2
         (a2, s2), (a1, s1) = (S.alpha_sigma(l.double()) for l in logsnr)
         A = self.down * torch.cat([a2.expand(4), a1.reshape(1)])[:, None]                       # z = A x + noise
         noise = torch.diag(torch.cat([s2.expand(4), s1.reshape(1)]) ** 2)
@@ -255,7 +257,7 @@ class GaussianOracle:
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_gaussian_oracle_at_two_levels_samples_the_right_joint_law(sampler):
-    """Kills: levels at different times, one level's alpha and sigma for both, noise shared, a level finished first."""
+    """Kills: one level's alpha and sigma for both, one schedule for all, noise shared, a level finished first."""
     root = torch.tensor([[0.5, 0, 0, 0], [0.3, 0.4, 0, 0], [0.1, 0.2, 0.5, 0], [-0.2, 0.1, 0.1, 0.3]])
     oracle = GaussianOracle(root @ root.T)
     schedules = N.level_schedules(S.logsnr_cosine, [(2, 2), (1, 1)])
@@ -313,21 +315,20 @@ def run16(tmp_path_factory):
 
 def test_a_grown_run_begins_as_the_inner_one_and_resumes_to_the_bit(run16, tmp_path, monkeypatch):
     args = [*SMALL, *NESTED, "--grow-from", run16]
-    starts, grown = [], T.grow_from
+    starts, grown = [], T.grow
 
-    def spy(config, state, model, ema):
-        grown(config, state, model, ema)
-        starts.append((state, {k: v.clone() for k, v in model.inner.state_dict().items()},
-                       {k: v.clone() for k, v in ema.inner.state_dict().items()}))
-    monkeypatch.setattr(T, "grow_from", spy)
+    def spy(model, trained):
+        grown(model, trained)
+        starts.append({k: v.clone() for k, v in model.inner.state_dict().items()})
+    monkeypatch.setattr(T, "grow", spy)
     for name, steps in (("whole", 4), ("parts", 2)):
         assert run_here(T, [*args, "--steps", steps, "--mixed-ratio", "1:1", "--level-weights", "2:1", "--out",
                             tmp_path / name]) == (None, "")
-    state, model, ema = starts[0]
-    for weights, inner in ((state["model"], model), (state["ema"], ema)):
+    state = torch.load(run16 / "checkpoint.pt", weights_only=True)
+    for weights, inner in ((state["model"], starts[0]), (state["ema"], starts[1])):
         assert weights.keys() == inner.keys() and all(torch.equal(weights[k], inner[k]) for k in inner)
     assert run_here(T, ["--resume", tmp_path / "parts", "--steps", "4", "--device", "cpu"]) == (None, "")
-    assert len(starts) == 2                                               # not grown again
+    assert len(starts) == 4                                               # two runs, model and average; not grown again
     a, b = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
     for part in ("model", "ema"):
         assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
@@ -348,11 +349,20 @@ def test_mistakes_of_nested_runs(run16, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     state = torch.load(run16 / "checkpoint.pt", weights_only=True)
+    others = {"part": dict(state, ema={k: v for k, v in state["ema"].items() if k != "position"}),
+              "null": dict(state, ema=None), "number": dict(state, model=dict(state["model"], position=1))}
+    for name, value in others.items():
+        (tmp_path / name).mkdir()
+        torch.save(value, tmp_path / name / "checkpoint.pt")
     del state["model"]["position"]
     torch.save(state, broken / "checkpoint.pt")
     cases = [([*nested, "--grow-from", tmp_path / "none"], "no such run"),
              ([*nested, "--grow-from", broken], "not the inner network of this model (missing: position)"),
              ([*nested, "--base-channels", "8", "--grow-from", run16], "another shape"),
+             ([*nested, "--base-channels", "8", "--grow-from", run16, "--dry-run"], "another shape"),
+             *[([*nested, "--grow-from", tmp_path / name], "not the inner network") for name in others],
+             ([*nested, "--grow-from", ""], "--grow-from is empty"), ([*nested, "--outer-channels", "8,16/",
+                                                                       "--outer-blocks", "1,1/"], "a width or more"),
              ([*nested, "--size", "64", "--grow-from", run16], "is of 16x16, the inner levels are 32x32"),
              ([*nested, "--noise-d", "64", "--grow-from", run16], "its schedule is another"),
              ([*TINY, "--out", tmp_path / "new", "--grow-from", run16], "--outer-channels is empty"),
@@ -368,7 +378,7 @@ def test_mistakes_of_nested_runs(run16, tmp_path):
         assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)
     status, line = run_here(P, [run16, "--levels"])
     assert status == 2 and "not of a nested model" in line
-    assert not os.path.exists(tmp_path / "new" / "checkpoint.pt")
+    assert not os.path.exists(tmp_path / "new")
 
 
 def test_three_levels_cost_what_they_should():

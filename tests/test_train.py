@@ -342,7 +342,7 @@ def test_mistakes_of_train(unbroken, tmp_path):
 def test_mistakes_of_sample(unbroken, tmp_path):
     for args, wanted in [([tmp_path], "not a run"), ([unbroken, "--labels", "a,A"], "--labels a: this run knows A, B"),
                          ([unbroken, "--n", "0"], "--n 0"), ([unbroken, "--steps", "0"], "--steps 0"),
-                         ([unbroken, "--out", tmp_path / "no" / "x.png"], "does not exist"), ([], "run"),
+                         ([unbroken, "--out", tmp_path / "no" / "x.png"], "does not exist"), ([], "RUN"),
                          ([unbroken, "--out", "x.tiff"], ".png"), ([unbroken, "--guidance", "nan"], "guidance")]:
         done = run_here(P, args)
         assert done[0] == 2 and wanted in done[1] and done[1].count("\n") == 1, (args, done)

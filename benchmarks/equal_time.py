@@ -1,13 +1,14 @@
-"""Matryoshka against plain models at equal wall-clock time: FD and read rate against minutes, and the cost of a level.
+"""Three papers at equal wall-clock time: plain, nested, cascaded; distance and read rate against minutes.
 
-    python benchmarks/nested.py cost   runs/nested              seconds and memory of a step, all in one run
-    python benchmarks/nested.py train  runs/nested [--minutes 20]
-    python benchmarks/nested.py judge  runs/nested [--n 360]    -> results/nested.json, figures/nested_curve.png
+    python benchmarks/equal_time.py cost   runs/equal              seconds and memory of a step, all in one run
+    python benchmarks/equal_time.py train  runs/equal [--minutes 20]
+    python benchmarks/equal_time.py judge  runs/equal [--n 360]    -> results/equal_time.json, figures/equal_time*.png
 
-Four ways to a 64 x 64 model: nested, all levels at once; the same grown (a quarter of the time for 16 x 16 alone); the
-plain U-Net ("Simple DM" of the paper); the plain U-ViT, which has the nested one's innermost blocks. Equal time means:
-the pace of train.py is measured for each on a quiet machine, and each gets as many steps as fit. So a disturbance while
-they train changes nothing but the wait. Same data, batch and seed for all.
+Five ways to 64 x 64: the plain U-ViT (simple diffusion); the plain U-Net (Matryoshka's "Simple DM"); nested, all levels
+at once; nested, grown from 16 x 16; a cascade 16 -> 64. The last two give a quarter of the time to one and the same
+16 x 16 run, and the nested model and the 16 x 16 one have the plain U-ViT's inner blocks. Equal time means: the pace of train.py is
+measured for each on a quiet machine, and each gets as many steps as fit. So a disturbance while they train changes
+nothing but the wait. Same data, batch and seed for all.
 """
 import argparse
 import json
@@ -23,6 +24,7 @@ sys.path.insert(0, ROOT)
 import torch
 
 import evaluate
+from cascade import downsample, super_resolution_loss
 from config import PRESETS, build_model, make_schedule
 from features import Yardstick
 from nested_unet import nested_loss, pyramid
@@ -30,12 +32,13 @@ from runs import autocast, choose_device, choose_precision, kept_checkpoints, re
 from sample import averaged_model
 from train import prediction_loss, simple_loss
 
-# folder: (preset, seed of growth, share of the time that goes into the seed)
-RUNS = {"glyphs64_nested": ("glyphs64_nested", None), "grown": ("glyphs64_nested", "glyphs16"),
-        "glyphs64_unet": ("glyphs64_unet", None), "glyphs64": ("glyphs64", None)}
-NAMES = {"glyphs64_nested": "nested, from scratch", "grown": "nested, grown 16 → 64", "glyphs64_unet": "plain U-Net",
-         "glyphs64": "plain U-ViT"}
-FIRST = 0.25                                                              # of the time, for the level that is grown
+# folder: (what it is, preset, run that comes first, what it is for)
+RUNS = {"glyphs64": ("plain U-ViT", "glyphs64", None, None),
+        "glyphs64_unet": ("plain U-Net", "glyphs64_unet", None, None),
+        "nested": ("nested, from scratch", "glyphs64_nested", None, None),
+        "grown": ("nested, grown 16 → 64", "glyphs64_nested", "glyphs16", "grow"),
+        "cascade": ("cascade 16 → 64", "glyphs64_sr", "glyphs16", "low")}
+FIRST = 0.25                                                              # of the time, for the run that comes first
 
 
 def make_step(preset):
@@ -52,7 +55,11 @@ def make_step(preset):
     def step():
         start = time.perf_counter()
         with autocast(precision, device):
-            if config.outer_channels:
+            if config.low_size:
+                low_res = downsample(x, config.low_size)
+                loss = super_resolution_loss(model, x, low_res, torch.zeros_like(t), {"label": label}, t, eps[0],
+                                             schedule, lambda *a: prediction_loss(*a, config.loss))
+            elif config.outer_channels:
                 loss = nested_loss(model, levels, {"label": label}, t, eps, schedule,
                                    lambda *a: prediction_loss(*a, config.loss))
             else:
@@ -68,17 +75,18 @@ def make_step(preset):
 
 def memory_of(preset):
     """Bytes that a few training steps add to the process (CUDA: to the device), measured in a process of its own."""
-    code = ("import sys, resource, torch; sys.path[:0] = sys.argv[2:]; import nested\n"
+    code = ("import sys, resource, torch; sys.path[:0] = sys.argv[2:]; import equal_time\n"
             "peak = lambda: torch.cuda.max_memory_allocated() if torch.cuda.is_available() else "
             "1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "before = peak(); step = nested.make_step(sys.argv[1]); [step() for _ in range(3)]; print(peak() - before)")
+            "before = peak(); step = equal_time.make_step(sys.argv[1])\n"
+            "for _ in range(3): step()\nprint(peak() - before)")
     done = subprocess.run([sys.executable, "-c", code, preset, os.path.join(ROOT, "benchmarks"), ROOT],
                           capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
 def cost(args):
-    presets = ["glyphs16", "glyphs64_nested", "glyphs64_unet", "glyphs64"]
+    presets = ["glyphs16", "glyphs64", "glyphs64_nested", "glyphs64_unet", "glyphs64_sr"]
     steps, best = {preset: make_step(preset) for preset in presets}, {}
     for turn in range(args.turns + 1):                                    # in turns; the first one warms up
         for preset, step in steps.items():
@@ -89,7 +97,7 @@ def cost(args):
     for preset in presets:
         print(f"{preset:24s} {1e3 * best[preset]:8.0f} {best[preset] / best['glyphs16']:12.2f} "
               f"{memory[preset] / 2 ** 20:9.0f} {memory[preset] / memory['glyphs16']:12.2f}")
-    save("nested_cost.json", dict(seconds_a_step=best, bytes_of_a_step=memory))
+    save("equal_time_cost.json", dict(seconds_a_step=best, bytes_of_a_step=memory))
 
 
 def steps_of(args, preset, share=1.0):
@@ -114,65 +122,79 @@ def run(*args):
 def train(args):
     args.folder = os.path.abspath(args.folder)
     os.makedirs(args.folder, exist_ok=True)
-    for preset in ("glyphs16", *(preset for preset, _ in RUNS.values())):
+    for preset in ("glyphs16", *(preset for _, preset, *_ in RUNS.values())):
         steps_of(args, preset)                                            # all paces first, while nothing else runs
-    for name, (preset, first) in RUNS.items():
+    with open(os.path.join(args.folder, "minutes.json"), "w") as file:
+        json.dump(args.minutes, file)
+    for name, (_, preset, first, use) in RUNS.items():
+        if os.path.exists(os.path.join(args.folder, name, "log.csv")):    # from an earlier call
+            continue
         common = ["--sample-every", 0, "--seed", args.seed]
-        if first:
-            grown = os.path.join(args.folder, first)
-            steps = steps_of(args, first, FIRST)
-            run("--preset", first, "--steps", steps, "--out", grown, *common)
-            common += ["--grow-from", grown]
+        below = first and os.path.join(args.folder, first)
+        if first and not os.path.exists(os.path.join(below, "log.csv")):
+            run("--preset", first, "--steps", steps_of(args, first, FIRST), "--out", below, *common)
         steps = steps_of(args, preset, 1 - FIRST if first else 1)
         every = steps // (3 if first else 4)                              # a checkpoint each quarter of the time
+        common += ["--grow-from", below] if use == "grow" else []
         run("--preset", preset, "--steps", 3 * every if first else 4 * every, "--keep-every", every, "--save-every",
             every, "--out", os.path.join(args.folder, name), *common)
 
 
 def judge(args):
     device, _ = choose_device()
-    result, curves = {}, {}
-    for name, (preset, first) in RUNS.items():
+    result, sheets = {}, []
+    with open(os.path.join(args.folder, "minutes.json")) as file:
+        total = json.load(file)
+    for name, (title, preset, first, use) in RUNS.items():
         folder = os.path.join(args.folder, name)
-        last = read_checkpoint(folder)
-        yardstick = Yardstick(args.folder, last["config"], args.n, device=device)
-        options = argparse.Namespace(n=args.n, first_seed=0)
-        rows = []
+        last, below = read_checkpoint(folder), None
+        config = last["config"]
+        yardstick = Yardstick(args.folder, config, args.n, device=device)
+        if use == "low":
+            low = read_checkpoint(os.path.join(args.folder, first))
+            below = (os.path.join(args.folder, first), averaged_model(low, first, device), low["config"])
+        options = argparse.Namespace(n=args.n, first_seed=0, handoff="renoised", s=args.s)
+        result[name] = []
         for kept in kept_checkpoints(folder):
             state = read_checkpoint(folder, kept)
             share = state["step"] / last["step"]
-            minutes = args.minutes * (FIRST + (1 - FIRST) * share if first else share)
-            figures, *_ = evaluate.measure(folder, averaged_model(state, folder, device), last["config"], options,
-                                           yardstick, device, ("fd", "is", "read"))
-            rows.append(dict(minutes=minutes, images=state["images"], **figures))
-            print(f"{NAMES[name]:24s} {minutes:5.1f} min  {state['images']:7,} images  FD "
-                  f"{figures['fd_held_out']:6.2f} ± {figures['fd_held_out_pm']:.2f}  read {figures['read_rate']:.1%} ± "
-                  f"{figures['read_rate_pm']:.1%}  ({figures['seconds_of_sampling']:.0f} s)", flush=True)
-        result[name], curves[name] = rows, rows
-    save("nested.json", dict(n=args.n, seed_of_training=args.seed, seed_of_samples=0, minutes=args.minutes,
-                             runs=result))
-    import matplotlib
-    matplotlib.use("Agg")
+            figures, _, images, labels = evaluate.measure(
+                folder, averaged_model(state, folder, device), config, options, yardstick, device,
+                ("fd", "is", "read", "pr"), below)
+            seconds = figures["seconds_of_sampling"]
+            if below:                                                     # the low stage was drawn apart and kept
+                seconds += evaluate.drawn_samples(*below, labels, 0, device)["seconds"]
+            row = dict(minutes=total * (FIRST + (1 - FIRST) * share if first else share), images=state["images"],
+                       seconds_an_image=round(seconds / args.n, 4), **figures)
+            result[name].append(row)
+            print(f"{title:24s} {row['minutes']:5.1f} min  {row['images']:7,} images  FD {row['fd_held_out']:6.2f} ± "
+                  f"{row['fd_held_out_pm']:.2f}  read {row['read_rate']:.1%} ± {row['read_rate_pm']:.1%}  "
+                  f"{row['seconds_an_image']:.2f} s an image", flush=True)
+        sheets.append((title, images))
+    save("equal_time.json", dict(n=args.n, seed_of_training=config.seed, seed_of_samples=0, minutes=total,
+                                 s_of_cascade=args.s, runs=result))
+    evaluate.draw_comparison(sheets, [], os.path.join(ROOT, "figures", "equal_time_samples.png"))
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     for axis, key, label in ((axes[0], "fd_held_out", "Fréchet distance to held-out scenes"),
                              (axes[1], "read_rate", "read rate")):
-        for name, rows in curves.items():
+        for name, rows in result.items():
             axis.errorbar([r["minutes"] for r in rows], [r[key] for r in rows], [r[key + "_pm"] for r in rows],
-                          marker="o", markersize=3, capsize=2, label=NAMES[name])
+                          marker="o", markersize=3, capsize=2, label=RUNS[name][0])
         axis.set(xlabel="minutes of training on two cores", ylabel=label)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    axes[1].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(os.path.join(ROOT, "figures", "nested_curve.png"), dpi=120)
+    figure.savefig(os.path.join(ROOT, "figures", "equal_time.png"), dpi=120)
 
 
 def save(name, values):
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     device, _ = choose_device()
     with open(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
-        json.dump(dict(command=" ".join(["python", "benchmarks/nested.py", *sys.argv[1:]]),
-                       commit=commit.stdout.strip(), torch=torch.__version__, machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}",
+        json.dump(dict(command=" ".join(["python", "benchmarks/equal_time.py", *sys.argv[1:]]),
+                       commit=commit.stdout.strip(), torch=torch.__version__,
+                       machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}",
                        **values), file, indent=1)
 
 
@@ -183,7 +205,8 @@ def main():
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--n", type=int, default=360)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--s", type=float, default=0.3, help="of the cascade's handoff")
+    parser.add_argument("--seed", type=int, default=0, help="of training")
     args = parser.parse_args()
     {"cost": cost, "train": train, "judge": judge}[args.what](args)
 
