@@ -6,9 +6,10 @@
 
 Five ways to 64 x 64: the plain U-ViT (simple diffusion); the plain U-Net (Matryoshka's "Simple DM"); nested, all levels
 at once; nested, grown from 16 x 16; a cascade 16 -> 64. The last two give a quarter of the time to one and the same
-16 x 16 run, and the nested model and the 16 x 16 one have the plain U-ViT's inner blocks. Equal time means: the pace of train.py is
-measured for each on a quiet machine, and each gets as many steps as fit. So a disturbance while they train changes
-nothing but the wait. Same data, batch and seed for all.
+16 x 16 run, and the nested model and that run have the plain U-ViT's inner blocks.
+
+Equal time means: the pace of train.py is measured for each on a quiet machine, and each gets as many steps as fit. So a
+disturbance while they train changes nothing but the wait. Same data, batch and seed for all.
 """
 import argparse
 import json
