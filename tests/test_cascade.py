@@ -297,6 +297,7 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     assert [size for size, *_ in drawn] == [16, 32, 32, 32, 32]  # the low stage once; made and real, two levels
     levels = [low_res[1][0].item() for _, _, low_res in drawn[1:]]
     assert levels[0] == levels[1] == math.inf and levels[2] == levels[3] < 10
+    assert all(0.3 < low_res[0].abs().max() <= 1 for _, _, low_res in drawn[1:3])                # images in [-1, 1]
     rows = json.loads((chain / "b" / "sweep_s_renoised.json").read_text())["rows"]
     assert [(row["s"], row["low_res"]) for row in rows] == [(0, "made"), (0, "real"), (0.5, "made"), (0.5, "real")]
     assert len({row["fd_train"] for row in rows}) == 4
