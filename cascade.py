@@ -159,7 +159,7 @@ def hand_over(low_res, handoff, s, low_schedule, noise):
 # ------------------------------------------------------------------------------------------ the page of the lecture
 
 def measured_snr(low_res, s, low_schedule, size, generator):
-    """(told, measured) log-SNR of the low-res image that a model is given at s, and that of its up-sampled version.
+    """Log-SNR of the low-res image that a model is given at s: (as told, as measured, as measured once up-sampled).
 
     Measured: alpha^2 over the variance of what is not alpha low_res, as the schedule defines it (an image of power 1).
     """

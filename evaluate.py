@@ -37,12 +37,12 @@ import unet
 import uvit
 from cascade import HANDOFFS, hand_over
 from config import Parser, add_fields, make_low_schedule, make_schedule, override
-from data import BrokenImage, Stream, UserError
+from data import BrokenImage, Glyphs, Stream, UserError
 from features import GlyphFeatures, Yardstick, described, fingerprint, kept, moments_of
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
-from sample import averaged_model, check_chain, grid, handoff_noise, sample_run, seed_of, to_uint8
+from sample import averaged_model, check_chain, check_levels, grid, handoff_noise, sample_run, seed_of, to_uint8
 from train import real_low_res
 
 
@@ -98,7 +98,8 @@ def lower_stage(below, high, labels, seed, device, handoff, s):
 
     if not isinstance(below, tuple):
         handoff = "renoised" if handoff == "truncated" else handoff       # nothing is sampled, so nothing is stopped
-        real = real_low_res(below, high, labels)
+        # Of drawn scenes others than those that the samples are compared with.
+        real = real_low_res(below, high, labels, first=len(below) // 2 if isinstance(below, Glyphs) else 0)
         return ("real", fingerprint(real.numpy().tobytes()), handoff, s), lambda part: handed(real[part], part)
     run, model, config = below
     if handoff == "truncated" and s:
@@ -108,7 +109,8 @@ def lower_stage(below, high, labels, seed, device, handoff, s):
             seeds = [seed * 1_000_003 + i for i in range(part.start, part.stop)]
             return handed(sample_run(model, config, labels[part], seeds, device, precision, stop=s), part)
         weights = fingerprint(*(p.detach().cpu().numpy().tobytes() for p in model.parameters()))
-        return (weights, config.sampler, config.sample_steps, config.guidance, handoff, s), stopped
+        settings = (config.sampler, config.sample_steps, config.guidance, config.noise_param, config.clip_x, precision)
+        return (weights, *settings, handoff, s), stopped
     drawn = drawn_samples(run, model, config, labels, seed, device)       # once, whatever s: the reason for "renoised"
     images = drawn["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
     return (drawn["name"], handoff, s), lambda part: handed(images[part], part)
@@ -303,7 +305,7 @@ def parse():
     parser.add_argument("--sweep", metavar="F=V,V", help=f"one row a value, F one of {', '.join(SETTINGS)}; "
                         "of a cascade s")
     parser.add_argument("--handoff", choices=HANDOFFS, help="the runs are the two stages of a cascade, the lower first")
-    parser.add_argument("--s", type=float, default=0.0, help="of a cascade: noise of the handoff (default 0: none)")
+    parser.add_argument("--s", type=float, help="of a cascade: noise of the handoff, from 0, less than 1")
     parser.add_argument("--curve", action="store_true", help="also of the checkpoints that --keep-every kept")
     parser.add_argument("--steps", type=int, dest="sample_steps", default=argparse.SUPPRESS,
                         help="network evaluations an image (default: the run's)")
@@ -323,8 +325,14 @@ def parse():
             raise UserError(f"--metrics {metric}: want some of {','.join(METRICS)}")
     if args.handoff and len(args.runs) != 2:
         raise UserError(f"--handoff {args.handoff}: want the two runs of a cascade, the lower first")
-    if not 0 <= args.s < 1 or (args.s and args.handoff in (None, "clean")):
+    noisy, swept = args.handoff in ("truncated", "renoised"), (args.sweep or "").startswith("s=")
+    if swept and not noisy:
+        raise UserError("--sweep s: want --handoff truncated or renoised")
+    if noisy and (args.s is None) != swept:
+        raise UserError(f"--handoff {args.handoff}: say with --s, or else with --sweep s=, how much noise")
+    if args.s is not None and not (noisy and 0 <= args.s < 1):
         raise UserError(f"--s {args.s:g}: want 0 or more, less than 1, and --handoff truncated or renoised")
+    args.s = args.s or 0.0
     if args.handoff and args.curve:
         raise UserError("--curve: not of a cascade")
     if (args.export or args.export_png or args.sweep) and len(args.runs) > 1 and not args.handoff:
@@ -380,7 +388,8 @@ def provenance(args, config, state, yardstick, device):
                    precision=choose_precision(config.precision, device), sampler=config.sampler,
                    steps=config.sample_steps, guidance=config.guidance if config.num_classes else 1.0,
                    noise_param=config.noise_param, clip_x=config.clip_x,
-                   **(dict(handoff=args.handoff, s=args.s, low_run=args.runs[0]) if args.handoff else {}))
+                   **(dict(handoff=args.handoff, s=args.s, low_run=args.runs[0],
+                           low_step=read_checkpoint(args.runs[0])["step"]) if args.handoff else {}))
     judge = dict(features=yardstick.name, features_id=yardstick.judge, **sets,
                  reads=getattr(yardstick.features, "accuracy", None)) if yardstick.judge else {}
     return made, samples, judge
@@ -444,6 +453,9 @@ def measure(run, model, config, args, yardstick, device, metrics, below=None, s=
     start = time.time()
     set_ = described(zip(torch.arange(args.n).split(100), drawn["images"].split(100)), yardstick.features)
     result = figures(set_, labels, yardstick, metrics)
+    if below and isinstance(below, tuple) and not (args.handoff == "truncated" and (args.s if s is None else s)):
+        # Kept, and so not in the time of the upper stage as that of a truncated one is.
+        result["seconds_of_low_stage"] = round(drawn_samples(*below, labels, args.first_seed, device)["seconds"], 1)
     result.update(seconds_of_sampling=round(drawn["seconds"], 1), seconds_of_measuring=round(time.time() - start, 1))
     return result, set_, drawn["images"], labels
 
@@ -504,7 +516,9 @@ def sweep_of_s(run, model, config, state, args, yardstick, device, below):
     """CDM's search: a row for each s, on low-res images that the stage below made and on real ones."""
     _, values = sweep_values(args.sweep, config)
     rows, metrics = [], tuple(m for m in ("fd", "is", "read") if m in args.metrics)
-    real = yardstick.unseen if yardstick.unseen is not None else yardstick.source
+    unseen = yardstick.unseen
+    real = unseen if unseen is not None and tuple(unseen.classes) == config.class_names else yardstick.source
+    check_levels([below[2], config], [below[0], run], args.handoff, [max(s for _, s in values)])
     for text, s in values:
         for name, source in (("made", below), ("real", real)):
             result, *_ = measure(run, model, config, args, yardstick, device, metrics, source, s)
@@ -514,10 +528,11 @@ def sweep_of_s(run, model, config, state, args, yardstick, device, below):
     path = os.path.join(run, f"sweep_s_{args.handoff}")
     write_json(path + ".json", *provenance(args, config, state, yardstick, device),
                dict(swept="s", below=os.path.basename(os.path.abspath(below[0])), rows=[row for _, row in rows]))
-    plt, figures_ = _plots(), [(key, label) for key, label in (("fd_held_out", "Fréchet distance, held-out"),
-                                                               ("read_rate", "read rate")) if key in rows[0][1]]
-    figure, axes = plt.subplots(1, max(1, len(figures_)), figsize=(4.5 * max(1, len(figures_)), 3.4), squeeze=False)
-    for axis, (key, label) in zip(axes[0], figures_):
+    reference = "fd_held_out" if "fd_held_out" in rows[0][1] else "fd_train"
+    plt, names = _plots(), ((reference, "Fréchet distance"), ("read_rate", "read rate"), ("is", "inception score"))
+    curves = [(key, label) for key, label in names if key in rows[0][1]][:2]
+    figure, axes = plt.subplots(1, len(curves), figsize=(4.5 * len(curves), 3.4), squeeze=False)
+    for axis, (key, label) in zip(axes[0], curves):
         for name in ("made", "real"):
             chosen = [row for _, row in rows if row["low_res"] == name]
             axis.errorbar([row["s"] for row in chosen], [row[key] for row in chosen],
@@ -567,19 +582,20 @@ def main():
     args = parse()
     device, why = choose_device(args.device)
     columns, rows, curves, judges = [], [], [], []
-    stages = []                                                           # of a cascade, those below
-    for number, run in enumerate(args.runs):
-        state, lower = read_checkpoint(run), args.handoff and number + 1 < len(args.runs)
-        model, config = averaged_model(state, run, device), override(state["config"], **({} if lower else args.given))
-        if lower:
-            stages.append((run, model, config))
-            continue
-        below = stages[-1] if stages else None
-        if below:
-            check_chain([below[2], config], args.runs)
-        elif config.low_size:
+    below, runs = None, args.runs
+    if args.handoff:
+        states = [read_checkpoint(run) for run in runs]
+        check_chain([state["config"] for state in states], runs)
+        if not (args.sweep or "").startswith("s="):
+            check_levels([state["config"] for state in states], runs, args.handoff, [args.s])
+        below, runs = (runs[0], averaged_model(states[0], runs[0], device), states[0]["config"]), runs[1:]
+    for run in runs:                                                      # known before any work
+        if not below and read_checkpoint(run)["config"].low_size:
             raise UserError(f"{run}: a super-resolution model is measured behind the stage below it: give both runs, "
                             f"and --handoff {', '.join(HANDOFFS)}")
+    for run in runs:
+        state = read_checkpoint(run)
+        model, config = averaged_model(state, run, device), override(state["config"], **args.given)
         if args.sweep:
             sweep_values(args.sweep, config)                              # a mistake in it: known before any work
         yardstick = Yardstick(os.path.dirname(os.path.abspath(run)), config, args.n, args.n_real, args.features,
@@ -608,7 +624,7 @@ def main():
         path = os.path.join(os.path.dirname(os.path.abspath(args.runs[0])), "comparison.png")
         draw_comparison(rows, curves, path)
         print(f"wrote {os.path.relpath(path)}")
-    for run, (_, result) in zip(args.runs[len(stages):], columns):
+    for run, (_, result) in zip(runs, columns):
         print((f"wrote {os.path.join(run, 'evaluation.json')}; " if args.metrics else "")
               + ", ".join(f"{name} {result['seconds_of_' + name]:g} s" for name in ("sampling", "measuring", "bits")
                           if "seconds_of_" + name in result))

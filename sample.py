@@ -218,6 +218,16 @@ def handoff_noise(shape, seeds, stage):
     return torch.stack([torch.randn(shape[1:], generator=g) for g in generators])
 
 
+def check_levels(configs, names, handoff, levels):
+    """Has each stage learnt the noise level that it is to be given? Raises UserError. levels: s of each handoff."""
+    for s, config, name in zip(levels, configs[1:], names[1:]):
+        if s and handoff != "clean" and not config.aug_noise:
+            raise UserError(f"{name} has learnt no noise on its low-res images (aug_noise 0): give it --s 0, or "
+                            "--handoff clean")
+        if (not s or handoff == "clean") and config.aug_noise == 1:
+            raise UserError(f"{name} has learnt no low-res images without noise (aug_noise 1): give it --s above 0")
+
+
 def check_chain(configs, names):
     """Do these stages fit each other? Raises UserError naming the first fault. Lowest stage first."""
     if configs[0].low_size:
@@ -300,8 +310,8 @@ def parse(argv, stage=0):
     parser.add_argument("--steps", type=int, help="steps an image; guidance looks twice a step (default: the run's)")
     parser.add_argument("--lowest-idx", type=int, choices=(0, 1), default=1, help="see sample() (default 1)")
     parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="another seed, other images (default 0)")
-    parser.add_argument("--levels", action="store_true", help="show every level of a nested model, or every stage of a "
-                        "cascade, the lowest left")
+    parser.add_argument("--levels", action="store_true", help="show every level of a nested model, the lowest left "
+                        "(the stages of a cascade are always shown)")
     parser.add_argument("--handoff", choices=HANDOFFS, help="of a cascade: what a stage gives the next")
     parser.add_argument("--s", type=float, action="append", help="of a cascade: its noise, 0 to 1; once, or for each "
                         "handoff")
@@ -312,7 +322,7 @@ def parse(argv, stage=0):
     parts = {}
     for i, word in enumerate(argv):
         name, equals, value = word.partition("=")
-        if name[2:].replace("-", "_") in (*OVERRIDES, "steps") and name.startswith("--"):
+        if name[2:].replace("-", "_") in (*OVERRIDES[:-1], "steps") and name.startswith("--"):
             at, value = (i, value) if equals else (i + 1, argv[i + 1] if i + 1 < len(argv) else "")
             if "," in value:
                 parts[at] = [f"{name}={v}" if equals else v for v in value.split(",")]
@@ -380,7 +390,8 @@ def main():
     device, why = choose_device(args.device)
     models, configs = stages_of(sys.argv[1:], device)
     (handoff, s), config = handoffs(args), configs[-1]
-    if args.levels and not (config.outer_channels or handoff):
+    check_levels(configs, args.runs, handoff, s)
+    if args.levels and not config.outer_channels:
         raise UserError(f"--levels: {args.runs[0]} is not of a nested model")
     precision = choose_precision(config.precision, device)
     if args.n is not None and args.n < 1:
@@ -401,8 +412,11 @@ def main():
     else:
         columns, names, labels = 8, None, [-1] * (args.n or 32)
     seeds = [args.first_seed * 1_000_003 + i for i in range(len(labels))]
-    for c in configs:
-        evaluations = (c.sample_steps + 1 - args.lowest_idx) * (1 if c.guidance == 1 or not c.num_classes else 2)
+    # Steps of each stage: a truncated one stops at its s; the last one may look once more, at t = 0.
+    steps = [max(1, round(c.sample_steps * (1 - stop))) if handoff == "truncated" else c.sample_steps
+             for c, stop in zip(configs, s)] + [config.sample_steps + 1 - args.lowest_idx]
+    for c, count in zip(configs, steps):
+        evaluations = count * (1 if c.guidance == 1 or not c.num_classes else 2)
         print(f"{len(labels)} images of {c.size[0]}x{c.size[1]}, {c.sampler}, {c.sample_steps} steps, guidance "
               f"{c.guidance:g}: {evaluations} evaluations each, on {device} ({why}), {precision}")
 
@@ -410,7 +424,7 @@ def main():
     frames, film = [{} for _ in configs], max(2, 40 // len(configs))
 
     def on_step(stage, first, k, z):
-        last = configs[stage].sample_steps + 1 - args.lowest_idx
+        last = steps[stage]
         if args.gif and k in {round(1 + f * (last - 1) / (film - 1)) for f in range(film)}:
             frames[stage].setdefault(k, []).append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
         progress("images" if len(configs) == 1 else f"stage {stage + 1}: images",
@@ -418,10 +432,9 @@ def main():
 
     options = dict(lowest_idx=args.lowest_idx, levels=args.levels and bool(config.outer_channels))
     made = sample_chain(models, configs, labels, seeds, device, precision, handoff, s, on_step, options)
-    images, below = made[-1], made[:-1] if args.levels else []
     blocks = math.ceil(len(classes) / 12) if names else 1
 
-    def sheet(images, below=()):
+    def sheet(images, below):
         return grid(side_by_side([images, *reversed(below)]) if below else images, columns, names, blocks)
 
     film = []
@@ -430,7 +443,7 @@ def main():
             shown = [*made[:stage], torch.cat(kept[k]) / 127.5 - 1, *(torch.zeros_like(m) for m in made[stage + 1:])]
             film.append(sheet(shown[-1], shown[:-1]))
     try:
-        sheet(images, below).save(args.out)
+        sheet(made[-1], made[:-1]).save(args.out)
         if args.gif:
             film[0].save(args.gif, save_all=True, append_images=film[1:], loop=0,
                          duration=[80] * (len(film) - 1) + [2500])

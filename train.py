@@ -207,20 +207,21 @@ def read_inner(config):
     return state
 
 
-def real_low_res(source, config, labels):
-    """(B, 3, h, w) averages of images of these classes: what a super-resolution model draws its samples from here."""
-    images, i = [], 0
+def real_low_res(source, config, labels, first=0):
+    """(B, 3, h, w) averages of images of these classes, each class's own in their order, from example `first` on: what
+    a super-resolution model draws from before it has a stage below. Raises UserError for a class without images."""
+    images, place = [], dict.fromkeys(labels, first)
     for label in labels:
-        for _ in range(2 * len(source)):
-            i, here = (i + 1) % len(source), i
-            try:
-                if label in (-1, source.label(here)):
-                    images.append(downsample(source.image(here)[None], config.low_size))
+        for _ in range(len(source)):
+            i, place[label] = place[label] % len(source), place[label] + 1
+            if label in (-1, source.label(i)):
+                try:
+                    images.append(downsample(source.image(i)[None], config.low_size))
                     break
-            except BrokenImage:
-                continue
+                except BrokenImage:
+                    continue
         else:
-            images.append(torch.zeros(1, 3, *config.low_size))            # a class without a readable image: grey
+            raise UserError(f"{config.data}: no image of class {(*config.class_names, 'any')[label]} that can be read")
     return torch.cat(images)
 
 
@@ -353,13 +354,14 @@ def main():
         lr = config.lr * min(1, (step + 1) / max(1, config.warmup))
         for group in optimizer.param_groups:
             group["lr"] = lr
+        if config.low_size:                                               # in float32: it is data, not network
+            s, *draws = draw_augmentation(config.seed, step, places, device)
+            low_res, level = augment(downsample(x, config.low_size), s, eps[1], low_schedule, draws, config.aug_noise,
+                                     config.aug_blur, (config.blur_low, config.blur_high))
         with autocast(config.precision, device):
             if config.outer_channels:
                 loss = nested_loss(handle, pyramid(x, config.sizes), cond, t, eps, schedule, measure, weights, rows)
             elif config.low_size:
-                s, *draws = draw_augmentation(config.seed, step, places, device)
-                low_res, level = augment(downsample(x, config.low_size), s, eps[1], low_schedule, draws,
-                                         config.aug_noise, config.aug_blur, (config.blur_low, config.blur_high))
                 loss = super_resolution_loss(handle, x, low_res, level, cond, t, eps[0], schedule, measure)
             else:
                 loss = simple_loss(handle, x, cond, t, eps[0], schedule, config.loss, config.multiscale)

@@ -159,12 +159,11 @@ def judge(args):
         for kept in kept_checkpoints(folder):
             state = read_checkpoint(folder, kept)
             share = state["step"] / last["step"]
-            figures, _, images, labels = evaluate.measure(
+            figures, _, images, _ = evaluate.measure(
                 folder, averaged_model(state, folder, device), config, options, yardstick, device,
                 ("fd", "is", "read", "pr"), below)
             seconds = figures["seconds_of_sampling"]
-            if below:                                                     # the low stage was drawn apart and kept
-                seconds += evaluate.drawn_samples(*below, labels, 0, device)["seconds"]
+            seconds += figures.pop("seconds_of_low_stage", 0)
             row = dict(minutes=total * (FIRST + (1 - FIRST) * share if first else share), images=state["images"],
                        seconds_an_image=round(seconds / args.n, 4), **figures)
             result[name].append(row)

@@ -243,12 +243,96 @@ def test_a_chain_draws_all_its_stages(chain, tmp_path):
                  ["--handoff", "truncated", "--s", "0.3"], ["--handoff", "clean"]):
         assert run_here(P, [*runs, *common, *args]) == (None, "")
         pictures.append(np.asarray(Image.open(out)))
-        assert pictures[-1].shape[0] == 2 * 64
+        assert pictures[-1].shape[0] == 2 * 64 and pictures[-1].shape[1] >= 3 * 3 * 64      # low and high side by side
     assert len({picture.tobytes() for picture in pictures}) == 4
-    assert run_here(P, [*runs, *common, "--handoff", "truncated", "--s", "0.3", "--levels", "--gif", gif, "--steps",
+    assert run_here(P, [*runs, *common, "--handoff", "truncated", "--s", "0.3", "--gif", gif, "--steps",
                         "2,3,1", "--guidance", "3,1,1", "--sampler=ddpm"]) == (None, "")
     picture, film = Image.open(out), Image.open(gif)
     assert picture.width >= 3 * 3 * 64 and film.size == picture.size and film.n_frames == 4     # 1 + 2 + 1
+
+
+def test_numbers_for_the_augmentation_are_a_function_of_seed_step_and_place():
+    """Trap 11: s per example. Kills: one s for the batch; other numbers in another split of the batch."""
+    cpu = torch.device("cpu")
+    whole = T.draw_augmentation(3, 5, range(500), cpu)
+    assert whole.shape == (4, 500) and all(len(set(row.tolist())) > 490 for row in whole)
+    assert torch.equal(whole[:, 200:], T.draw_augmentation(3, 5, range(200, 500), cpu))
+    for other in ((4, 5), (3, 6)):
+        assert (whole != T.draw_augmentation(*other, range(500), cpu)).float().mean() > 0.99
+    assert (whole.mean(1) - 0.5).abs().max() < 0.05 and (torch.corrcoef(whole) - torch.eye(4)).abs().max() < 0.2
+
+
+def test_the_loop_augments_by_the_low_schedule_and_the_settings(tmp_path, monkeypatch):
+    """Kills: the schedule of the high resolution, settings that do not arrive, images in half precision."""
+    seen, augment = [], T.augment
+
+    def spy(low_res, s, noise, low_schedule, draws, *rest):
+        out = augment(low_res, s, noise, low_schedule, draws, *rest)
+        seen.append((low_res, s, noise, low_schedule, rest, out))
+        return out
+    monkeypatch.setattr(T, "augment", spy)
+    assert run_here(T, [*TINY, "--size", "32", "--low-size", "16", "--steps", "1", "--batch", "8", "--aug-noise", "0.7",
+                        "--aug-blur", "0.4", "--blur-low", "0.3", "--blur-high", "0.5", "--precision", "bf16", "--out",
+                        tmp_path / "r"]) == (None, "")
+    (low_res, s, noise, schedule, rest, out), = seen
+    t = torch.linspace(0, 1, 9)
+    assert_close(schedule(t), S.logsnr_shifted(t, 16, 32))
+    assert rest == (0.7, 0.4, (0.3, 0.5)) and len(set(s.tolist())) == 8
+    assert low_res.shape == noise.shape == (8, 3, 16, 16) and abs(noise.std() - 1) < 0.05
+    assert out[0].dtype == torch.float32
+
+
+def test_each_stage_of_a_chain_is_told_its_own_level(chain, tmp_path, monkeypatch):
+    """Kills: the high schedule for the hand-over, one s for all, a stage that stops where another should."""
+    handed, stops, hand_over, run = [], [], P.hand_over, P.sample_run
+
+    def spy(low_res, handoff, s, low_schedule, noise):
+        handed.append((s, low_schedule, hand_over(low_res, handoff, s, low_schedule, noise)))
+        return handed[-1][2]
+    monkeypatch.setattr(P, "hand_over", spy)
+    monkeypatch.setattr(P, "sample_run", lambda *args, **kw: stops.append(kw["stop"]) or run(*args, **kw))
+    assert run_here(P, [*(chain / name for name in "abc"), "--labels", "A", "--n", "2", "--handoff", "truncated", "--s",
+                        "0.6", "--s", "0.3", "--out", tmp_path / "s.png", "--device", "cpu"]) == (None, "")
+    assert stops == [0.6, 0.3, 0.0] and [s for s, _, _ in handed] == [0.6, 0.3]
+    for (s, schedule, (_, level)), size in zip(handed, (16, 32)):
+        want = S.logsnr_shifted(torch.tensor(s), size, 32)
+        assert_close(level, want.expand(2))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_both_ways_of_upsampling(mode):
+    model, seen, low_res = small_sr(), [], normal(1, 3, 8, 8)
+    model.mode = mode
+    model.network.input.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(torch.zeros(1, 3, 16, 16), torch.zeros(1), {"low_res": low_res})
+    assert_close(seen[0][:, 3:], F.interpolate(low_res, HIGH, mode=mode, align_corners=False))
+    config = C.override(C.PRESETS["glyphs64_sr"], low_upsample=mode)
+    with torch.device("meta"):
+        assert C.build_model(config).mode == mode
+
+
+def test_real_low_res_images_are_each_class_s_own(tmp_path):
+    """Kills: a cursor for all classes, which gives the first images of a class again and again; grey without a word."""
+    for i in range(12):
+        path = tmp_path / f"c{i // 4}" / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(path)
+    (tmp_path / "c1" / "00.png").write_text("broken")
+    config = C.override(C.PRESETS["glyphs64_sr"], size=(16,), low_size=(8,), class_names=("c0", "c1", "c2", "c3"))
+    source, labels = D.ImageFolder(tmp_path, (16, 16)), [0, 1, 2] * 4 + [0]
+    values = (T.real_low_res(source, config, labels)[:, 0, 0, 0] + 1) * 127.5 / 20
+    assert [round(v) for v in values.tolist()] == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, 0]
+    assert len({round(float(v)) for v in T.real_low_res(source, config, [-1] * 12)[:, 0, 0, 0] * 100}) == 12
+    with pytest.raises(D.UserError, match="no image of class c3"):
+        T.real_low_res(source, config, [3])
+
+
+def test_the_page_of_the_lecture_measures_what_is_told():
+    low_res = normal(64, 3, 8, 8).clamp(-1, 1)
+    for s in (0.2, 0.8):
+        told, measured, upsampled = K.measured_snr(low_res, s, LOW_SCHEDULE, HIGH, torch.Generator().manual_seed(0))
+        assert told == pytest.approx(float(LOW_SCHEDULE(torch.tensor(s)))) and measured == pytest.approx(told, abs=0.05)
+        assert upsampled > measured + 0.3
 
 
 def test_mistakes_of_a_chain(chain, tmp_path):
@@ -258,7 +342,13 @@ def test_mistakes_of_a_chain(chain, tmp_path):
         (tmp_path / name).mkdir()
         torch.save(dict(state, config=dict(state["config"], **change)), tmp_path / name / "checkpoint.pt")
     renoised = ["--handoff", "renoised", "--s", "0.2"]
-    cases = [([a, b], "say --handoff"), ([a, b, "--handoff", "renoised"], "--s"), ([b], "cannot come first"),
+    for name, share in (("never", 0), ("always", 1)):
+        (tmp_path / name).mkdir()
+        upper = torch.load(b / "checkpoint.pt", weights_only=True)
+        torch.save(dict(upper, config=dict(upper["config"], aug_noise=share)), tmp_path / name / "checkpoint.pt")
+    cases = [([a, tmp_path / "never", *renoised], "no noise on its low-res"), ([a, b], "say --handoff"),
+             ([a, tmp_path / "always", "--handoff", "clean"], "no low-res images without noise"),
+ ([a, b, "--handoff", "renoised"], "--s"), ([b], "cannot come first"),
              ([a, b, "--handoff", "none"], "truncated"), ([a, a, *renoised], "not a super-resolution model"),
              ([a, c, *renoised], "goes from 32x32"), ([tmp_path / "other", b, *renoised], "another schedule"),
              ([tmp_path / "classes", b, *renoised], "same classes"), ([a, "--s", "0.2"], "stages of a cascade"),
@@ -276,10 +366,13 @@ def test_mistakes_of_a_chain(chain, tmp_path):
         status, line = run_here(T, [*TINY, *args, "--out", tmp_path / "new"])
         assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)
     for args, wanted in [([b], "behind the stage below"), ([a, "--handoff", "clean"], "two runs of a cascade"),
-                         ([a, b, "--handoff", "clean", "--s", "0.1"], "--s 0.1"),
+                         ([a, b, "--handoff", "clean", "--s", "0.1"], "--s 0.1"), ([a, b], "behind the stage below"),
+                         ([a, b, "--handoff", "renoised"], "say with --s"),
+                         ([a, b, "--handoff", "clean", "--sweep", "s=0,0.1"], "want --handoff truncated or renoised"),
+                         ([a, tmp_path / "never", "--handoff", "renoised", "--s", "0.1"], "no noise on its low-res"),
                          ([a, b, "--handoff", "renoised", "--sweep", "s=0,1"], "less than 1"),
-                         ([a, b, "--handoff", "renoised", "--curve"], "not of a cascade"),
-                         ([a, c, "--handoff", "renoised"], "goes from 32x32")]:
+                         ([a, b, *renoised, "--curve"], "not of a cascade"),
+                         ([a, c, *renoised], "goes from 32x32")]:
         status, line = run_here(E, [*args, "--device", "cpu", "--n", "8"])
         assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)
 
@@ -297,6 +390,7 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     assert [size for size, *_ in drawn] == [16, 32, 32, 32, 32]  # the low stage once; made and real, two levels
     levels = [low_res[1][0].item() for _, _, low_res in drawn[1:]]
     assert levels[0] == levels[1] == math.inf and levels[2] == levels[3] < 10
+    assert_close(drawn[3][2][1], S.logsnr_shifted(torch.tensor(0.5), 16, 32).expand(24))
     assert all(0.3 < low_res[0].abs().max() <= 1 for _, _, low_res in drawn[1:3])                # images in [-1, 1]
     rows = json.loads((chain / "b" / "sweep_s_renoised.json").read_text())["rows"]
     assert [(row["s"], row["low_res"]) for row in rows] == [(0, "made"), (0, "real"), (0.5, "made"), (0.5, "real")]
