@@ -150,8 +150,9 @@ def test_an_image_depends_on_its_own_seed_alone():
 
 def test_grid_and_colours():
     """Kills: rows and columns exchanged, [-1, 1] taken for [0, 1]."""
-    images = torch.stack([torch.full((3, 8, 8), v) for v in (-1.0, 0.0, 1.0, 5.0)])
-    sheet = P.grid(images, 2)
-    assert sheet.size == (16, 16)
-    assert [sheet.getpixel(p)[0] for p in ((4, 4), (12, 4), (4, 12), (12, 12))] == [0, 128, 255, 255]
-    assert P.grid(images, 2, ["a", "b"]).size[0] > 16
+    for side, shown in ((32, 32), (8, 48)):                               # small images are enlarged
+        sheet = P.grid(torch.stack([torch.full((3, side, side), v) for v in (-1.0, 0.0, 1.0, 5.0)]), 2)
+        assert sheet.size == (2 * shown, 2 * shown)
+        places = [(x, y) for y in (shown // 2, 3 * shown // 2) for x in (shown // 2, 3 * shown // 2)]
+        assert [sheet.getpixel(p)[0] for p in places] == [0, 128, 255, 255]
+    assert P.grid(torch.zeros(4, 3, 32, 32), 2, ["a", "b"]).size[0] > 64

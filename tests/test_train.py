@@ -215,7 +215,7 @@ def test_a_folder_of_images_trains_and_samples_and_counts_what_it_skips(tmp_path
     done = program("sample.py", tmp_path / "r", "--labels", "class_1", "--n", 2, "--out", tmp_path / "s.png", "--gif",
                    tmp_path / "s.gif", "--guidance", 2, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / "s.png").size[1] == 16 and Image.open(tmp_path / "s.gif").n_frames == 2
+    assert Image.open(tmp_path / "s.png").size[1] == 48 and Image.open(tmp_path / "s.gif").n_frames == 2
     flat = data / "class_1"
     train("--steps", 1, "--data", flat, "--out", tmp_path / "flat")
     done = program("sample.py", tmp_path / "flat", "--n", 3, "--out", tmp_path / "f.png", "--device", "cpu")
