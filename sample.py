@@ -262,7 +262,7 @@ def to_uint8(images):
 
 def grid(images, columns, names=None, blocks=1):
     """A sheet of `columns` images a row as a Pillow picture; names: one a row, written before it; rows in `blocks`
-    columns beside each other. Images below 32 px high are enlarged, each pixel to a square, so that they can be seen."""
+    columns beside each other. Images below 32 px are enlarged, each pixel to a square, so that they can be seen."""
     zoom = max(1, 48 // images.shape[-2]) if images.shape[-2] < 32 else 1
     tiles = to_uint8(images).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2).numpy()
     rows = math.ceil(len(tiles) / columns)
