@@ -74,13 +74,27 @@ def make_step(preset):
     return step
 
 
+def peak_memory():
+    """Bytes at most in use since the last call of `forget_peak`: of the CUDA device, or of this process (Linux)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+
+def forget_peak():
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+
+
 def memory_of(preset):
-    """Bytes that a few training steps add to the process (CUDA: to the device), measured in a process of its own."""
-    code = ("import sys, resource, torch; sys.path[:0] = sys.argv[2:]; import equal_time\n"
-            "peak = lambda: torch.cuda.max_memory_allocated() if torch.cuda.is_available() else "
-            "1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "before = peak(); step = equal_time.make_step(sys.argv[1])\n"
-            "for _ in range(3): step()\nprint(peak() - before)")
+    """Bytes that a few training steps add, measured in a process of its own."""
+    code = ("import sys; sys.path[:0] = sys.argv[2:]; import equal_time as e\n"
+            "e.forget_peak(); before = e.peak_memory(); step = e.make_step(sys.argv[1])\n"
+            "for _ in range(3): step()\nprint(e.peak_memory() - before)")
     done = subprocess.run([sys.executable, "-c", code, preset, os.path.join(ROOT, "benchmarks"), ROOT],
                           capture_output=True, text=True, check=True)
     return int(done.stdout)
