@@ -282,6 +282,17 @@ def test_the_loop_augments_by_the_low_schedule_and_the_settings(tmp_path, monkey
     assert out[0].dtype == torch.float32
 
 
+def test_a_resumed_super_resolution_run_is_the_unbroken_one(tmp_path):
+    """Trap 14. Kills: augmentation drawn from a state that no checkpoint holds."""
+    settings = [*TINY, "--size", "32", "--low-size", "16", "--aug-blur", "0.5", "--save-every", "2"]
+    for name, steps in (("whole", 4), ("parts", 2)):
+        assert run_here(T, [*settings, "--steps", steps, "--out", tmp_path / name]) == (None, "")
+    assert run_here(T, ["--resume", tmp_path / "parts", "--steps", "4", "--device", "cpu"]) == (None, "")
+    a, b = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
+    for part in ("model", "ema"):
+        assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
+
+
 def test_each_stage_of_a_chain_is_told_its_own_level(chain, tmp_path, monkeypatch):
     """Kills: the high schedule for the hand-over, one s for all, a stage that stops where another should."""
     handed, stops, hand_over, run = [], [], P.hand_over, P.sample_run
