@@ -358,12 +358,12 @@ def sweep_values(text, config):
     field, equals, values = text.partition("=")
     if field == "s" and config.low_size:
         try:
-            numbers = [float(value) for value in values.split(",")]
+            levels = [float(value) for value in values.split(",")]
         except ValueError:
-            numbers = [-1.0]
-        if not all(0 <= s < 1 for s in numbers):
+            levels = [-1.0]
+        if not all(0 <= s < 1 for s in levels):
             raise UserError(f"--sweep {text}: want numbers from 0, less than 1")
-        return field, list(zip(values.split(","), numbers))
+        return field, list(zip(values.split(","), levels))
     if field not in SETTINGS or not equals or not values:
         raise UserError(f"--sweep {text}: want FIELD=VALUE,VALUE with FIELD one of {', '.join(SETTINGS)}")
     # The flags of Config know the types and the choices: let them read each value.

@@ -103,8 +103,8 @@ def draw(seed, step, places, shapes, device):
 
 def draw_augmentation(seed, step, places, device):
     """(4, B) numbers from U(0, 1) for the low-res images of these examples, by the same rule as `draw`."""
-    numbers = [np.random.default_rng((seed, step, place, 1)).random(4, np.float32) for place in places]
-    return torch.from_numpy(np.stack(numbers, 1)).to(device)
+    uniform = [np.random.default_rng((seed, step, place, 1)).random(4, np.float32) for place in places]
+    return torch.from_numpy(np.stack(uniform, 1)).to(device)
 
 
 @torch.no_grad()

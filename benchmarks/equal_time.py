@@ -17,21 +17,18 @@ import os
 import platform
 import subprocess
 import sys
-import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+sys.path[:0] = [ROOT, os.path.join(ROOT, "benchmarks")]
 
 import torch
 
 import evaluate
-from cascade import downsample, super_resolution_loss
-from config import PRESETS, build_model, make_schedule
+import step_time
+from config import PRESETS
 from features import Yardstick
-from nested_unet import nested_loss, pyramid
-from runs import autocast, choose_device, choose_precision, kept_checkpoints, read_checkpoint
+from runs import choose_device, choose_precision, kept_checkpoints, read_checkpoint
 from sample import averaged_model
-from train import prediction_loss, simple_loss
 
 # folder: (what it is, preset, run that comes first, what it is for)
 RUNS = {"glyphs64": ("plain U-ViT", "glyphs64", None, None),
@@ -43,35 +40,8 @@ FIRST = 0.25                                                              # of t
 
 
 def make_step(preset):
-    """A function that takes one training step of the preset on random data and returns its seconds."""
     device, _ = choose_device()
-    config, precision = PRESETS[preset], choose_precision("auto", device)
-    torch.manual_seed(0)
-    model = build_model(config).to(device)
-    x, t = torch.rand(config.batch, 3, *config.size, device=device) * 2 - 1, torch.rand(config.batch, device=device)
-    levels, label = pyramid(x, config.sizes), torch.randint(36, (config.batch,), device=device)
-    eps = [torch.randn_like(level) for level in levels]
-    optimizer, schedule = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True), make_schedule(config)
-
-    def step():
-        start = time.perf_counter()
-        with autocast(precision, device):
-            if config.low_size:
-                low_res = downsample(x, config.low_size)
-                loss = super_resolution_loss(model, x, low_res, torch.zeros_like(t), {"label": label}, t, eps[0],
-                                             schedule, lambda *a: prediction_loss(*a, config.loss))
-            elif config.outer_channels:
-                loss = nested_loss(model, levels, {"label": label}, t, eps, schedule,
-                                   lambda *a: prediction_loss(*a, config.loss))
-            else:
-                loss = simple_loss(model, x, {"label": label}, t, eps[0], schedule, config.loss)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-    return step
+    return step_time.make_step(PRESETS[preset], device, choose_precision("auto", device))
 
 
 def peak_memory():

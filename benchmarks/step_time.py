@@ -5,6 +5,7 @@
 Each variant takes turns (A B C A B C ...) so that what disturbs the machine disturbs all; the least counts.
 """
 import argparse
+import functools
 import json
 import os
 import platform
@@ -16,28 +17,38 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
 
+from cascade import downsample, super_resolution_loss
 from config import PRESETS, build_model, make_schedule
+from nested_unet import nested_loss, pyramid
 from runs import autocast, choose_device
-from train import simple_loss
+from train import prediction_loss, simple_loss
 
 
-def make_step(config, device, precision, channels_last, compiled):
+def make_step(config, device, precision, channels_last=False, compiled=False):
     """A function that takes one training step (forward, backward, Adam) on random data and returns its seconds."""
     torch.manual_seed(0)
     with device:
         model = build_model(config)
-        x, eps = torch.rand(2, config.batch, 3, *config.size) * 2 - 1
-        t, label = torch.rand(config.batch), torch.randint(config.num_classes, (config.batch,))
+        x, t = torch.rand(config.batch, 3, *config.size) * 2 - 1, torch.rand(config.batch)
+        cond = {"label": torch.randint(config.num_classes, (config.batch,))}
     if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-        x, eps = (a.contiguous(memory_format=torch.channels_last) for a in (x, eps))
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    levels, low_res = pyramid(x, config.sizes), downsample(x, config.low_size) if config.low_size else None
+    eps = [torch.randn_like(level) for level in levels]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
     handle, schedule = torch.compile(model) if compiled else model, make_schedule(config)
+    measure = functools.partial(prediction_loss, loss=config.loss)
 
     def step():
         start = time.perf_counter()
         with autocast(precision, device):
-            loss = simple_loss(handle, x, {"label": label}, t, eps, schedule, config.loss)
+            if config.outer_channels:
+                loss = nested_loss(handle, levels, cond, t, eps, schedule, measure)
+            elif config.low_size:
+                loss = super_resolution_loss(handle, x, low_res, torch.zeros_like(t), cond, t, eps[0], schedule,
+                                             measure)
+            else:
+                loss = simple_loss(handle, x, cond, t, eps[0], schedule, config.loss)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
