@@ -116,9 +116,10 @@ class SuperResolutionUNet(nn.Module):
         if tuple(low_res.shape[-2:]) != self.low_size:
             raise ValueError(f"this model goes from {self.low_size[0]}x{self.low_size[1]}, got a low-res image of "
                              f"{low_res.shape[-2]}x{low_res.shape[-1]}")
-        emb = self.network.embed(logsnr, cond, len(z)) + self.of_level(cond.get("aug_logsnr"), len(z), z.device)
+        emb, text = self.network.embed(logsnr, cond, len(z))
+        emb = emb + self.of_level(cond.get("aug_logsnr"), len(z), z.device)
         both = torch.cat([z, upsample(low_res, self.size, self.mode)], 1)                       # (B, 6, H, W)
-        return self.network.output(self.network.features(both, emb))
+        return self.network.output(self.network.features(both, emb, text))
 
     def of_level(self, aug_logsnr, batch, device):
         """(B,) or None -> (B, E). As with the network's own log-SNR: its place between the schedule's ends."""

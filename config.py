@@ -21,6 +21,7 @@ from cascade import SuperResolutionUNet
 from data import UserError
 from dwt import patch_factor
 from nested_unet import NestedUNet, level_schedules, mixed_rows
+from text import ByteEncoder, TextCondition
 from unet import UNet
 from uvit import UViT
 
@@ -32,7 +33,8 @@ class Config:
     size: tuple[int, ...] = (64, 64)     # height,width of the images, px (one number: square)
     scenes: int = 100_000                # how many scenes glyphs and fonts have
     flip: bool = False                   # mirror half of the images left-right (not for letters)
-    num_classes: int = 36                # set from the data; ImageNet has 1000
+    withhold: bool = False               # drawn scenes: a fifth of the pairs of character and colour never come
+    num_classes: int = 36                # set from the data; ImageNet has 1000; 0 for models with text
     # process (simple diffusion 3.1, A)
     schedule: Literal["cosine", "shifted", "interpolated"] = "shifted"  # log-SNR schedule
     noise_d: float = 64                  # px: side at which the plain cosine holds (interpolated: the low one)
@@ -58,6 +60,14 @@ class Config:
     dropout_from_resolution: int = 16    # largest side of the maps whose ResBlocks have dropout; 0 = none
     transformer_dropout: float = 0.2     # in the U-ViT's MLP blocks
     position_std: float = 0.01           # initial size of the U-ViT's position embedding
+    # text and shape (3.6)
+    text_encoder: str = ""               # empty = classes; bytes = small, trained along; or name or folder of a T5
+    text_channels: int = 128             # width of its embeddings; t5-v1_1-xxl 4096, flan-t5-xl 2048
+    text_length: int = 128               # tokens of a caption (or bytes) at most
+    text_layers: int = 2                 # of the encoder of bytes
+    text_pooled: bool = True             # add their sum to the embedding of log-SNR, beside cross-attention
+    transformer_resolutions: tuple[int, ...] = ()  # U-ViT: sides of maps with self-attention for ResBlocks; text: 32
+    portrait: bool = False               # images that stand upright are turned, and the model is told
     # nested levels (Matryoshka 3); the network above is then the innermost. Levels by "/", the highest first
     outer_channels: str = ""             # widths of each outer level's maps: 32,32,64/64,128,256; empty = not nested
     outer_blocks: str = ""               # ResBlocks, likewise: 2,2,1/2,2,1
@@ -77,6 +87,7 @@ class Config:
     batch: int = 512                     # images a step, over all processes
     steps: int = 2_000_000               # optimiser steps
     lr: float = 5e-5                     # Adam's learning rate
+    text_lr: float = 0.1                 # that of text.py's layers, as a share of it
     warmup: int = 10_000                 # steps of linear warm-up
     beta1: float = 0.9                   # Adam
     beta2: float = 0.99                  # Adam; 0.999 for ImageNet 128
@@ -100,6 +111,12 @@ class Config:
     save_every: int = 10_000             # steps
     keep_every: int = 0                  # steps between checkpoints that are kept, for curves; 0 = the last alone
     class_names: tuple[str, ...] = ()    # set from the data
+    examples: tuple[str, ...] = ()       # of captions, set from the data: what the sheets of samples show
+
+    @property
+    def guidable(self):
+        """Has the model conditions that can be dropped?"""
+        return bool(self.num_classes or self.text_encoder)
 
     @property
     def image_d(self):
@@ -169,15 +186,22 @@ def build_model(config):
             ends = [schedule(torch.tensor([1.0, 0.0])).tolist() for schedule in make_schedules(config)]
         common = dict(emb_channels=config.emb_channels, num_heads=config.num_heads, dropout=config.dropout,
                       dropout_from_resolution=config.dropout_from_resolution)
+        if config.text_encoder:
+            encoder = None
+            if config.text_encoder == "bytes":
+                encoder = ByteEncoder(config.text_channels, config.text_length, config.text_layers, config.num_heads)
+            text = TextCondition(config.text_channels, config.emb_channels, encoder, config.text_pooled)
         inner = dict(common, size=config.sizes[-1], base_channels=config.base_channels, patching=config.patching,
                      channel_mult=config.channel_mult, num_res_blocks=config.num_res_blocks,
                      num_classes=config.num_classes, logsnr_min=ends[-1][0], logsnr_max=ends[-1][1],
-                     in_channels=6 if config.low_size else 3)
+                     in_channels=6 if config.low_size else 3, portrait=config.portrait,
+                     **(dict(text=text, text_channels=config.text_channels) if config.text_encoder else {}))
         if config.model == "unet":
             model = UNet(attn_resolutions=config.attn_resolutions, attn_layers=config.attn_layers, **inner)
         else:
             model = UViT(num_transformer_blocks=config.num_transformer_blocks,
-                         transformer_dropout=config.transformer_dropout, position_std=config.position_std, **inner)
+                         transformer_dropout=config.transformer_dropout, position_std=config.position_std,
+                         attn_resolutions=config.transformer_resolutions, **inner)
         if config.low_size:
             with torch.device("cpu"):
                 low_ends = make_low_schedule(config)(torch.tensor([1.0, 0.0])).tolist()
@@ -206,6 +230,11 @@ _glyphs = Config(
     batch=16, steps=2600, lr=1e-3, warmup=100, ema=0.998, sampler="ddim", sample_steps=24, guidance=5.0,
     sample_every=650, save_every=650)
 _glyphs_inner = dict(patching="none", base_channels=96, channel_mult=(1, 2), num_res_blocks=(1,))
+# 3.6 and B: "the text to image model was trained for 700K steps". Appendix A's example of the interpolated schedule is
+# the 512 one. Unverified: its high noise_d at other sizes (ours is half the side), and what was sampled with.
+_t2i = dataclasses.replace(_uvit, num_classes=0, text_encoder="google/t5-v1_1-xxl", text_channels=4096, text_length=128,
+                           flip=False, transformer_resolutions=(32,), schedule="interpolated", noise_d=32,
+                           steps=700_000, guidance=4.0, clip_x="dynamic")
 _mdm = Config(data="", num_classes=1000, model="unet", flip=True, base_channels=256, channel_mult=(1, 2, 3),
               num_res_blocks=(2, 2, 2), attn_layers=(0, 1, 5), num_heads=8, dropout=0.0, dropout_from_resolution=0,
               lr=1e-4, adam_eps=1e-8, clip=2.0, steps=400_000, sample_steps=250)
@@ -223,6 +252,9 @@ PRESETS = {
     "glyphs64_nested": dataclasses.replace(_glyphs, **_glyphs_inner, outer_channels="32,64", outer_blocks="1,1",
                                            outer_patching="dwt_1"),
     "glyphs64_sr": dataclasses.replace(_glyphs, low_size=(16, 16), guidance=1.0),
+    "glyphs64_text": dataclasses.replace(
+        _glyphs, num_classes=0, text_encoder="bytes", text_length=48, withhold=True, schedule="interpolated",
+        noise_d=32, noise_d_high=64, steps=5200, sample_every=1300, save_every=1300),
     # ImageNet, simple diffusion B.1. At 512 the suffix is the row of table 5; the paper's own model is _dwt2.
     "imagenet128_unet": dataclasses.replace(_unet, size=(128, 128), beta2=0.999, steps=1_500_000),
     "imagenet256_unet": dataclasses.replace(_unet, size=(256, 256), channel_mult=(1, 1, 2, 4, 8, 8),
@@ -240,6 +272,10 @@ PRESETS |= {
     "imagenet128_uvit": dataclasses.replace(_uvit, size=(128, 128)),
     "imagenet256_uvit": dataclasses.replace(_uvit, size=(256, 256), patching="dwt_1"),
     "imagenet512_uvit": dataclasses.replace(_uvit, size=(512, 512), patching="dwt_2"),
+    # Text to image, 3.6
+    "t2i256_uvit": dataclasses.replace(_t2i, size=(256, 256), patching="dwt_1", noise_d_high=128),
+    "t2i512_uvit": dataclasses.replace(_t2i, size=(512, 512), patching="dwt_2", noise_d_high=256),
+    "t2i384x640_uvit": dataclasses.replace(_t2i, size=(384, 640), patching="dwt_2", noise_d_high=256, portrait=True),
     # Matryoshka, the widths of its released configurations; class-conditional ImageNet, optimised as its authors' next
     # paper (Kaleido, appendix B) says. Unverified: batch and steps of each phase in the paper, its condition dropout
     # (ours is 10 %), how many layers of attention the middle has (ours: as the lowest level).
@@ -308,22 +344,24 @@ def override(config, **values):
         if len(values.get(name, ())) == 1:
             values[name] = values[name] * 2
     config = dataclasses.replace(config, **values)
+    if config.text_encoder:
+        config = dataclasses.replace(config, num_classes=0)               # captions, not classes
 
     def want(ok, name, right):
         if not ok:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: want {right}")
 
     for name in ("scenes", "batch", "steps", "log_every", "save_every", "sample_steps", "base_channels", "emb_channels",
-                 "num_heads"):
+                 "num_heads", "text_channels", "text_length"):
         want(getattr(config, name) >= 1, name, "1 or more")
     for name in ("multiscale", "warmup", "sample_every", "keep_every", "dropout_from_resolution",
-                 "num_transformer_blocks", "weight_decay", "seed"):
+                 "num_transformer_blocks", "weight_decay", "seed", "text_layers"):
         want(getattr(config, name) >= 0, name, "0 or more")
     for name in ("dropout", "transformer_dropout", "beta1", "beta2", "ema"):
         want(0 <= getattr(config, name) < 1, name, "at least 0 and less than 1")
     for name in ("cond_drop", "noise_param", "aug_noise", "aug_blur"):
         want(0 <= getattr(config, name) <= 1, name, "between 0 and 1")
-    for name in ("lr", "clip", "noise_d", "noise_d_high", "adam_eps", "position_std"):
+    for name in ("lr", "text_lr", "clip", "noise_d", "noise_d_high", "adam_eps", "position_std"):
         want(0 < getattr(config, name) < math.inf, name, "a positive number")
     want(math.isfinite(config.guidance), "guidance", "a number; 1 is off")
     want(-1 <= config.workers <= 256, "workers", "0 to 256, or -1 to choose")
@@ -360,7 +398,9 @@ def override(config, **values):
          f"below logsnr_max ({config.logsnr_max:g}), both within -25..25")
     want(config.schedule != "interpolated" or config.noise_d <= config.noise_d_high, "noise_d_high",
          f"at least noise_d ({config.noise_d:g}): the clean end has the high one")
+    want(not config.portrait or config.size[0] < config.size[1], "portrait", "a --size that is wider than tall, not "
+         f"{config.size[0]},{config.size[1]}: images that stand upright are turned")
     want(config.seed < 2 ** 31, "seed", "less than 2^31")
-    for name in ("channel_mult", "num_res_blocks", "attn_resolutions"):
+    for name in ("channel_mult", "num_res_blocks", "attn_resolutions", "transformer_resolutions"):
         want(all(v >= (0 if name == "num_res_blocks" else 1) for v in getattr(config, name)), name, "positive numbers")
     return config

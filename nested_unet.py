@@ -133,27 +133,29 @@ class NestedUNet(nn.Module):
     def forward(self, z, logsnr, cond):
         if len(z) != len(self.sizes) or len(logsnr) != len(self.sizes):
             raise ValueError(f"this model has {len(self.sizes)} levels, got {len(z)} images and {len(logsnr)} log-SNRs")
-        condition = innermost(self).embed.of_cond(cond, z[-1].shape[0])   # computed once, told to every level
-        return denoise(self, z, logsnr, condition)[0]
+        # Computed once, told to every level.
+        condition, text = innermost(self).embed.of_cond(cond, z[-1].shape[0])
+        return denoise(self, z, logsnr, condition, text)[0]
 
 
-def denoise(network, z, logsnr, condition, f=None):
+def denoise(network, z, logsnr, condition, text=None, f=None):
     """One level and all below it. -> ([v, ...] highest first, the last feature map of this level).
 
-    condition (B, E); f: the map that comes down from the level above, for the input of this one. In a mixed batch the
-    levels above have the first B_r rows only: the rows without them get no f, and give nothing back.
+    condition (B, E), for every level; text, for the cross-attention of the innermost network alone; f: the map that
+    comes down from the level above, for the input of this one. In a mixed batch the levels above have the first B_r
+    rows only: the rows without them get no f, and give nothing back.
     """
     if not isinstance(network, NestedUNet):                               # the innermost network
-        h = network.features(z[0], network.embed.of_logsnr(logsnr[0], len(z[0])) + condition, f)
+        h = network.features(z[0], network.embed.of_logsnr(logsnr[0], len(z[0])) + condition, text, f)
         return [network.output(h)], h                                     # h: before the output layer
     if network.outer is None:
-        return denoise(network.inner, z, logsnr, condition, f)
+        return denoise(network.inner, z, logsnr, condition, text, f)
     outer, rows = network.outer, len(z[0])
     emb = outer.embed.of_logsnr(logsnr[0], rows) + condition[:rows]       # its own embedding of its own log-SNR
-    h, skips = outer.descend(z[0], emb, f)
+    h, skips = outer.descend(z[0], emb, f=f)
     f = network.in_adapter(h)
     f = F.pad(f, (0, 0, 0, 0, 0, 0, 0, len(z[1]) - rows))                 # rows without a high level: zeros
-    v, g = denoise(network.inner, z[1:], logsnr[1:], condition, f)
+    v, g = denoise(network.inner, z[1:], logsnr[1:], condition, text, f)
     h = outer.ascend(h + network.out_adapter(g[:rows]), skips, emb)       # no middle of its own
     return [outer.output(h)] + v, h
 
@@ -274,7 +276,7 @@ def cost_of_levels(config):
             sizes = config.sizes[r:]
             z, logsnr = [torch.zeros(1, 3, *size) for size in sizes], [torch.zeros(1)] * len(sizes)
             with FlopCounterMode(display=False) as counter:
-                denoise(nest, z, logsnr, innermost(nest).embed.of_cond({}, 1))
+                denoise(nest, z, logsnr, *innermost(nest).embed.of_cond({}, 1))
             totals.append((sum(p.numel() for p in nest.parameters()), counter.get_total_flops() / 1e9))
             nest = nest.inner if isinstance(nest, NestedUNet) else nest
     below = totals[1:] + [(0, 0.0)]

@@ -13,6 +13,7 @@ Where it differs from the U-Net of Ho et al. 2020 that you may know:
 Legend of shapes: B batch, C channels, H W height and width of a feature map, E emb_channels, N = H W tokens,
 n heads, d = C / n channels a head. Maps are (B, C, H, W), tokens (B, N, C), emb (B, E).
 z (B, in_channels, H, W), logsnr (B,) or scalar; cond is a dict, documented at `Embedding`.
+text is None or (tokens (B, T, c), mask (B, T)), what text.py makes of the captions.
 
 # Paper: "NormalizeWithBias" is not defined. For maps we take group norm (32 groups), for q and k layer norm per head.
 # Paper: the U-Net itself is not printed. From the U-ViT's code we take that the width changes in the down- and
@@ -54,7 +55,8 @@ def initialise(network):
             if isinstance(layer, nn.ConvTranspose2d):                     # weight (in, out, k, k), stride k: no overlap
                 fan_in = layer.in_channels
             nn.init.normal_(layer.weight, std=getattr(layer, "start", 1.0) * fan_in ** -0.5)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def at_resolution(height, width, resolution):
@@ -86,22 +88,31 @@ class Embedding(nn.Module):
     warns that these move with the shift: with the cosine's own -15..15 a shifted schedule would leave the range.
     # Paper: 'linear' is given for the U-ViT (B.2); for the U-Net nothing is said and we use the same.
 
-    cond["label"]: (B,) long, class number; negative = dropped. Key absent = dropped for the whole batch. A dropped
-    label has an embedding of its own (row num_classes), learned from the 10 % of examples whose label training hides.
+    cond["label"]     (B,) long, class number; negative = dropped. Key absent = dropped for the whole batch. A dropped
+                      label has an embedding of its own (row num_classes), learned from the 10 % of examples whose label
+                      training hides
+    cond["text"]      (B, T) or (B, T, c), cond["text_mask"] (B, T): captions, for models with `text`, a module
+                      (cond, B) -> tokens, mask, pooled; see text.py. Only there; dropped as there
+    cond["portrait"]  (B,) long, 1 = the image is one that stands upright, turned (data.py); absent = none is. It says
+                      how to look at z rather than what is in it, so it is never dropped. # Paper: silent
 
     num_classes None: no table of classes. So it is in the outer levels of nested_unet.py, which are told the innermost
     one's `of_cond`.
     """
 
-    def __init__(self, channels, logsnr_min, logsnr_max, num_classes, width=256):
+    def __init__(self, channels, logsnr_min, logsnr_max, num_classes, width=256, text=None, portrait=False):
         super().__init__()
         self.logsnr_min, self.logsnr_max = float(logsnr_min), float(logsnr_max)
         self.num_classes, self.width = num_classes, width
         self.time = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), nn.Linear(channels, channels))
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, channels)
+        self.text = text
+        self.portrait = nn.Parameter(torch.zeros(channels)) if portrait else None
 
     def forward(self, logsnr, cond, batch):
-        return self.of_logsnr(logsnr, batch) + self.of_cond(cond, batch)
+        """-> emb (B, E), text"""
+        condition, text = self.of_cond(cond, batch)
+        return self.of_logsnr(logsnr, batch) + condition, text
 
     def of_logsnr(self, logsnr, batch):
         logsnr = logsnr.float().expand(batch)                             # (B,)
@@ -109,10 +120,17 @@ class Embedding(nn.Module):
         return self.time(sinusoid(place, self.width))                     # (B, E)
 
     def of_cond(self, cond, batch):
-        label = cond.get("label")
+        """-> the conditions' part of emb (B, E), and text for the cross-attention"""
+        label, text = cond.get("label"), None
         if label is None:
             label = torch.full((batch,), -1, device=self.label.weight.device)
-        return self.label(torch.where(label < 0, self.num_classes, label))  # (B, E); the last row is the null class
+        condition = self.label(torch.where(label < 0, self.num_classes, label))  # the last row is the null class
+        if self.portrait is not None and "portrait" in cond:
+            condition = condition + cond["portrait"][:, None] * self.portrait
+        if self.text is not None:
+            tokens, mask, pooled = self.text(cond, batch)
+            condition, text = condition + pooled, (tokens, mask)
+        return condition, text
 
 
 # ------------------------------------------------------------------------------------------ blocks
@@ -165,23 +183,56 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = nn.LayerNorm(head), nn.LayerNorm(head)
         self.out = starting_at(0, nn.Linear(channels, channels))
 
-    def forward(self, x):
+    def forward(self, x, mask=None):
+        """mask (B, N) bool: tokens that may be looked at (text.py); None: all."""
         B, N, C = x.shape
         qkv = self.qkv(self.norm(x)).view(B, N, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.unbind(2)                                           # (B, N, n, d) each
         q, k = self.norm_q(q), self.norm_k(k)                             # over d: per head
         q, k, v = (a.transpose(1, 2).to(v.dtype) for a in (q, k, v))      # (B, n, N, d)
-        h = F.scaled_dot_product_attention(q, k, v)                       # softmax over the keys
+        mask = None if mask is None else mask[:, None, None]              # (B, 1, 1, N): for every head and query
+        h = F.scaled_dot_product_attention(q, k, v, mask)                 # softmax over the keys
+        return x + self.out(h.transpose(1, 2).reshape(B, N, C))
+
+
+class CrossAttention(nn.Module):
+    """Section 3.6: the tokens of the image look at those of the caption. x (B, N, C), text -> (B, N, C).
+
+    q comes from the image, k and v from the text (B, T, c), masked (B, T); normalised as the self-attention is.
+    # Paper: not printed. The text is already normalised (text.py), so it has no norm of its own here.
+    """
+
+    def __init__(self, channels, text_channels, num_heads):
+        super().__init__()
+        self.num_heads, head = num_heads, channels // num_heads
+        self.norm = nn.LayerNorm(channels, bias=False)
+        self.q, self.kv = nn.Linear(channels, channels), nn.Linear(text_channels, 2 * channels)
+        self.norm_q, self.norm_k = nn.LayerNorm(head), nn.LayerNorm(head)
+        self.out = starting_at(0, nn.Linear(channels, channels))
+
+    def forward(self, x, text):
+        tokens, mask = text
+        B, N, C = x.shape
+        split = lambda a: a.view(B, -1, self.num_heads, C // self.num_heads)
+        k, v = map(split, self.kv(tokens).chunk(2, 2))                    # (B, T, n, d) each
+        q, k = self.norm_q(split(self.q(self.norm(x)))), self.norm_k(k)
+        q, k, v = (a.transpose(1, 2).to(v.dtype) for a in (q, k, v))      # (B, n, N or T, d)
+        h = F.scaled_dot_product_attention(q, k, v, mask[:, None, None])
         return x + self.out(h.transpose(1, 2).reshape(B, N, C))
 
 
 class MapAttention(Attention):
-    """Attention over the positions of a map: (B, C, H, W) -> (B, C, H, W)."""
+    """Attention over the positions of a map, then, for models with text, over the text: (B, C, H, W) -> the same."""
 
-    def forward(self, x):
+    def __init__(self, channels, num_heads, text_channels=0):
+        super().__init__(channels, num_heads)
+        self.cross = CrossAttention(channels, text_channels, num_heads) if text_channels else None
+
+    def forward(self, x, text=None):
         B, C, H, W = x.shape
-        tokens = x.flatten(2).transpose(1, 2)                             # (B, H W, C)
-        return super().forward(tokens).transpose(1, 2).reshape(B, C, H, W)
+        tokens = super().forward(x.flatten(2).transpose(1, 2))            # (B, H W, C)
+        tokens = tokens if self.cross is None else self.cross(tokens, text)
+        return tokens.transpose(1, 2).reshape(B, C, H, W)
 
 
 class FeedForward(nn.Module):
@@ -194,7 +245,7 @@ class FeedForward(nn.Module):
         self.expand = nn.Conv2d(channels, 4 * channels, 1)
         self.out = starting_at(0, nn.Conv2d(4 * channels, channels, 1))
 
-    def forward(self, x):
+    def forward(self, x, text=None):
         return x + self.out(F.gelu(self.expand(self.norm(x))))
 
 
@@ -228,18 +279,27 @@ class Upsample(nn.Module):
 
 # ------------------------------------------------------------------------------------------ the network
 
+class Layers(nn.Sequential):
+    """Layers that are told the text: (x, text) -> x. Without any, x as it is."""
+
+    def forward(self, x, text=None):
+        for layer in self:
+            x = layer(x, text)
+        return x
+
+
 class Level(nn.ModuleList):
     """The blocks of one level, down or up: ResBlocks, each followed by attention if the level has it, once or `layers`
     times with a FeedForward after each."""
 
-    def __init__(self, blocks, channels, emb_channels, dropout, heads, skip, layers=None):
+    def __init__(self, blocks, channels, emb_channels, dropout, heads, skip, layers=None, text_channels=0):
         super().__init__()
         for _ in range(blocks):
             if layers is None:
-                attention = MapAttention(channels, heads) if heads else nn.Identity()
+                attention = MapAttention(channels, heads, text_channels) if heads else Layers()
             else:
-                attention = nn.Sequential(*(layer for _ in range(layers)
-                                            for layer in (MapAttention(channels, heads), FeedForward(channels))))
+                attention = Layers(*(layer for _ in range(layers) for layer in
+                                     (MapAttention(channels, heads, text_channels), FeedForward(channels))))
             self.append(nn.ModuleList([ResBlock(channels, emb_channels, dropout, skip), attention]))
 
 
@@ -256,11 +316,14 @@ class UNet(nn.Module):
     attn_layers              MDM: attention and feed-forward layers after each block, a count a level, instead of
                              attn_resolutions; () = simple diffusion's
     middle                   the block, attention, block at the bottom; without it, an outer level of nested_unet.py
+    text, text_channels      the module of text.py that reads the captions, and the width of its tokens; None: no text
+    portrait                 is there a portrait flag among the conditions?
     """
 
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, attn_resolutions=(8, 16),
                  num_heads=4, dropout=0.1, dropout_from_resolution=16, patching="none", num_classes=0,
-                 logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, attn_layers=(), middle=True):
+                 logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, attn_layers=(), middle=True,
+                 text=None, text_channels=0, portrait=False):
         super().__init__()
         if len(channel_mult) != len(num_res_blocks):
             raise ValueError(f"{len(channel_mult)} widths but {len(num_res_blocks)} block counts: one of each a level")
@@ -271,7 +334,7 @@ class UNet(nn.Module):
         self.widths = widths = [base_channels * m for m in channel_mult]
         self.first_map = height, width                                    # size of the finest and
         self.last_map = height >> len(widths) - 1, width >> len(widths) - 1                     # the coarsest map
-        self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes)
+        self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait)
         self.input = EmbedInput(in_channels, widths[0], patching)
         self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
         for level, (channels, blocks) in enumerate(zip(widths, num_res_blocks)):
@@ -280,46 +343,47 @@ class UNet(nn.Module):
             drop = dropout if at_or_below(h, w, dropout_from_resolution) else 0.0
             layers = attn_layers[level] if attn_layers else None
             heads = heads if layers is None else num_heads
-            self.down.append(Level(blocks, channels, emb_channels, drop, heads, False, layers))
-            up.append(Level(blocks + 1, channels, emb_channels, drop, heads, True, layers))
+            self.down.append(Level(blocks, channels, emb_channels, drop, heads, False, layers, text_channels))
+            up.append(Level(blocks + 1, channels, emb_channels, drop, heads, True, layers, text_channels))
             if level + 1 < len(widths):
                 self.downsample.append(Downsample(channels, widths[level + 1]))
                 upsample.append(Upsample(widths[level + 1], channels))
-        self.middle = Level(2, channels, emb_channels, drop, heads, False, layers) if middle else nn.ModuleList()
+        self.middle = nn.ModuleList()
         if middle:
-            self.middle[1][1] = nn.Identity()                             # block, attention, block
+            self.middle = Level(2, channels, emb_channels, drop, heads, False, layers, text_channels)
+            self.middle[1][1] = Layers()                                  # block, attention, block
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))   # coarsest first
         self.output = ProjectOutput(widths[0], out_channels, patching)
         initialise(self)
 
     def forward(self, z, logsnr, cond):
-        return self.output(self.features(z, self.embed(logsnr, cond, z.shape[0])))              # (B, 3, H, W)
+        return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))             # (B, 3, H, W)
 
-    def features(self, z, emb, f=None):
+    def features(self, z, emb, text=None, f=None):
         """All but the last layer. f: a map that an outer level adds to the first one (nested_unet.py)."""
-        h, skips = self.descend(z, emb, f)
+        h, skips = self.descend(z, emb, text, f)
         for block, attention in self.middle:
-            h = attention(block(h, emb))
-        return self.ascend(h, skips, emb)                                 # (B, C0, H, W)
+            h = attention(block(h, emb), text)
+        return self.ascend(h, skips, emb, text)                           # (B, C0, H, W)
 
-    def descend(self, z, emb, f=None):
+    def descend(self, z, emb, text=None, f=None):
         check_input(z, self.size)
         h = self.input(z)                                                 # (B, C0, H, W)
         h = h if f is None else h + f
         skips = [h]
         for level, blocks in enumerate(self.down):
             for block, attention in blocks:
-                h = attention(block(h, emb))                              # (B, Ci, H/2^i, W/2^i)
+                h = attention(block(h, emb), text)                        # (B, Ci, H/2^i, W/2^i)
                 skips.append(h)
             if level < len(self.downsample):
                 h = self.downsample[level](h)
                 skips.append(h)                                           # so there are k + 1 skips a level
         return h, skips
 
-    def ascend(self, h, skips, emb):
+    def ascend(self, h, skips, emb, text=None):
         for level, blocks in enumerate(self.up):
             for block, attention in blocks:
-                h = attention(block(h, emb, skips.pop()))
+                h = attention(block(h, emb, skips.pop()), text)
             if level < len(self.upsample):
                 h = self.upsample[level](h)
         return h
@@ -381,7 +445,7 @@ def main():
         side, block = 128 >> i, model.down[i][0]
         size = count(model.down[i]) + count(model.up[levels - 1 - i])
         print(f"{i:5d}   {side:4d}   {128 * config.channel_mult[i]:5d}   {f'{blocks} + {blocks + 1}':>16s}   "
-              f"{'no' if isinstance(block[1], nn.Identity) else 'yes':>9s}   {block[0].dropout.p:7.1f}   {size:13.1f}")
+              f"{'yes' if isinstance(block[1], MapAttention) else 'no':>9s}   {block[0].dropout.p:7.1f}   {size:13.1f}")
     print(f"middle {count(model.middle):.1f} M, in all {count(model):.1f} M")
 
     # Feature maps by level, of a random (untrained) network: what each level can see of a letter.

@@ -1,12 +1,13 @@
 """The U-ViT: a small convolutional U-Net around a large transformer.
 
-Paper: simple diffusion, section 3.5, appendix B.2 and B.2.1 (pseudo-code), figure 7.
+Paper: simple diffusion, sections 3.5 and 3.6 (text), appendix B.2 and B.2.1 (pseudo-code), figure 7.
 Read before: unet.py (embedding, ResBlock, attention). Read after: train.py.
 
 Take the U-Net, and at the resolution that has attention (16 x 16) replace each convolutional block by an MLP block. MLP
 and attention together are a transformer block; those blocks are joined by residual connections alone. Only the
 ResBlocks above keep skips. The result is easy to scale (36 blocks of width 2048, 2 billion parameters) and keeps
-accelerators busy.
+accelerators busy. For text to image (3.6) each transformer block has cross-attention to the caption as well, and at
+32 x 32 self-attention takes the place of the convolutions, too.
 
 Legend of shapes: B batch, C width, N = H W tokens at the bottom, E emb_channels.
 
@@ -20,43 +21,73 @@ Legend of shapes: B batch, C width, N = H W tokens at the bottom, E emb_channels
 
 `python uvit.py` prints figure 7 as a table of blocks, and the parameters and FLOPs of the ImageNet presets.
 """
+import math
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from dwt import EmbedInput, ProjectOutput, patch_factor
-from unet import (Attention, Downsample, Embedding, Level, Upsample, at_or_below, check_input, check_size, initialise,
-                  starting_at)
+from unet import (Attention, CrossAttention, Downsample, Embedding, Level, Upsample, at_or_below, at_resolution,
+                  check_input, check_size, initialise, starting_at)
 
 
 class MLPBlock(nn.Module):
-    """The printed mlp_block, with its residual: tokens (B, N, C), emb (B, E) -> (B, N, C)."""
+    """The printed mlp_block, with its residual: tokens (B, N, C), emb (B, E)[, skip like x] -> (B, N, C)."""
 
-    def __init__(self, channels, emb_channels, dropout=0.0, expansion=4):
+    def __init__(self, channels, emb_channels, dropout=0.0, skip=False, expansion=4):
         super().__init__()
         self.norm = nn.LayerNorm(channels, bias=False)
+        self.norm_skip = nn.LayerNorm(channels, bias=False) if skip else None
         self.expand = nn.Linear(channels, expansion * channels)
         self.film = starting_at(0.3, nn.Linear(emb_channels, 2 * expansion * channels))
         self.dropout = nn.Dropout(dropout)
         self.out = starting_at(0, nn.Linear(expansion * channels, channels))
 
-    def forward(self, x, emb):
-        h = F.silu(self.expand(self.norm(x)))                             # (B, N, 4C)
+    def forward(self, x, emb, skip=None):
+        h = self.norm(x)
+        if self.norm_skip is not None:
+            h = (h + self.norm_skip(skip)) / math.sqrt(2)                 # as the ResBlock does
+        h = F.silu(self.expand(h))                                        # (B, N, 4C)
         scale, shift = self.film(emb)[:, None].chunk(2, 2)                # (B, 1, 4C) each
         h = self.dropout(h * (1 + scale) + shift)
         return x + self.out(h)
 
 
 class TransformerBlock(nn.Module):
-    """x += mlp_block(x, emb); x += self_attention(x). The residual sums are inside the two."""
+    """x += mlp_block(x, emb); x += self_attention(x); with text x += cross_attention(x, text). The sums are inside.
 
-    def __init__(self, channels, emb_channels, num_heads, dropout):
+    # Paper: 3.6 adds cross-attention "in addition to the self-attention and mlp block"; we put it last.
+    """
+
+    def __init__(self, channels, emb_channels, num_heads, dropout, text_channels=0):
         super().__init__()
         self.mlp = MLPBlock(channels, emb_channels, dropout)
         self.attention = Attention(channels, num_heads)
+        self.cross = CrossAttention(channels, text_channels, num_heads) if text_channels else None
 
-    def forward(self, x, emb):
-        return self.attention(self.mlp(x, emb))
+    def forward(self, x, emb, text=None):
+        x = self.attention(self.mlp(x, emb))
+        return x if self.cross is None else self.cross(x, text)
+
+
+class AttentionBlock(nn.Module):
+    """Section 3.6: what stands in a ResBlock's place at 32 x 32: maps x, emb[, skip] -> x, as a ResBlock.
+
+    # Paper: "replaced convolutional layers with self-attention"; no more. We take the MLP with it, as at the bottom,
+    # keep the skips, and leave cross-attention to the transformer.
+    """
+
+    def __init__(self, channels, emb_channels, num_heads, dropout, skip):
+        super().__init__()
+        self.mlp = MLPBlock(channels, emb_channels, dropout, skip)
+        self.attention = Attention(channels, num_heads)
+
+    def forward(self, x, emb, skip=None):
+        B, C, H, W = x.shape
+        tokens = lambda a: a.flatten(2).transpose(1, 2)                   # (B, H W, C)
+        x = self.mlp(tokens(x), emb, None if skip is None else tokens(skip))
+        return self.attention(x).transpose(1, 2).reshape(B, C, H, W)
 
 
 class UViT(nn.Module):
@@ -68,13 +99,16 @@ class UViT(nn.Module):
     num_transformer_blocks   blocks at the bottom
     transformer_dropout      in the MLP blocks (the ResBlocks' is `dropout`, by resolution, as in the U-Net)
     patching                 none | dwt_1 | dwt_2 | conv_2 | conv_4
+    attn_resolutions         sides of maps whose ResBlocks are AttentionBlocks; 3.6: 32, for text
+    text, text_channels, portrait   as in unet.py
     position_std             initial size of the position embedding. The paper's normal(0.01) hardly tells tokens apart
                              at first: soon learnt over its 500k steps, not over the few thousand of a laptop
     """
 
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, num_transformer_blocks,
                  num_heads=4, transformer_dropout=0.2, dropout=0.0, dropout_from_resolution=0, patching="none",
-                 num_classes=0, logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, position_std=0.01):
+                 num_classes=0, logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, position_std=0.01,
+                 attn_resolutions=(), text=None, text_channels=0, portrait=False):
         super().__init__()
         if len(channel_mult) != len(num_res_blocks) + 1:
             raise ValueError(f"{len(num_res_blocks)} levels of ResBlocks want {len(num_res_blocks) + 1} widths "
@@ -84,7 +118,7 @@ class UViT(nn.Module):
         height, width = (s // patch for s in size)
         self.widths = widths = [base_channels * m for m in channel_mult]
         self.first_map = height, width                                    # size of the finest map
-        self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes)
+        self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait)
         self.input = EmbedInput(in_channels, widths[0], patching)
         self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
         for level, blocks in enumerate(num_res_blocks):
@@ -92,19 +126,24 @@ class UViT(nn.Module):
             self.down.append(Level(blocks, widths[level], emb_channels, drop, 0, skip=False))
             self.downsample.append(Downsample(widths[level], widths[level + 1]))
             up.append(Level(blocks, widths[level], emb_channels, drop, 0, skip=True))
+            if any(at_resolution(height >> level, width >> level, r) for r in attn_resolutions):
+                for way, skip in ((self.down[-1], False), (up[-1], True)):
+                    for pair in way:
+                        pair[0] = AttentionBlock(widths[level], emb_channels, num_heads, transformer_dropout, skip)
             upsample.append(Upsample(widths[level + 1], widths[level]))
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))
         tokens = (height >> len(num_res_blocks)) * (width >> len(num_res_blocks))
         self.position = nn.Parameter(position_std * torch.randn(tokens, widths[-1]))      # learned
-        self.transformer = nn.ModuleList(TransformerBlock(widths[-1], emb_channels, num_heads, transformer_dropout)
-                                         for _ in range(num_transformer_blocks))
+        self.transformer = nn.ModuleList(
+            TransformerBlock(widths[-1], emb_channels, num_heads, transformer_dropout, text_channels)
+            for _ in range(num_transformer_blocks))
         self.output = ProjectOutput(widths[0], out_channels, patching)
         initialise(self)
 
     def forward(self, z, logsnr, cond):
-        return self.output(self.features(z, self.embed(logsnr, cond, z.shape[0])))              # (B, 3, H, W)
+        return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))             # (B, 3, H, W)
 
-    def features(self, z, emb, f=None):
+    def features(self, z, emb, text=None, f=None):
         """All but the last layer: -> (B, C0, H, W). f: a map that an outer level adds to the first one."""
         check_input(z, self.size)
         h = self.input(z)                                                 # (B, C0, H, W)
@@ -118,7 +157,7 @@ class UViT(nn.Module):
         B, C, H, W = h.shape
         x = h.flatten(2).transpose(1, 2) + self.position                  # (B, N, C): token n is pixel (n // W, n % W)
         for block in self.transformer:
-            x = block(x, emb)
+            x = block(x, emb, text)
         h = x.transpose(1, 2).reshape(B, C, H, W)
         for blocks, upsample in zip(self.up, self.upsample):
             h = upsample(h)

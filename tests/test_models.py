@@ -205,8 +205,9 @@ def test_embedding_uses_the_shifted_end_points_and_a_null_class():
     embed = unet.Embedding(8, -15, 15, 3)
     label = lambda *l: {"label": torch.tensor(l)}
     l = torch.tensor([1.0, 1.0])
-    assert torch.equal(embed(l, label(-1, -1), 2), embed(l, {}, 2))       # dropped = absent
-    out = embed(l, label(0, -1), 2)
+    assert torch.equal(embed(l, label(-1, -1), 2)[0], embed(l, {}, 2)[0])  # dropped = absent
+    out, text = embed(l, label(0, -1), 2)
+    assert text is None
     assert not torch.equal(out[0], out[1])
     assert_close(out[1] - embed.time(unet.sinusoid((l - -15) / 30, 256))[1], embed.label.weight[3])
     shifted = unet.Embedding(8, -19.2, 10.8, 3)
@@ -261,6 +262,10 @@ COUNTS = {
     "imagenet128_uvit": 2_474_234_883,
     "imagenet256_uvit": 2_474_255_628,
     "imagenet512_uvit": 2_474_338_608,
+    "glyphs64_text": 5_478_092,
+    "t2i256_uvit": 3_390_166_284,
+    "t2i512_uvit": 3_390_249_264,
+    "t2i384x640_uvit": 3_390_217_520,
 }
 
 
