@@ -4,7 +4,8 @@ Three sources behind one small interface. A source has
 
     len(source)          how many examples there are
     source.classes       tuple of class names ("A", ..., or the subfolders; empty: no classes)
-    source.image(i)      example i as a float32 tensor (3, H, W) in [-1, 1]; raises BrokenImage if it cannot be read
+    source.image(i)      example i as a float32 tensor (3, H, W) in [-1, 1]; raises BrokenImage if it cannot be read;
+                         with portrait=True (3, W, H) if it stands upright: see `turned`
     source.label(i)      its class number, -1 if there are no classes
     source.caption(i)    its caption, one English phrase ("" if unknown)
 
@@ -59,6 +60,15 @@ def _luminance(rgb):
 
 # Letter and ground: pairs of named colours that differ clearly in brightness, so that every letter can be read.
 COLOUR_PAIRS = [(a, b) for a in COLOURS for b in COLOURS if abs(_luminance(COLOURS[a]) - _luminance(COLOURS[b])) > 0.3]
+
+
+def withheld(label, colour):
+    """Is this character in this colour one of the fifth of such pairs that training may be asked to leave out?
+
+    Each character lacks two of the ten colours, each colour seven or eight of the 36 characters: all parts of a pair
+    that was never seen have been seen.
+    """
+    return (label + list(COLOURS).index(colour)) % 5 == 0
 
 
 def _glyph_tile(path, character, side):
@@ -116,14 +126,16 @@ class Glyphs:
 
     size: (height, width) in px, 16 to 1024 each. count: number of scenes. seed: which world they are from.
     held_out: the same world beyond the training scenes (indices count, count + 1, ...), never trained on.
+    pairs: which of the characters in which colours there are: "all"; without the `withheld` ones, "seen"; or only they,
+    "withheld". portrait: every second one, of each character, stands upright.
     """
 
-    def __init__(self, size=(64, 64), count=100_000, seed=0, held_out=False):
+    def __init__(self, size=(64, 64), count=100_000, seed=0, held_out=False, pairs="all", portrait=False):
         folder = os.path.join(_matplotlib_data(), "fonts", "ttf")
         self.fonts = [(os.path.join(folder, name), style) for name, style in FONTS]
         self.classes = tuple(CHARACTERS)
         self.size, self.count, self.seed = tuple(size), count, seed
-        self.offset = count if held_out else 0
+        self.offset, self.pairs, self.portrait = count if held_out else 0, pairs, portrait
 
     def __len__(self):
         return self.count
@@ -135,6 +147,10 @@ class Glyphs:
         """All that is random about scene i, as a dict of plain numbers and names. A function of (seed, i) alone."""
         rng = np.random.default_rng((self.seed, i + self.offset))
         letter, ground = COLOUR_PAIRS[rng.integers(len(COLOUR_PAIRS))]
+        if self.pairs != "all":
+            again = np.random.default_rng((self.seed, i + self.offset, 4))
+            while withheld(self.label(i), letter) != (self.pairs == "withheld"):
+                letter, ground = COLOUR_PAIRS[again.integers(len(COLOUR_PAIRS))]
         font, style = self.fonts[rng.integers(len(self.fonts))]
         tilted = rng.random() < 0.5
         jitter = rng.uniform(-0.04, 0.04, (2, 3))
@@ -149,10 +165,14 @@ class Glyphs:
             grain=rng.standard_normal((24, 24)).astype(np.float32))
 
     def caption(self, i):
+        """"an upright blue serif Q on striped yellow"; each of posture, style and texture is left out in a quarter of
+        the scenes, so that a model learns to do without, too: "a blue Q on yellow"."""
         s = self.scene(i)
-        posture = "tilted" if s["tilted"] else "upright"
-        article = "a" if posture == "tilted" else "an"
-        return f"{article} {posture} {s['letter']} {s['style']} {s['character']} on {s['texture']} {s['ground']}"
+        said = np.random.default_rng((self.seed, i + self.offset, 3)).random(3) < 0.75
+        posture, style, texture = ([word] if keep else [] for word, keep in zip(
+            ("tilted" if s["tilted"] else "upright", s["style"], s["texture"]), said))
+        words = [*posture, s["letter"], *style, s["character"], "on", *texture, s["ground"]]
+        return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
 
     def image(self, i):
         return _to_tensor(self.draw(i))
@@ -160,7 +180,8 @@ class Glyphs:
     def draw(self, i):
         """Scene i as uint8 (H, W, 3). Drawn at twice the size or more and averaged down, so that nothing aliases."""
         s = self.scene(i)
-        height, width = self.size
+        # Of every 72 scenes the second 36, which hold every character once.
+        height, width = self.size[::-1] if self.portrait and i // len(self.classes) % 2 else self.size
         supersample = max(2, math.ceil(96 / min(height, width)))
         h, w = height * supersample, width * supersample
         side = min(h, w)
@@ -224,8 +245,8 @@ class FontFile(Glyphs):
     (A in Latin, Greek, Cyrillic), and small letters whose capital is there.
     """
 
-    def __init__(self, path, size=(64, 64), count=100_000, seed=0, held_out=False):
-        super().__init__(size, count, seed, held_out)
+    def __init__(self, path, size=(64, 64), count=100_000, seed=0, held_out=False, pairs="all", portrait=False):
+        super().__init__(size, count, seed, held_out, pairs, portrait)
         self.fonts, self.classes = [(str(path), "")], tuple(drawn_characters(str(path)))
         if not self.classes:
             raise UserError(f"{path}: this font draws no character")
@@ -292,8 +313,8 @@ class ImageFolder:
     the same name beside the image (b.png, b.txt). Files that cannot be used are counted in `skipped` as (path, why).
     """
 
-    def __init__(self, path, size=(64, 64)):
-        self.path, self.size = str(path), tuple(size)
+    def __init__(self, path, size=(64, 64), portrait=False):
+        self.path, self.size, self.portrait = str(path), tuple(size), portrait
         self.files, self.skipped = _list_images(self.path)
         if not self.files:
             hint = f" ({len(self.skipped)} skipped)" if self.skipped else ""
@@ -316,12 +337,12 @@ class ImageFolder:
             return self.captions[name]
         beside = os.path.splitext(self.files[i])[0] + ".txt"
         if os.path.isfile(beside):
-            with open(beside, encoding="utf-8", errors="replace") as file:
+            with open(beside, encoding="utf-8-sig", errors="replace") as file:
                 return file.read().strip()
         return ""
 
     def image(self, i):
-        return _to_tensor(load_image(self.files[i], self.size))
+        return _to_tensor(load_image(self.files[i], self.size, self.portrait))
 
 
 def _list_images(root):
@@ -360,14 +381,17 @@ def _read_captions(path):
                     try:
                         entry = json.loads(line)
                         name = entry["file"] if "file" in entry else entry["file_name"]
-                        captions[name] = str(entry["caption"] if "caption" in entry else entry["text"])
+                        caption = str(entry["caption"] if "caption" in entry else entry["text"])
+                        captions[name] = caption.encode("utf-8", "replace").decode()            # half a surrogate pair
                     except (ValueError, KeyError, AttributeError, TypeError):
                         raise UserError(f'{path}, line {number}: want {{"file": ..., "caption": ...}}') from None
     return captions
 
 
-def load_image(path, size):
+def load_image(path, size, portrait=False):
     """Decode with care, scale the short side to fit and crop the middle: uint8 (H, W, 3). Raises BrokenImage.
+
+    portrait: an image that is narrower than tall becomes (W, H, 3) instead.
 
     EXIF rotation applied; transparency over white; 16-bit and float grey scaled, not clipped; palettes, CMYK and the
     rest by Pillow; of several frames the first. The resampling is antialiased (Pillow widens its filter to the scale).
@@ -382,6 +406,8 @@ def load_image(path, size):
                 image.draft("RGB", (2 * max(size), 2 * max(size)))      # JPEG: decode near the size that is wanted
                 image = ImageOps.exif_transpose(image)
                 image = _to_rgb(image)
+                if portrait and image.width < image.height:
+                    size = size[::-1]
                 image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
                 return np.asarray(image)
     except BrokenImage:
@@ -406,17 +432,34 @@ def _to_rgb(image):
 
 # ------------------------------------------------------------------------------------------ from source to batches
 
-def open_source(data, size, count=100_000, seed=0, held_out=False):
+def turned(image):
+    """Section 3.6: "images are rotated during preprocessing if their width is smaller than their height": a quarter
+    counter-clockwise. (..., H, W) -> (..., W, H); its flag, "portrait mode", is a condition of the model."""
+    return torch.rot90(image, 1, (-2, -1))
+
+
+def turned_back(image):
+    """The inverse of `turned`: what a model draws with the flag, upright again."""
+    return torch.rot90(image, -1, (-2, -1))
+
+
+def open_source(data, size, count=100_000, seed=0, held_out=False, pairs="all", portrait=False):
     """What --data names: "glyphs", a font file, or a folder of images. Raises UserError."""
     if data == "glyphs":
-        return Glyphs(size, count, seed, held_out)
+        return Glyphs(size, count, seed, held_out, pairs, portrait)
     if os.path.isfile(data):
         if not data.lower().endswith((".ttf", ".otf", ".ttc", ".otc")):
             raise UserError(f"--data {data}: want glyphs, a font file (.ttf, .otf, .ttc) or a folder of images")
-        return FontFile(data, size, count, seed, held_out)
+        return FontFile(data, size, count, seed, held_out, pairs, portrait)
     if os.path.isdir(data):
-        return ImageFolder(data, size)
+        return ImageFolder(data, size, portrait)
     raise UserError(f"--data {data}: no such file or folder")
+
+
+def open_run(config, **options):
+    """The source that a run of this Config learns from. options: of open_source, instead of the Config's."""
+    options = dict(pairs="seen" if config.withhold else "all", portrait=config.portrait) | options
+    return open_source(config.data, config.size, config.scenes, config.seed, **options)
 
 
 class Stream(torch.utils.data.Dataset):
@@ -452,15 +495,19 @@ class Stream(torch.utils.data.Dataset):
                 continue
             if self.flip and np.random.default_rng((self.seed, 2, k)).random() < 0.5:
                 image = image.flip(-1)
-            return dict(image=image, label=self.source.label(i), caption=self.source.caption(i), broken=broken)
-        return dict(image=None, label=-1, caption="", broken=broken)  # nothing left: the reader of the batch says so
+            upright = image.shape[1:] != self.source.size                 # mirrored as it stands, then turned
+            return dict(image=turned(image) if upright else image, portrait=int(upright), label=self.source.label(i),
+                        caption=self.source.caption(i), broken=broken)
+        return dict(image=None, portrait=0, label=-1, caption="", broken=broken)  # none left: for the reader to say
 
 
 def collate(examples):
-    """A list of examples -> image (B, 3, H, W), label (B,), caption [B], broken [...]; image None if none was left."""
+    """A list of examples -> image (B, 3, H, W), portrait, label (B,), caption [B], broken [...]; image None if none was
+    left."""
     images = [e["image"] for e in examples]
     return dict(image=None if any(i is None for i in images) else torch.stack(images),
-                label=torch.tensor([e["label"] for e in examples]), caption=[e["caption"] for e in examples],
+                label=torch.tensor([e["label"] for e in examples]),
+                portrait=torch.tensor([e["portrait"] for e in examples]), caption=[e["caption"] for e in examples],
                 broken=[b for e in examples for b in e["broken"]])
 
 

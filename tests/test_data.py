@@ -49,17 +49,25 @@ def test_every_class_can_be_read_in_every_font():
 
 
 def test_captions_are_true():
-    glyphs = D.Glyphs(size=(96, 96))
-    for i in range(60):
-        s, caption = glyphs.scene(i), glyphs.caption(i)
-        words = caption.split()
-        assert words[0] == ("a" if words[1] == "tilted" else "an")
-        assert abs(s["angle"]) > 0.13 if words[1] == "tilted" else abs(s["angle"]) < 0.04
-        assert words[4] == glyphs.classes[glyphs.label(i)] and words[5] == "on"
+    glyphs, said = D.Glyphs(size=(96, 96)), dict(posture=0, style=0, texture=0)
+    for i in range(200):
+        s, words = glyphs.scene(i), glyphs.caption(i).split()
+        article, *letter, character = words[:words.index("on")]
+        *texture, ground = words[words.index("on") + 1:]
+        assert article == ("an" if letter[0][0] in "aeiou" else "a")
+        assert character == glyphs.classes[glyphs.label(i)]
         # The named colours are the nearest ones of the palette to what was drawn.
-        for name, rgb in ((words[2], s["letter_rgb"]), (words[7], s["ground_rgb"])):
+        colour = next(word for word in letter if word in D.COLOURS)
+        for name, rgb in ((colour, s["letter_rgb"]), (ground, s["ground_rgb"])):
             assert name == min(D.COLOURS, key=lambda c: np.abs(np.array(D.COLOURS[c]) - rgb).sum())
-    assert {s.split()[6] for s in map(glyphs.caption, range(100))} == set(D.GROUNDS)
+        posture, style = letter[:letter.index(colour)], letter[letter.index(colour) + 1:]
+        said.update(posture=said["posture"] + len(posture), style=said["style"] + len(style),
+                    texture=said["texture"] + len(texture))
+        if posture:
+            assert abs(s["angle"]) > 0.13 if posture == ["tilted"] else abs(s["angle"]) < 0.04
+        assert posture in ([], ["tilted"], ["upright"]) and style in ([], [s["style"]])
+        assert texture in ([], [s["texture"]])
+    assert all(0.6 < count / 200 < 0.9 for count in said.values())        # each is left out in a quarter
 
 
 def test_letters_stand_out_from_their_ground():
