@@ -2,13 +2,14 @@
 
 Paper: simple diffusion, section 3.2 (multiscale loss), appendix A (loss), appendix B (optimisation).
 Matryoshka Diffusion, 3.3 (growing level by level, mixed resolutions). Cascaded Diffusion, 3 (augmented low-res images).
-Read before: schedule.py, uvit.py or unet.py, config.py. Read after: sample.py.
+Read before: schedule.py, uvit.py or unet.py, text.py, config.py. Read after: sample.py.
 
     python train.py                                      letters at 64 x 64, about ten minutes on two cores
     python train.py --data photos/ --size 64             your own folder of images
     python train.py --preset imagenet128_unet --data imagenet/train --dry-run
     python train.py --resume runs/glyphs64               go on, exactly where it stopped
     python train.py --preset glyphs64_nested --grow-from runs/glyphs16      a 64 level around a trained 16 level
+    python train.py --preset glyphs64_text               captions instead of classes
     python train.py --preset glyphs64_sr                 super-resolution 16 -> 64, the second stage of a cascade
     torchrun --nproc_per_node 8 train.py --preset ...    data parallel; the batch stays the preset's
 
@@ -21,6 +22,7 @@ Shapes: x, z, v, eps (B, 3, H, W); t, logsnr (B,).
 import copy
 import dataclasses
 import functools
+import itertools
 import os
 import sys
 import time
@@ -33,12 +35,13 @@ import torch.nn.functional as F
 from cascade import augment, downsample, super_resolution_loss
 from config import (PRESETS, Config, Parser, add_fields, build_model, make_low_schedule, make_schedule, make_schedules,
                     numbers, override)
-from data import BrokenImage, UserError, batches, open_source
+from data import BrokenImage, Glyphs, UserError, batches, open_run
 from nested_unet import check_inner, grow, mixed_rows, nested_loss, pyramid
 from runs import (Interrupt, Log, any_rank, autocast, choose_precision, cores, load_weights, main_program, new_folder,
                   read_checkpoint, save_checkpoint, start_processes)
 from sample import class_sheet
 from schedule import diffuse, eps_from_v, v_from_x_eps
+from text import Encoder, TextCondition, check_moved
 
 
 # ------------------------------------------------------------------------------------------ the losses
@@ -107,6 +110,18 @@ def draw_augmentation(seed, step, places, device):
     return torch.from_numpy(np.stack(uniform, 1)).to(device)
 
 
+def rates(model, config):
+    """Parameters for the optimiser; those that read the text (text.py) as a group of their own, with a lower rate.
+
+    Before the network knows what to do with a word, the word is noise to it: at the full rate the layers that all words
+    share learn within a few hundred steps to be silent, and the letters are not found (benchmarks/README.md). A table
+    of classes has no such layers.
+    """
+    reading = {id(p) for module in model.modules() if isinstance(module, TextCondition) for p in module.parameters()}
+    groups = [[p for p in model.parameters() if (id(p) in reading) == slow] for slow in (False, True)]
+    return [dict(params=groups[0])] + ([dict(params=groups[1], share=config.text_lr)] if groups[1] else [])
+
+
 @torch.no_grad()
 def update_ema(ema, model, decay, step):
     """ema <- decay ema + (1 - decay) model, after the optimiser's step.
@@ -132,6 +147,10 @@ def describe(config):
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         cond = {"low_res": torch.zeros(1, 3, *config.low_size, device="meta")} if config.low_size else {}
+        if config.text_encoder:
+            shape = (1, config.text_length) + (() if config.text_encoder == "bytes" else (config.text_channels,))
+            cond["text"] = torch.zeros(shape, device="meta", dtype=torch.float if len(shape) == 3 else torch.long)
+            cond["text_mask"] = torch.ones(shape[:2], device="meta", dtype=torch.bool)
         model(z, logsnr, cond) if config.outer_channels else model(z[0], logsnr[0], cond)
     for parameter in model.parameters():                                  # weights apart
         saved.pop(parameter.untyped_storage()._cdata, None)
@@ -142,7 +161,7 @@ def describe(config):
 
 # What may change without making it another run.
 ON_RESUME = ("steps", "log_every", "sample_every", "save_every", "keep_every", "workers", "sampler", "sample_steps",
-             "guidance", "noise_param", "clip_x", "compile")
+             "guidance", "noise_param", "clip_x", "compile", "text_encoder")
 
 
 def parse():
@@ -152,7 +171,8 @@ def parse():
     parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     parser.add_argument("--dry-run", action="store_true", help="print settings, size and cost; train nothing")
-    add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in ("num_classes", "class_names")])
+    from_data = ("num_classes", "class_names", "examples")
+    add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in from_data])
     args = parser.parse_args()
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     for option in ("resume", "preset", "out", "grow_from"):               # an empty variable of a script starts nothing
@@ -168,6 +188,7 @@ def configure(args, given):
     if args.resume:
         state = read_checkpoint(args.resume)
         new = override(state["config"], **given)
+        check_moved(state["config"].text_encoder, new.text_encoder, args.resume)
         other = sorted(k for k in given if k not in ON_RESUME and getattr(new, k) != getattr(state["config"], k))
         if other:
             raise UserError(f"--resume goes on with the same run: --{other[0].replace('_', '-')} would make it another "
@@ -189,6 +210,10 @@ def read_inner(config):
     if run.class_names != config.class_names:
         raise UserError(f"--grow-from {path}: its classes ({len(run.class_names)}) are not those of {config.data} "
                         f"({len(config.class_names)})")
+    if (run.text_encoder, run.text_length) != (config.text_encoder, config.text_length):
+        raise UserError(f"--grow-from {path}: it reads {run.text_length if run.text_encoder else 0} tokens of "
+                        f"{run.text_encoder or 'no text'}, this run {config.text_length if config.text_encoder else 0} "
+                        f"of {config.text_encoder or 'none'}")
     if run.sizes != config.sizes[1:]:
         sizes = [" + ".join(f"{h}x{w}" for h, w in levels) for levels in (run.sizes, config.sizes[1:])]
         raise UserError(f"--grow-from {path}: that run is of {sizes[0]}, the inner levels are {sizes[1]}")
@@ -209,7 +234,22 @@ def read_inner(config):
 
 def real_low_res(source, config, labels, first=0):
     """(B, 3, h, w) averages of images of these classes, each class's own in their order, from example `first` on: what
-    a super-resolution model draws from before it has a stage below. Raises UserError for a class without images."""
+    a super-resolution model draws from before it has a stage below. Raises UserError for a class without images.
+
+    labels: or captions, for a model with text; of each the first image that has it.
+    """
+    if config.text_encoder:
+        images = {}
+        for i in range(len(source)):
+            if (caption := source.caption(i)) in labels and caption not in images:
+                try:
+                    images[caption] = downsample(source.image(i)[None], config.low_size)
+                except BrokenImage:
+                    continue
+            if len(images) == len(set(labels)):
+                return torch.cat([images[caption] for caption in labels])
+        missing = next(caption for caption in labels if caption not in images)
+        raise UserError(f"{config.data}: no image with the caption {missing!r} that can be read")
     images, place = [], dict.fromkeys(labels, first)
     for label in labels:
         for _ in range(len(source)):
@@ -228,7 +268,7 @@ def real_low_res(source, config, labels, first=0):
 def dry_run(config, device, why, world):
     print(f"{'device':24s} {world} x {device.type} ({why})")
     for field in dataclasses.fields(config):
-        if field.name != "class_names":
+        if field.name not in ("class_names", "examples"):
             print(f"{field.name:24s} {getattr(config, field.name)}")
     parameters, flops, activations = describe(config)
     gib = 2 ** 30
@@ -253,9 +293,21 @@ def resolve(config, state, args, device, world):
             mixed_rows(numbers(config.mixed_ratio, ":"), config.batch // world)
         except ValueError as error:
             raise UserError(f"--mixed-ratio: {error}, over {world} processes") from None
-    source = open_source(config.data, config.size, config.scenes, config.seed) if config.data else None
+    source = open_run(config) if config.data else None
+    if config.withhold and source and not isinstance(source, Glyphs):
+        if getattr(args, "withhold", False):
+            raise UserError(f"--withhold: only drawn scenes have pairs to leave out, not {config.data}")
+        config = dataclasses.replace(config, withhold=False)              # the preset's
     if state is None and source:
-        config = dataclasses.replace(config, num_classes=len(source.classes), class_names=tuple(source.classes))
+        config = dataclasses.replace(config, num_classes=0 if config.text_encoder else len(source.classes),
+                                     class_names=tuple(source.classes))
+    if config.text_encoder and source:
+        captions = filter(None, map(source.caption, range(len(source))))
+        examples = tuple(dict.fromkeys(itertools.islice(captions, 100)))[:12]
+        if not examples:
+            raise UserError(f"--text-encoder {config.text_encoder}: {config.data} has no captions (captions.jsonl, or "
+                            "a .txt beside each image)")
+        config = dataclasses.replace(config, examples=examples)
     if state and tuple(source.classes) != config.class_names:
         raise UserError(f"--resume {args.resume}: the classes of {config.data} are no longer those of the run")
     if state and state.get("examples") not in (None, len(source)):        # None: a checkpoint of before
@@ -273,6 +325,10 @@ def main():
     rank, world, device, why = start_processes(args.device)
     config, source = resolve(config, state, args, device, world)
     inner = read_inner(config) if config.grow_from and state is None else None
+    encoder = None
+    if config.text_encoder and not args.dry_run:
+        encoder = Encoder(config, device, cached=True)
+        encoder.check(source)
     # Decided here and not kept: the run may go on elsewhere.
     workers = config.workers if config.workers >= 0 else max(1, min(8, cores() // (2 * world)))
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
@@ -287,7 +343,7 @@ def main():
     with device:
         model = build_model(config)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2),
+    optimizer = torch.optim.Adam(rates(model, config), lr=config.lr, betas=(config.beta1, config.beta2),
                                  eps=config.adam_eps, weight_decay=config.weight_decay, fused=True)
     step = images = 0
     if inner:                                                             # the lower levels begin where that run ended
@@ -330,8 +386,9 @@ def main():
     def draw_samples():
         if rank == 0:
             many = 4 if step == config.steps else 2
-            low_res = functools.partial(real_low_res, source, config) if config.low_size else None
-            sheet = class_sheet(ema, config, device, config.precision, many, config.seed, low_res)
+            lying = open_run(config, portrait=False)                      # the sheets show none that stand upright
+            low_res = functools.partial(real_low_res, lying, config) if config.low_size else None
+            sheet = class_sheet(ema, config, device, config.precision, many, config.seed, low_res, encoder=encoder)
             sheet.save(os.path.join(folder, f"samples_{step:07d}.png"))
 
     # ---- the loop
@@ -348,12 +405,18 @@ def main():
             raise UserError(f"--data {config.data}: no image left that can be read ({len(broken)} skipped)")
         x = batch["image"].to(device, non_blocking=True)                  # (B, 3, H, W)
         t, eps, u = draw(config.seed, step, places, shapes, device)
-        cond = {"label": torch.where(u < config.cond_drop, -1, batch["label"].to(device))}
+        if encoder:
+            cond = encoder(batch["caption"])
+            cond["text_mask"] = cond["text_mask"] & (u >= config.cond_drop)[:, None]
+        else:
+            cond = {"label": torch.where(u < config.cond_drop, -1, batch["label"].to(device))}
+        if config.portrait:
+            cond["portrait"] = batch["portrait"].to(device)
         torch.manual_seed(config.seed * 1_000_003 + step * world + rank)  # for dropout: no state to be saved
 
         lr = config.lr * min(1, (step + 1) / max(1, config.warmup))
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("share", 1)
         if config.low_size:                                               # in float32: it is data, not network
             s, *draws = draw_augmentation(config.seed, step, places, device)
             low_res, level = augment(downsample(x, config.low_size), s, eps[1], low_schedule, draws, config.aug_noise,

@@ -238,8 +238,8 @@ def test_what_the_loop_tells_the_loss_and_the_optimiser(tmp_path, monkeypatch):
     labels, sheets, loss, sheet = [], [], T.simple_loss, T.class_sheet
     monkeypatch.setattr(T, "simple_loss", lambda model, x, cond, *rest: labels.append(cond["label"]) or loss(
         model, x, cond, *rest))
-    monkeypatch.setattr(T, "class_sheet", lambda model, *rest: sheets.append(
-        {k: v.clone() for k, v in model.state_dict().items()}) or sheet(model, *rest))
+    monkeypatch.setattr(T, "class_sheet", lambda model, *rest, **more: sheets.append(
+        {k: v.clone() for k, v in model.state_dict().items()}) or sheet(model, *rest, **more))
     for drop, low, high in ((0, 0, 0), (0.5, 0.25, 0.75), (1, 1, 1)):
         labels.clear()
         out = tmp_path / str(drop)
