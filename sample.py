@@ -6,6 +6,7 @@ Read before: schedule.py, train.py; nested_unet.py for several levels, cascade.p
 
     python sample.py runs/glyphs64                       a grid, some images of each class
     python sample.py runs/glyphs64 --labels A,B,7 --n 8 --guidance 4 --gif letters.gif
+    python sample.py runs/glyphs64_text --text "a blue serif Q on striped yellow" --text "a white 7 on red"
     python sample.py runs/glyphs64_nested --levels --gif levels.gif         every level of a nested model
     python sample.py runs/glyphs16 runs/glyphs64_sr --handoff renoised --s 0.3 --labels A,B,7        a cascade
 
@@ -24,9 +25,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cascade import HANDOFFS, hand_over
 from config import Parser, add_fields, build_model, make_low_schedule, make_schedule, override
-from data import UserError
+from data import UserError, turned_back
 from runs import autocast, choose_device, choose_precision, load_weights, main_program, progress, read_checkpoint
 from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
+from text import Encoder, check_moved
 
 
 # ------------------------------------------------------------------------------------------ one step (appendix A)
@@ -83,11 +85,13 @@ def guide(v_cond, v_null, w):
 # ------------------------------------------------------------------------------------------ the loop (appendix A)
 
 def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guidance=1.0, noise_param=0.2,
-           clip="static", lowest_idx=1, device="cpu", on_step=None, stop=0.0):
+           clip="static", lowest_idx=1, device="cpu", on_step=None, stop=0.0, negative=None):
     """Images (B, C, H, W) in [-1, 1] from `model`, by `steps` network evaluations (twice that with guidance).
 
     schedule    t -> logsnr
     cond        conditions of the B images; guidance drops them all but the low-res image of a super-resolution model
+                and the portrait flag
+    negative    conditions for guidance to lead away from, in the place of dropped ones: eq. 7 with cond' for no cond
     shape       (C, H, W)
                 A nested model has a list of schedules and of shapes, highest level first. Its levels begin as noises of
                 their own and take each step together, each with its own alpha and sigma, all clipped, all guided; the
@@ -100,7 +104,7 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
                 steps from 1 to s are then as long as they would have been: (1 - s) of them, rounded.
     """
     nested = isinstance(shape, list)
-    kept = {key: cond[key] for key in ("low_res", "aug_logsnr") if key in cond}
+    kept = {key: cond[key] for key in ("low_res", "aug_logsnr", "portrait") if key in cond} | (negative or {})
     schedules, shapes = (schedule, shape) if nested else ([schedule], [shape])
     # One generator an image, on the CPU: the same seed is the same picture in any batch, on any device.
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
@@ -160,36 +164,45 @@ def averaged_model(state, path, device="cpu"):
 
 
 def sample_run(model, config, labels, seeds, device, precision, on_step=None, batch=64, lowest_idx=1, levels=False,
-               low_res=None, stop=0.0):
+               low_res=None, stop=0.0, captions=None, negative="", portrait=False, encoder=None):
     """Images of these labels (-1: no class) by the sampler, steps and guidance of config, in batches, on the CPU.
 
     low_res: (images, aug_logsnr) for a super-resolution model, as hand_over gives them. stop: as in sample().
+    captions: for a model with text one an image, "" = none; negative: what guidance leads away from. portrait: with the
+    flag; the images come as the model draws them, turned (data.py has `turned_back`). encoder: text.py's; None: opened.
 
     Of a nested model the highest level, or with levels=True all of them side by side (`side_by_side`). on_step is
     called as on_step(first, k, z), z (B, 3, H, W) likewise.
     """
     show = (lambda z: side_by_side(z) if levels else z[0]) if config.outer_channels else (lambda z: z)
     shapes = [(3, *size) for size in config.sizes]
-    guidance = config.guidance if config.num_classes else 1.0            # nothing to drop, nothing to guide
+    guidance = config.guidance if config.guidable else 1.0               # nothing to drop, nothing to guide
+    if config.text_encoder:
+        captions, encoder = captions or [""] * len(labels), encoder or Encoder(config, device)
     images = []
     for first in range(0, len(labels), batch):
         part = slice(first, first + batch)
-        cond = {"label": torch.tensor(labels[part], device=device)}
+        cond, away = {"label": torch.tensor(labels[part], device=device)}, None
+        if config.text_encoder:
+            cond = encoder(captions[part])
+            away = encoder([negative] * len(captions[part])) if negative else None
+        if config.portrait:
+            cond["portrait"] = torch.full((len(labels[part]),), int(portrait), device=device)
         if low_res is not None:
             cond.update(low_res=low_res[0][part].to(device), aug_logsnr=low_res[1][part].to(device))
         with torch.no_grad(), autocast(precision, device):
             images.append(show(sample(
                 model, make_schedule(config), cond, shapes if config.outer_channels else shapes[0], seeds[part],
                 config.sample_steps, config.sampler, guidance, config.noise_param, config.clip_x, lowest_idx, device,
-                on_step and (lambda k, z, x_hat: on_step(first, k, show(z))), stop)).cpu())
+                on_step and (lambda k, z, x_hat: on_step(first, k, show(z))), stop, away)).cpu())
     return torch.cat(images)
 
 
 def sample_chain(models, configs, labels, seeds, device, precision, handoff="renoised", s=(0.0,), on_step=None,
-                 last=None):
+                 last=None, **told):
     """A cascade: -> [images of each stage], lowest first. s: a time for each handoff. See cascade.py.
 
-    on_step(stage, first, k, z). last: options of the last stage's sample_run.
+    on_step(stage, first, k, z). last: options of the last stage's sample_run; told: of every stage's.
     """
     made = []
     for stage, (model, config) in enumerate(zip(models, configs)):
@@ -202,7 +215,7 @@ def sample_chain(models, configs, labels, seeds, device, precision, handoff="ren
         tell = on_step and functools.partial(on_step, stage)
         its_seeds = [seed_of(seed, stage) for seed in seeds] if stage else seeds
         made.append(sample_run(model, config, labels, its_seeds, device, precision, tell,
-                               low_res=low_res, stop=stop, **options))
+                               low_res=low_res, stop=stop, **options, **told))
     return made
 
 
@@ -240,6 +253,8 @@ def check_chain(configs, names):
         if high.low_size != low.size:
             raise UserError(f"{name} goes from {high.low_size[0]}x{high.low_size[1]}, {low_name} makes "
                             f"{low.size[0]}x{low.size[1]}")
+        if high.portrait != low.portrait:
+            raise UserError(f"{name} and {low_name}: one knows upright images (portrait), the other does not")
         if high.class_names != low.class_names:
             raise UserError(f"{name} and {low_name} do not have the same classes")
         if low.outer_channels:
@@ -263,7 +278,8 @@ def to_uint8(images):
 def grid(images, columns, names=None, blocks=1):
     """A sheet of `columns` images a row as a Pillow picture; names: one a row, written before it; rows in `blocks`
     columns beside each other. Images below 32 px are enlarged, each pixel to a square, so that they can be seen."""
-    zoom = max(1, 48 // images.shape[-2]) if images.shape[-2] < 32 else 1
+    side = min(images.shape[-2:])
+    zoom = max(1, 48 // side) if side < 32 else 1
     tiles = to_uint8(images).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2).numpy()
     rows = math.ceil(len(tiles) / columns)
     height, width = tiles.shape[1:3]
@@ -284,11 +300,42 @@ def grid(images, columns, names=None, blocks=1):
     return sheet
 
 
-def class_sheet(model, config, device, precision, a_class, seed=0, real_low_res=None, most=36):
-    """One row a class (the first `most` of them), `a_class` images each; without classes, 8 x 8 images.
+def captioned(images, columns, captions, blocks=3):
+    """A sheet of rows of `columns` images, the caption under each row, `blocks` rows beside each other."""
+    rows = [grid(row, columns) for row in images.split(columns)]
+    width, height = rows[0].size
+    font = ImageFont.load_default(max(11, min(24, height // 6)))
+    texts = []
+    for caption in captions:                                              # broken into lines that fit
+        lines = [""]
+        for word in caption.split():
+            longer = f"{lines[-1]} {word}".strip()
+            lines = [*lines[:-1], longer] if font.getlength(longer) <= width or not lines[-1] else [*lines, word]
+        texts.append("\n".join(lines))
+    below = int((max(text.count("\n") for text in texts) + 1) * font.size * 1.25) + 10
+    blocks = min(blocks, len(rows))
+    sheet = Image.new("RGB", (blocks * (width + 8) - 8, math.ceil(len(rows) / blocks) * (height + below)), "white")
+    for i, (row, text) in enumerate(zip(rows, texts)):
+        x, y = i % blocks * (width + 8), i // blocks * (height + below)
+        sheet.paste(row, (x, y))
+        ImageDraw.Draw(sheet).text((x + width / 2, y + height + 3), text, "black", font, anchor="ma", align="center",
+                                   spacing=1)
+    return sheet
 
-    real_low_res(labels) gives a super-resolution model real low-res images to draw from.
+
+def class_sheet(model, config, device, precision, a_class, seed=0, real_low_res=None, most=36, encoder=None):
+    """One row a class (the first `most` of them) or a caption (config.examples), `a_class` images each; without either
+    8 x 8 images.
+
+    real_low_res(labels or captions) gives a super-resolution model real low-res images to draw from.
     """
+    if config.text_encoder:
+        captions = [caption for caption in config.examples for _ in range(a_class)]
+        low_res = real_low_res and (real_low_res(captions), torch.full((len(captions),), torch.inf))
+        seeds = [seed * 1_000_003 + i for i in range(len(captions))]
+        images = sample_run(model, config, [-1] * len(captions), seeds, device, precision, low_res=low_res,
+                            captions=captions, encoder=encoder)
+        return captioned(images, a_class, config.examples)
     names = list(config.class_names[:most]) or None
     labels = [i for i in range(len(names)) for _ in range(a_class)] if names else [-1] * 64
     low_res = real_low_res and (real_low_res(labels), torch.full((len(labels),), torch.inf))
@@ -299,15 +346,19 @@ def class_sheet(model, config, device, precision, a_class, seed=0, real_low_res=
 
 # ------------------------------------------------------------------------------------------ the program
 
-OVERRIDES = ("sampler", "guidance", "noise_param", "clip_x", "precision")
+OVERRIDES = ("sampler", "guidance", "noise_param", "clip_x", "precision", "text_encoder")
 
 
 def parse(argv, stage=0):
     """The arguments as stage `stage` of a cascade has them: of "--steps 24,12" it takes its own part."""
     parser = Parser(prog="sample.py", description="Draw images from a trained run, or from the runs of a cascade.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of the run; of a cascade all, the lowest first")
-    parser.add_argument("--n", type=int, help="images a class (default 4), or in all for a run without classes (32)")
+    parser.add_argument("--n", type=int, help="images a class or caption (default 4), or in all for a run without (32)")
     parser.add_argument("--labels", help="classes by name or number, separated by commas (default: up to 36 of them)")
+    parser.add_argument("--text", action="append", help="of a model with text: draw this; again for more captions")
+    parser.add_argument("--prompts", metavar="FILE", help="of a model with text: draw each line of this file")
+    parser.add_argument("--negative", metavar="TEXT", help="what guidance is to lead away from (default: nothing)")
+    parser.add_argument("--portrait", action="store_true", help="upright pictures, of a run with --portrait")
     parser.add_argument("--steps", type=int, help="steps an image; guidance looks twice a step (default: the run's)")
     parser.add_argument("--lowest-idx", type=int, choices=(0, 1), default=1, help="see sample() (default 1)")
     parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="another seed, other images (default 0)")
@@ -323,7 +374,7 @@ def parse(argv, stage=0):
     parts = {}
     for i, word in enumerate(argv):
         name, equals, value = word.partition("=")
-        if name[2:].replace("-", "_") in (*OVERRIDES[:-1], "steps") and name.startswith("--"):
+        if name[2:].replace("-", "_") in (*OVERRIDES[:-2], "steps") and name.startswith("--"):
             at, value = (i, value) if equals else (i + 1, argv[i + 1] if i + 1 < len(argv) else "")
             if "," in value:
                 parts[at] = [f"{name}={v}" if equals else v for v in value.split(",")]
@@ -346,6 +397,7 @@ def stages_of(argv, device):
             if args.steps < 1:
                 raise UserError(f"--steps {args.steps}: want 1 or more")
             given["sample_steps"] = args.steps
+        check_moved(config.text_encoder, given.get("text_encoder", config.text_encoder), run)
         models.append(model)
         configs.append(override(config, **given))
     check_chain(configs, runs)
@@ -370,6 +422,42 @@ def handoffs(args):
     if any(not 0 <= s < 1 for s in args.s):
         raise UserError(f"--s {max(args.s, key=lambda s: abs(s - 0.5)):g}: want 0 or more, less than 1")
     return args.handoff, args.s * (count if len(args.s) == 1 else 1)
+
+
+def captions_of(args, configs):
+    """The captions that are asked for, or the run's examples; None for models without text. Raises UserError."""
+    readers = [config for config in configs if config.text_encoder]
+    if not readers:
+        for option in ("text", "prompts", "negative"):
+            if getattr(args, option) is not None:
+                raise UserError(f"--{option}: {args.runs[-1]} was trained without text"
+                                + ("; it knows --labels" if configs[-1].num_classes else ""))
+        return None
+    if not configs[0].text_encoder:
+        raise UserError(f"{args.runs[0]} was trained without text, a stage above it with: its images would be of "
+                        "anything")
+    if args.labels:
+        raise UserError(f"--labels {args.labels}: {args.runs[-1]} was trained with text; say it with --text")
+    captions = list(args.text or [])
+    if args.prompts is not None:
+        try:
+            with open(args.prompts, encoding="utf-8-sig") as file:
+                captions += [line.strip() for line in file if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompts {args.prompts}: {getattr(error, 'strerror', None) or error}") from None
+        if not captions:
+            raise UserError(f"--prompts {args.prompts}: no line with text")
+    for caption in [*captions, args.negative or ""]:
+        if not caption.isprintable():
+            raise UserError(f"--text {caption!r}: holds characters that are not text")
+    if args.negative and all(config.guidance == 1 for config in readers):
+        raise UserError("--negative: without guidance nothing leads away from it; want --guidance above 1")
+    for config in readers:
+        for caption in [*captions, args.negative or ""]:
+            if config.text_encoder == "bytes" and len(caption.encode()) > config.text_length:
+                raise UserError(f"--text: this model reads {config.text_length} bytes, and {caption[:60]!r} has "
+                                f"{len(caption.encode())}")
+    return captions or list(configs[-1].examples or readers[0].examples) or [""]
 
 
 def label_numbers(text, config):
@@ -405,8 +493,16 @@ def main():
     if not 0 <= args.first_seed < 2 ** 31:
         raise UserError(f"--seed {args.first_seed}: want 0 or more, less than 2^31")
 
+    captions = captions_of(args, configs)
+    if args.portrait and not config.portrait:
+        raise UserError(f"--portrait: {args.runs[-1]} was trained without upright images")
     classes = label_numbers(args.labels, config) if args.labels else list(range(min(36, config.num_classes)))
-    if config.num_classes and classes:
+    told = dict(portrait=args.portrait)
+    if captions:
+        columns, names = args.n or 4, captions
+        labels = [-1] * (columns * len(captions))
+        told.update(captions=[caption for caption in captions for _ in range(columns)], negative=args.negative or "")
+    elif config.num_classes and classes:
         columns = args.n or 4
         labels = [c for c in classes for _ in range(columns)]
         names = [config.class_names[c] if config.class_names else str(c) for c in classes]
@@ -417,7 +513,7 @@ def main():
     steps = [max(1, round(c.sample_steps * (1 - stop))) if handoff == "truncated" else c.sample_steps
              for c, stop in zip(configs, s)] + [config.sample_steps + 1 - args.lowest_idx]
     for c, count in zip(configs, steps):
-        evaluations = count * (1 if c.guidance == 1 or not c.num_classes else 2)
+        evaluations = count * (1 if c.guidance == 1 or not c.guidable else 2)
         print(f"{len(labels)} images of {c.size[0]}x{c.size[1]}, {c.sampler}, {c.sample_steps} steps, guidance "
               f"{c.guidance:g}: {evaluations} evaluations each, on {device} ({why}), {precision}")
 
@@ -432,11 +528,15 @@ def main():
                  first + k * min(64, len(labels) - first) // last, len(labels))
 
     options = dict(lowest_idx=args.lowest_idx, levels=args.levels and bool(config.outer_channels))
-    made = sample_chain(models, configs, labels, seeds, device, precision, handoff, s, on_step, options)
-    blocks = math.ceil(len(classes) / 12) if names else 1
+    made = sample_chain(models, configs, labels, seeds, device, precision, handoff, s, on_step, options, **told)
+    upright = turned_back if args.portrait else lambda image: image
 
     def sheet(images, below):
-        return grid(side_by_side([images, *reversed(below)]) if below else images, columns, names, blocks)
+        levels = [upright(level) for level in (images, *reversed(below))]
+        images = side_by_side(levels) if below else levels[0]
+        if captions:
+            return captioned(images, columns, captions, blocks=max(1, min(3, 12 // columns)))
+        return grid(images, columns, names, math.ceil(len(classes) / 12) if names else 1)
 
     film = []
     for stage, kept in enumerate(frames):                                 # stages to come: grey; done: as they are
