@@ -33,38 +33,43 @@ import dwt
 import nested_unet
 import sample
 import schedule
+import text
 import unet
 import uvit
 from cascade import HANDOFFS, hand_over
 from config import Parser, add_fields, make_low_schedule, make_schedule, override
-from data import BrokenImage, Glyphs, Stream, UserError
-from features import GlyphFeatures, Yardstick, described, fingerprint, kept, moments_of
+from data import BrokenImage, Glyphs, Stream, UserError, open_run
+from features import GlyphFeatures, Yardstick, described, fingerprint, kept, moments_of, scene_answers, scene_colours
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
-from sample import averaged_model, check_chain, check_levels, grid, handoff_noise, sample_run, seed_of, to_uint8
+from sample import (OVERRIDES, averaged_model, check_chain, check_levels, grid, handoff_noise, sample_run, seed_of,
+                    to_uint8)
 from train import real_low_res
 
 
 # ------------------------------------------------------------------------------------------ the samples of a run
 
-def drawn_samples(run, model, config, labels, seed, device, lower=None):
+def drawn_samples(run, model, config, labels, seed, device, lower=None, captions=None):
     """dict(images uint8 (n, H, W, 3), seconds): what the run's folder holds already, the rest drawn and kept.
 
+    captions: one a sample, for a model with text; the labels are then what is kept with the samples, no more.
     lower: for a super-resolution model (what its low-res images are, as things to fingerprint; give), give(part) ->
     (low_res, aug_logsnr) of that slice of the samples.
     """
     n, precision = len(labels), choose_precision(config.precision, device)
     settings = (config.sampler, config.sample_steps, config.guidance, config.noise_param, config.clip_x, precision)
     weights = (p.detach().cpu().flatten().view(torch.uint8).numpy().tobytes() for p in model.parameters())
-    code = (inspect.getsource(module) for module in (sample, schedule, dwt, unet, uvit, nested_unet, cascade))
-    name = fingerprint(*weights, *code, settings, config.size, seed, *(lower[0] if lower else ()))
+    code = (inspect.getsource(module) for module in (sample, schedule, dwt, unet, uvit, nested_unet, cascade, text))
+    # Of other captions, or of more of them, other samples.
+    name = fingerprint(*weights, *code, settings, config.size, seed, captions, *(lower[0] if lower else ()))
     path = os.path.join(run, f"samples-{name}.pt")                        # any of these changed: another file
     have = kept(path, lambda: {"images": torch.zeros(0, *config.size, 3, dtype=torch.uint8), "seconds": 0.0,
                                "labels": torch.zeros(0, dtype=torch.long)})
     k = len(have["labels"])
     if have["labels"][:n].tolist() != labels[:k]:                         # other labels than now: of no use
         have, k = dict(have, images=have["images"][:0], labels=have["labels"][:0], seconds=0.0), 0
+    encoder = text.Encoder(config, device, cached=True) if config.text_encoder and k < n else None
     while k < n:
         part, start = slice(k, min(n, k + 256)), time.time()
         seeds = [seed * 1_000_003 + i for i in range(k, part.stop)]
@@ -74,7 +79,8 @@ def drawn_samples(run, model, config, labels, seed, device, lower=None):
             progress(f"{os.path.basename(run.rstrip('/'))}: drawing samples", k + first + len(z) * step // last, n)
 
         low_res, seeds = (lower[1](part), [seed_of(i, 1) for i in seeds]) if lower else (None, seeds)
-        images = sample_run(model, config, labels[part], seeds, device, precision, on_step, low_res=low_res)
+        images = sample_run(model, config, labels[part], seeds, device, precision, on_step, low_res=low_res,
+                            captions=captions and captions[part], encoder=encoder)
         wrong = ~torch.isfinite(images).flatten(1).all(1)
         if wrong.any():
             raise UserError(f"{run}: sample {k + int(wrong.nonzero()[0])} holds values that are not finite; "
@@ -123,13 +129,14 @@ def distances(a, b):
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-METRICS = ("fd", "is", "read", "pr", "style", "bits", "memory")
+METRICS = ("fd", "is", "read", "words", "pr", "style", "bits", "memory")
 READS = 0.98                                                              # a worse reader judges nobody
 
 
-def figures(set_, labels, yardstick, metrics):
+def figures(set_, labels, yardstick, metrics, images=None, answers=None):
     """The figures of a described set of samples (or of real images in their place).
 
+    images, answers: for captions of scenes, the images themselves and [(letter, ground), ...] the colours asked for.
     `_pm`: half a 95 % interval; for the inception score, as the field does, one standard deviation over ten parts.
     """
     result, n = {}, len(labels)
@@ -150,6 +157,15 @@ def figures(set_, labels, yardstick, metrics):
             right = (set_["character"].argmax(1) == torch.tensor(labels)).double()
             result["read_rate"] = right.mean().item()
             result["read_rate_pm"] = bootstrap(lambda i: right[i].mean().item(), n, 1000)
+    if "words" in metrics and answers:
+        asked = torch.tensor(answers).T
+        rights = [(seen == wanted).double() for seen, wanted in zip(scene_colours(images), asked)]
+        rights = dict(letter_colour=rights[0], ground_colour=rights[1])
+        if "read_rate" in result:
+            rights["all_right"] = right * rights["letter_colour"] * rights["ground_colour"]
+        for name, values in rights.items():
+            result[name] = values.mean().item()
+            result[name + "_pm"] = bootstrap(lambda i: values[i].mean().item(), n, 1000)
     if "pr" in metrics and features is not None:
         real = colours["features"]
         k = min(5000, len(real), n)                                       # manifolds of equal numbers
@@ -173,22 +189,25 @@ def figures(set_, labels, yardstick, metrics):
 def likelihood(model, config, yardstick, n, seed, device):
     """variational_bound over n unseen images (seen ones if there are no others), each of its figures gathered."""
     source = yardstick.unseen if yardstick.unseen is not None else yardstick.source
-    images, labels = [], []
+    images, labels, captions = [], [], []
     for i in Stream(source, seed).order(0):
         if len(images) < n:
             try:
                 images.append(source.image(int(i)))
                 labels.append(source.label(int(i)))
+                captions.append(source.caption(int(i)))
             except BrokenImage:
                 continue
     if not images:
         raise UserError(f"{config.data}: no image that can be read")
     if tuple(source.classes) != config.class_names:                       # a held-out folder need not have the classes
         labels = [-1] * len(images)
+    encoder = text.Encoder(config, device, cached=source is yardstick.source) if config.text_encoder else None
     generator, parts = torch.Generator().manual_seed(seed), []
     for first in range(0, len(images), 16):
         x = torch.stack(images[first:first + 16]).to(device)
         cond = {"label": torch.tensor(labels[first:first + 16], device=device)}
+        cond = encoder(captions[first:first + 16]) if encoder else cond
         with torch.no_grad():
             part = variational_bound(model, x, cond, make_schedule(config), generator=generator)
         parts.append({name: value.cpu() for name, value in part.items()})
@@ -280,9 +299,10 @@ def draw_sweep(field, rows, path):
 
 # ------------------------------------------------------------------------------------------ the program
 
-TABLE = (("fd_train", "{name} against train"), ("fd_held_out", "{name} against held-out"), 
+TABLE = (("fd_train", "{name} against train"), ("fd_held_out", "{name} against held-out"),
          ("is", "inception score (± 1 s.d. of 10 parts)"), ("read_rate", "read rate"),
-         ("precision", "precision"), ("recall", "recall"),
+         ("letter_colour", "colour of the letter right"), ("ground_colour", "colour of the ground right"),
+         ("all_right", "letter and both colours right"), ("precision", "precision"), ("recall", "recall"),
          ("colour_distance", "colours: distance of histograms"), ("colour_spread", "colours: spread, share of data's"),
          ("texture_distance", "textures: distance"), ("letter_distance", "letter colours: distance"),
          ("ground_distance", "ground colours: distance"), ("style_distance", "letter styles: distance"),
@@ -311,7 +331,7 @@ def parse():
                         help="network evaluations an image (default: the run's)")
     parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="of the samples (default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
-    add_fields(parser, ("sampler", "guidance", "noise_param", "clip_x", "precision"), "settings of the run to override")
+    add_fields(parser, OVERRIDES, "settings of the run to override")
     args = parser.parse_args()
     for name, least in (("n", 2), ("n_real", 2), ("n_bits", 2), ("first_seed", 0)):
         if not least <= getattr(args, name) < 2 ** 31:
@@ -349,7 +369,7 @@ def parse():
     if (args.sweep or args.curve) and not {"fd", "is", "read"} & set(args.metrics):
         raise UserError("--sweep and --curve need one of the metrics fd, is, read")
     args.given = {k: v for k, v in vars(args).items()
-                  if k in ("sampler", "guidance", "noise_param", "clip_x", "precision", "sample_steps")}
+                  if k in (*OVERRIDES, "sample_steps")}
     return args
 
 
@@ -386,7 +406,7 @@ def provenance(args, config, state, yardstick, device):
     sets = {f"n_{name}": set_["n"] for name in ("train", "held_out") if (set_ := getattr(yardstick, name))}
     samples = dict(step=state["step"], images_seen=state["images"], n=args.n, seed=args.first_seed,
                    precision=choose_precision(config.precision, device), sampler=config.sampler,
-                   steps=config.sample_steps, guidance=config.guidance if config.num_classes else 1.0,
+                   steps=config.sample_steps, guidance=config.guidance if config.guidable else 1.0,
                    noise_param=config.noise_param, clip_x=config.clip_x,
                    **(dict(handoff=args.handoff, s=args.s, low_run=args.runs[0],
                            low_step=read_checkpoint(args.runs[0])["step"]) if args.handoff else {}))
@@ -444,15 +464,17 @@ def export(args, images, labels):
         raise UserError(f"cannot export: {error}") from None
 
 
-def measure(run, model, config, args, yardstick, device, metrics, below=None, s=None):
-    """(figures, described set, images, labels) of a run's samples. below: as in lower_stage, for a cascade."""
-    labels = yardstick.labels(args.n, config)
+def measure(run, model, config, args, yardstick, device, metrics, below=None, s=None, source=None):
+    """(figures, described set, images, labels) of a run's samples. below: as in lower_stage, for a cascade. source: of
+    what the samples are to show, if not the run's own."""
+    subjects = yardstick.subjects(args.n, config, source)
+    labels = subjects["labels"]
     lower = below and lower_stage(below, config, labels, args.first_seed, device, args.handoff,
                                   args.s if s is None else s)
-    drawn = drawn_samples(run, model, config, labels, args.first_seed, device, lower)
+    drawn = drawn_samples(run, model, config, labels, args.first_seed, device, lower, subjects.get("captions"))
     start = time.time()
     set_ = described(zip(torch.arange(args.n).split(100), drawn["images"].split(100)), yardstick.features)
-    result = figures(set_, labels, yardstick, metrics)
+    result = figures(set_, labels, yardstick, metrics, drawn["images"], subjects.get("answers"))
     if below and isinstance(below, tuple) and not (args.handoff == "truncated" and (args.s if s is None else s)):
         # Kept, and so not in the time of the upper stage as that of a truncated one is.
         result["seconds_of_low_stage"] = round(drawn_samples(*below, labels, args.first_seed, device)["seconds"], 1)
@@ -480,10 +502,18 @@ def evaluate(run, model, config, state, args, yardstick, device, below=None):
         draw_loss_by_logsnr(bound, os.path.join(run, "loss_by_logsnr.png"))
     if "memory" in args.metrics and "features" in set_:
         draw_nearest(images, set_["features"], yardstick, os.path.join(run, "nearest.png"))
+    if config.withhold and config.text_encoder and {"read", "words"} & set(args.metrics):
+        # Does it compose? Captions of pairs of character and colour that training never showed.
+        result["withheld_pairs"], *_ = measure(run, model, config, args, yardstick, device, ("read", "words"),
+                                               source=open_run(config, portrait=False, pairs="withheld"))
     if yardstick.real is not None and args.metrics:                       # what a perfect model would get
-        labels = [yardstick.unseen.label(i) for i in yardstick.real["indices"].tolist()]
-        real = figures(yardstick.real, labels, yardstick, args.metrics)
-        result["real_scenes"] = real
+        indices, unseen = yardstick.real["indices"].tolist(), yardstick.unseen
+        answers = scenes = None
+        if config.text_encoder and "words" in args.metrics:
+            answers = [(answer["letter"], answer["ground"]) for answer in (scene_answers(unseen, i) for i in indices)]
+            scenes = torch.stack([to_uint8(unseen.image(i)[None])[0] for i in indices])
+        result["real_scenes"] = figures(yardstick.real, [unseen.label(i) for i in indices], yardstick, args.metrics,
+                                        scenes, answers)
     if args.metrics:
         made, samples, judge = provenance(args, config, state, yardstick, device)
         path = os.path.join(run, "evaluation.json")
@@ -497,7 +527,7 @@ def evaluate(run, model, config, state, args, yardstick, device, below=None):
 def sweep(run, model, config, state, args, yardstick, device, below=None):
     """One row for each value of one setting: sweep_FIELD.json, and the curve of table 9."""
     field, settings = sweep_values(args.sweep, config)
-    rows, metrics = [], tuple(m for m in ("fd", "is", "read") if m in args.metrics)
+    rows, metrics = [], tuple(m for m in ("fd", "is", "read", "words") if m in args.metrics)
     for value, setting in settings:
         result, *_ = measure(run, model, setting, args, yardstick, device, metrics, below)
         rows.append((f"{field} {value}", {field: value, **result}))
@@ -519,11 +549,11 @@ def sweep_of_s(run, model, config, state, args, yardstick, device, below):
     unseen = yardstick.unseen
     real = unseen if unseen is not None and tuple(unseen.classes) == config.class_names else yardstick.source
     check_levels([below[2], config], [below[0], run], args.handoff, [max(s for _, s in values)])
-    for text, s in values:
+    for said, s in values:
         for name, source in (("made", below), ("real", real)):
             result, *_ = measure(run, model, config, args, yardstick, device, metrics, source, s)
-            rows.append((f"s {text}, {name} low-res", dict(s=s, low_res=name, **result)))
-            print(f"s {text}, {name} low-res: sampled in {result['seconds_of_sampling']:g} s", flush=True)
+            rows.append((f"s {said}, {name} low-res", dict(s=s, low_res=name, **result)))
+            print(f"s {said}, {name} low-res: sampled in {result['seconds_of_sampling']:g} s", flush=True)
     print_table(rows, yardstick.name, lines=True)
     path = os.path.join(run, f"sweep_s_{args.handoff}")
     write_json(path + ".json", *provenance(args, config, state, yardstick, device),
@@ -559,7 +589,7 @@ def curve(run, args, yardstick, config, device):
 
 def introduce(run, config, state, args, yardstick, device, why):
     """The line that says what is measured, and the warnings."""
-    guidance = config.guidance if config.num_classes else 1
+    guidance = config.guidance if config.guidable else 1
     print(f"{run}: step {state['step']:,}, {state['images']:,} images seen, on {device} ({why})\n"
           f"{args.n:,} samples, seed {args.first_seed}, {config.sampler}, {config.sample_steps} steps, guidance "
           f"{guidance:g}", flush=True)
@@ -589,13 +619,19 @@ def main():
         if not (args.sweep or "").startswith("s="):
             check_levels([state["config"] for state in states], runs, args.handoff, [args.s])
         below, runs = (runs[0], averaged_model(states[0], runs[0], device), states[0]["config"]), runs[1:]
-    for run in runs:                                                      # known before any work
+    for run in args.runs:                                                 # known before any work
+        if args.handoff and read_checkpoint(run)["config"].text_encoder:
+            raise UserError(f"{run}: a cascade with text can be sampled, but not measured")
+    for run in runs:
         if not below and read_checkpoint(run)["config"].low_size:
             raise UserError(f"{run}: a super-resolution model is measured behind the stage below it: give both runs, "
                             f"and --handoff {', '.join(HANDOFFS)}")
     for run in runs:
         state = read_checkpoint(run)
         model, config = averaged_model(state, run, device), override(state["config"], **args.given)
+        text.check_moved(state["config"].text_encoder, config.text_encoder, run)
+        if config.text_encoder:
+            text.Encoder(config, device, cached=True)                     # can it be had? Known before any work
         if args.sweep:
             sweep_values(args.sweep, config)                              # a mistake in it: known before any work
         yardstick = Yardstick(os.path.dirname(os.path.abspath(run)), config, args.n, args.n_real, args.features,
@@ -617,8 +653,9 @@ def main():
             curves.append((title, curve(run, args, yardstick, config, device)))
     if len({judge for judge in judges if judge}) > 1:
         print("warning: these runs were not judged by the same features; their distances cannot be compared")
-    if len(columns) == 1 and "real_scenes" in columns[0][1]:
-        columns.append(("real scenes", columns[0][1]["real_scenes"]))
+    for key in ("withheld_pairs", "real_scenes") if len(columns) == 1 else ():
+        if key in columns[0][1]:
+            columns.append((key.replace("_", " "), columns[0][1][key]))
     print_table(columns, yardstick.name)
     if len(rows) > 1 or curves:
         path = os.path.join(os.path.dirname(os.path.abspath(args.runs[0])), "comparison.png")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import data
-from data import BrokenImage, FontFile, Glyphs, Stream, UserError, open_source
+from data import BrokenImage, FontFile, Glyphs, Stream, UserError, open_run, open_source
 from measures import Moments, colour_histogram
 from runs import cores, progress
 from sample import to_uint8
@@ -60,6 +60,34 @@ def scene_answers(source, i):
 def scene_heads(source):
     return dict(character=len(source.classes), texture=len(data.GROUNDS), letter=len(data.COLOURS),
                 ground=len(data.COLOURS), style=len({style for _, style in source.fonts}))
+
+
+def scene_colours(images):
+    """The named colours of letter and ground, judged by pixels: uint8 (N, H, W, 3) -> two (N,) long, in COLOURS' order.
+
+    Ground: what most pixels of the rim are nearest to, a colour or its shade. Letter: of the pixels in the middle that
+    are nearer to a colour than to the ground, its shade and its shadow, what most of them are nearest to; only colours
+    that scenes have on such a ground. Right for every one of 500 real scenes (tested).
+    """
+    if len(images) > 100:                                                 # the distances of all would fill the memory
+        return [torch.cat(part) for part in zip(*map(scene_colours, images.split(100)))]
+    palette = torch.tensor(list(data.COLOURS.values()))                   # (10, 3)
+    light = torch.tensor([data._luminance(rgb) for rgb in data.COLOURS.values()])
+    shade = torch.where(light[:, None] > 0.35, 0.8 * palette, palette + 0.2 * (1 - palette))    # as Glyphs.draw has it
+    between = torch.stack([palette, (palette + shade) / 2, shade])        # (3, 10, 3) what a ground can look like
+    height, width = images.shape[1:3]
+    v, u = (((torch.arange(n) + 0.5 - n / 2) / min(height, width)).abs() for n in (height, width))
+    away = torch.maximum(v[:, None].expand(height, width), u[None].expand(height, width))
+    pixels = images.float() / 255
+    rim, middle = pixels[:, away > 0.44], pixels[:, away < 0.36]          # (N, pixels, 3)
+    votes = lambda winners, voting: (F.one_hot(winners, 10) * voting[..., None]).sum(1).argmax(1)
+
+    ground = torch.cdist(rim, between.flatten(0, 1)).argmin(2) % 10
+    ground = votes(ground, torch.ones_like(ground))
+    unlike = ((light[:, None] - light).abs() > 0.3)[ground]               # (N, 10) the letters' colours on it
+    distance, letter = torch.cdist(middle, palette).masked_fill(~unlike[:, None], torch.inf).min(2)
+    grounds = torch.cat([between, 0.6 * between])[:, ground].transpose(0, 1)                    # (N, 6, 3)
+    return votes(letter, distance < torch.cdist(middle, grounds).amin(2)), ground
 
 
 def train_glyph_net(images, answers, heads, steps=900, batch=48, seed=0):
@@ -244,13 +272,13 @@ class Yardstick:
     def __init__(self, folder, config, n=2000, n_real=10_000, network=None, held_out=None, device="cpu", wanted=True):
         """folder: where files are kept. n: samples to come. n_real: real images of each kind. network: a TorchScript
         file. held_out: a folder of unseen images. wanted: False if no features will be asked for."""
-        self.source = open_source(config.data, config.size, config.scenes, config.seed)
+        self.source = open_run(config, portrait=False)                    # upright images: cut to the others' shape
         if tuple(self.source.classes) != config.class_names:
             raise UserError(f"{config.data}: its classes are no longer those of the run")
         self.drawn = isinstance(self.source, Glyphs)
         self.unseen = None
         if self.drawn:
-            self.unseen = open_source(config.data, config.size, config.scenes, config.seed, held_out=True)
+            self.unseen = open_run(config, portrait=False, held_out=True)
         elif held_out:
             self.unseen = open_source(held_out, config.size)
         if len(self.source) < 2 or (self.unseen is not None and len(self.unseen) < 2):
@@ -277,7 +305,7 @@ class Yardstick:
             net.load_state_dict(state["net"])
             self.features = GlyphFeatures(net, state["accuracy"], device)
         self.name = self.features.name if self.features else "FD"
-        world = (*kind, config.scenes, config.seed, self.judge)
+        world = (*kind, config.scenes, config.seed, config.withhold, self.judge)
         real = n if self.drawn else 0
 
         def measured():
@@ -307,11 +335,19 @@ class Yardstick:
             right += (features(images)["character"].argmax(1) == truth).sum().item()
         return dict(net=features.net.state_dict(), accuracy=right / check)
 
-    def labels(self, n, config):
-        """Classes of n samples: in equal numbers for scenes, as they come in a folder; -1 for none."""
-        if not config.num_classes:
-            return [-1] * n
+    def subjects(self, n, config, source=None):
+        """What n samples are to show, as the examples of `source` (that of the run): dict of labels (-1: none), for a
+        model with text captions and for scenes with captions answers, [(letter, ground), ...] numbers of colours.
+
+        In equal numbers of each class for scenes, as they come in a folder.
+        """
+        source = source or self.source
+        order = range(n) if self.drawn else np.random.default_rng(config.seed).integers(len(source), size=n).tolist()
+        order = [i % len(source) for i in order]
+        if not config.text_encoder:
+            return dict(labels=[source.label(i) if config.num_classes else -1 for i in order])
+        subjects = dict(labels=[source.label(i) for i in order], captions=[source.caption(i) for i in order])
         if self.drawn:
-            return [i % config.num_classes for i in range(n)]
-        order = np.random.default_rng(config.seed).integers(len(self.source), size=n)
-        return [self.source.label(int(i)) for i in order]
+            answers = [scene_answers(source, i) for i in order]
+            subjects["answers"] = [(answer["letter"], answer["ground"]) for answer in answers]
+        return subjects

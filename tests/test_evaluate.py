@@ -254,3 +254,58 @@ def test_mistakes_of_evaluate(tmp_path):
         status, line = run_here(E, [*SMALL, *args])
         assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)
         assert line.startswith("evaluate.py: ")
+
+
+# ---- captions
+
+TEXT = dict(text_encoder="bytes", text_channels=16, text_length=48, text_layers=1, withhold=True)
+
+
+def test_colours_are_judged_by_pixels():
+    """Of 500 real scenes every colour is right. Kills: letter and ground exchanged, the shade or shadow of the ground
+    taken for a letter."""
+    names = list(D.COLOURS)
+    for size, held_out in (((64, 64), True), ((48, 80), False)):
+        source = D.Glyphs(size, held_out=held_out)
+        images = torch.stack([torch.from_numpy(source.draw(i)) for i in range(250)])
+        letter, ground = X.scene_colours(images)
+        assert [names[c] for c in letter] == [source.scene(i)["letter"] for i in range(250)]
+        assert [names[c] for c in ground] == [source.scene(i)["ground"] for i in range(250)]
+
+
+def test_captions_are_asked_for_judged_and_composed(tmp_path, monkeypatch):
+    """The samples are those of the captions, the answers those of the same scenes. Kills: another order, colours of
+    other scenes, withheld pairs among the seen."""
+    run = make_run(tmp_path / "a", **TEXT)
+    asked, source = [], D.open_run(C.override(C.PRESETS["glyphs64_text"], size=(16,)))
+    withheld = D.Glyphs((16, 16), pairs="withheld")
+
+    def perfect(model, config, labels, seeds, *rest, captions, **more):   # draws what was asked for
+        asked.append(captions)
+        scenes = withheld if captions[0] == withheld.caption(0) else source
+        assert captions == [scenes.caption(i) for i in range(24)] and labels == [i % 36 for i in range(24)]
+        return torch.stack([scenes.image(i) for i in range(24)])
+    monkeypatch.setattr(E, "sample_run", perfect)
+    result = evaluated(run, "--metrics", "fd,read,words")
+    assert len(asked) == 2 and result["letter_colour"] == result["ground_colour"] == 1
+    assert result["all_right"] == pytest.approx(result["read_rate"])
+    for others in ("withheld_pairs", "real_scenes"):                      # at 16 px the judge errs now and then
+        assert min(result[others]["letter_colour"], result[others]["ground_colour"]) > 0.9
+    monkeypatch.setattr(E, "sample_run", lambda *args, captions, **more: perfect(*args, captions=captions).flip(0))
+    for kept in run.glob("samples-*.pt"):
+        kept.unlink()
+    assert evaluated(run, "--metrics", "words")["letter_colour"] < 0.5
+
+
+def test_a_run_with_text_is_measured_whole(tmp_path):
+    result = evaluated(make_run(tmp_path / "a", **TEXT))
+    for key in ("fd_train", "read_rate", "letter_colour", "all_right", "bits_per_dim", "withheld_pairs", "real_scenes"):
+        assert key in result, key
+    assert result["guidance"] == 5.0                                      # captions can be dropped: there is guidance
+
+
+def test_a_cascade_with_text_is_refused_in_one_line(tmp_path):
+    low = make_run(tmp_path / "a", **TEXT)
+    high = make_run(tmp_path / "b", size=(32, 32), low_size=(16, 16), **TEXT)
+    status, error = run_here(E, [low, high, "--handoff", "clean", *SMALL])
+    assert status == 2 and error.count("\n") == 1 and "can be sampled, but not measured" in error
