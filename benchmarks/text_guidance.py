@@ -1,0 +1,117 @@
+"""Text to image: how much guidance do the shifted and the interpolated schedule bear, and does the model compose?
+
+Paper: simple diffusion, 3.1 and figure 8: "shifted schedules can only tolerate little guidance, and interpolated
+schedules get better results with higher guidance weights".
+
+    python benchmarks/text_guidance.py train runs/text          glyphs64_text twice, equal but for the schedule
+    python benchmarks/text_guidance.py judge runs/text [--n 360] [--guidance 1,1.5,2,3,5,8]
+                                                -> results/text_guidance.json, figures/text_guidance.png
+
+Judged on captions that training showed, and on captions of the withheld pairs of character and colour.
+"""
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import torch
+
+import evaluate
+from config import PRESETS
+from data import open_run
+from features import Yardstick
+from runs import choose_device, read_checkpoint
+from sample import averaged_model
+
+SCHEDULES = ("interpolated", "shifted")
+
+
+def train(args):
+    for schedule in SCHEDULES:
+        out = os.path.join(args.folder, schedule)
+        begun = os.path.exists(os.path.join(out, "checkpoint.pt"))        # interrupted: goes on
+        what = ["--resume", out] if begun else ["--preset", "glyphs64_text", "--schedule", schedule, "--out", out]
+        if not begun or read_checkpoint(out)["step"] < PRESETS["glyphs64_text"].steps:
+            subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *what], check=True)
+
+
+def judge(args):
+    device, _ = choose_device()
+    options = argparse.Namespace(n=args.n, first_seed=0, handoff=None, s=0.0)
+    rows = []
+    for schedule in SCHEDULES:
+        folder = os.path.join(args.folder, schedule)
+        state = read_checkpoint(folder)
+        model, config = averaged_model(state, folder, device), state["config"]
+        yardstick = Yardstick(args.folder, config, args.n, device=device)
+        withheld = open_run(config, pairs="withheld")
+        for clip in ("static", "dynamic"):
+            for guidance in args.guidance:
+                if clip == "dynamic" and guidance < 3:                    # little is clipped there
+                    continue
+                setting = dataclasses.replace(config, guidance=guidance, clip_x=clip)
+                seen, *_ = evaluate.measure(folder, model, setting, options, yardstick, device,
+                                            ("fd", "is", "read", "words"))
+                row = dict(schedule=schedule, clip_x=clip, guidance=guidance, seen=seen)
+                if clip == "static":
+                    row["withheld"], *_ = evaluate.measure(folder, model, setting, options, yardstick, device,
+                                                           ("read", "words"), source=withheld)
+                rows.append(row)
+                print(f"{schedule:13s} {clip:8s} guidance {guidance:<4g} FD {seen['fd_held_out']:6.2f} ± "
+                      f"{seen['fd_held_out_pm']:.2f}  read {seen['read_rate']:.1%}  all right {seen['all_right']:.1%}"
+                      + (f", of withheld pairs {row['withheld']['all_right']:.1%}" if "withheld" in row else ""),
+                      flush=True)
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    with open(os.path.join(ROOT, "benchmarks", "results", "text_guidance.json"), "w") as file:
+        json.dump(dict(command=" ".join(["python", "benchmarks/text_guidance.py", *sys.argv[1:]]),
+                       commit=commit.stdout.strip(), torch=torch.__version__,
+                       machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}", n=args.n,
+                       steps_of_training=state["step"], seed_of_training=config.seed, seed_of_samples=0, rows=rows),
+                  file, indent=1)
+    draw(rows)
+
+
+def draw(rows):
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5))
+    panels = (("seen", "fd_held_out", "Fréchet distance to held-out scenes"),
+              ("seen", "all_right", "letter and both colours right\ncaptions seen in training"),
+              ("withheld", "all_right", "letter and both colours right\npairs of letter and colour never seen"))
+    for axis, (which, key, label) in zip(axes, panels):
+        for color, schedule in zip(("C0", "C1"), SCHEDULES):
+            for clip, line in (("static", "o-"), ("dynamic", "s:")):
+                chosen = [row for row in rows if row["schedule"] == schedule and row["clip_x"] == clip and which in row]
+                if chosen:
+                    axis.errorbar([row["guidance"] for row in chosen], [row[which][key] for row in chosen],
+                                  [row[which][key + "_pm"] for row in chosen], fmt=line, markersize=3, capsize=2,
+                                  color=color, label=f"{schedule}, {clip} clipping")
+        axis.set(xlabel="guidance w", ylabel=label, xscale="log")
+        axis.set_xticks([row["guidance"] for row in rows if row["schedule"] == "shifted" and row["clip_x"] == "static"])
+        axis.xaxis.set_major_formatter(plt.FormatStrFormatter("%g"))
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(os.path.join(ROOT, "figures", "text_guidance.png"), dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "judge"))
+    parser.add_argument("folder", help="where the runs are")
+    parser.add_argument("--n", type=int, default=360)
+    parser.add_argument("--guidance", default="1,1.5,2,3,5,8", type=lambda text: [float(w) for w in text.split(",")])
+    args = parser.parse_args()
+    {"train": train, "judge": judge}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
