@@ -67,6 +67,7 @@ class Config:
     text_layers: int = 2                 # of the encoder of bytes
     text_pooled: bool = True             # add their sum to the embedding of log-SNR, beside cross-attention
     transformer_resolutions: tuple[int, ...] = ()  # U-ViT: sides of maps with self-attention for ResBlocks; text: 32
+    guidance_max: float = 0.0            # w that a distilled model may be told, from 1 to this; 0 = it is told none
     portrait: bool = False               # images that stand upright are turned, and the model is told
     # nested levels (Matryoshka 3); the network above is then the innermost. Levels by "/", the highest first
     outer_channels: str = ""             # widths of each outer level's maps: 32,32,64/64,128,256; empty = not nested
@@ -96,7 +97,7 @@ class Config:
     clip: float = 1.0                    # largest norm of the gradient
     ema: float = 0.9999                  # decay of the averaged weights, those that sample
     # sampling, here and as sample.py's defaults (A)
-    sampler: Literal["ddpm", "ddim"] = "ddpm"  # ancestral (paper) or deterministic
+    sampler: Literal["ddpm", "ddim", "stochastic"] = "ddpm"  # ancestral (paper), deterministic, or that of distill.py
     sample_steps: int = 256              # network evaluations an image (twice that with guidance)
     guidance: float = 1.0                # scale w = 1 + eta of eq. 7; 1 = off
     noise_param: float = 0.2             # nu: 0 lower, 1 upper bound of the DDPM step's variance, in logs
@@ -110,6 +111,9 @@ class Config:
     sample_every: int = 50_000           # steps; 0 = only at the end
     save_every: int = 10_000             # steps
     keep_every: int = 0                  # steps between checkpoints that are kept, for curves; 0 = the last alone
+    distilled_from: str = ""             # run that taught this one, and its step; set by distill.py, as are
+    distilled_steps: int = 0             # the steps that it was taught to sample in, 0 = any
+    distill_weight: str = ""             # and the weight of the error
     class_names: tuple[str, ...] = ()    # set from the data
     examples: tuple[str, ...] = ()       # of captions, set from the data: what the sheets of samples show
 
@@ -117,6 +121,11 @@ class Config:
     def guidable(self):
         """Has the model conditions that can be dropped?"""
         return bool(self.num_classes or self.text_encoder)
+
+    @property
+    def calls(self):
+        """Network evaluations a step: two with guidance, unless the model was distilled to be told its scale."""
+        return 2 if self.guidable and self.guidance != 1 and not self.guidance_max else 1
 
     @property
     def image_d(self):
@@ -195,6 +204,7 @@ def build_model(config):
                      channel_mult=config.channel_mult, num_res_blocks=config.num_res_blocks,
                      num_classes=config.num_classes, logsnr_min=ends[-1][0], logsnr_max=ends[-1][1],
                      in_channels=6 if config.low_size else 3, portrait=config.portrait,
+                     guidance_max=config.guidance_max,
                      **(dict(text=text, text_channels=config.text_channels) if config.text_encoder else {}))
         if config.model == "unet":
             model = UNet(attn_resolutions=config.attn_resolutions, attn_layers=config.attn_layers, **inner)
@@ -364,6 +374,9 @@ def override(config, **values):
     for name in ("lr", "text_lr", "clip", "noise_d", "noise_d_high", "adam_eps", "position_std"):
         want(0 < getattr(config, name) < math.inf, name, "a positive number")
     want(math.isfinite(config.guidance), "guidance", "a number; 1 is off")
+    want(config.guidance_max == 0 or 1 < config.guidance_max < math.inf, "guidance_max", "more than 1, or 0")
+    want(not config.guidance_max or 1 <= config.guidance <= config.guidance_max, "guidance",
+         f"1 to {config.guidance_max:g}, what this distilled model has learnt")
     want(-1 <= config.workers <= 256, "workers", "0 to 256, or -1 to choose")
     want(len(config.size) == 2 and min(config.size) > 0, "size", "height,width in pixels")
     outer, lists = parts(config.outer_channels), {}

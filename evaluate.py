@@ -43,8 +43,8 @@ from features import GlyphFeatures, Yardstick, described, fingerprint, kept, mom
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
-from sample import (OVERRIDES, averaged_model, check_chain, check_levels, grid, handoff_noise, sample_run, seed_of,
-                    to_uint8)
+from sample import (OVERRIDES, averaged_model, check_chain, check_levels, check_student, grid, handoff_noise,
+                    sample_run, seed_of, to_uint8)
 from train import real_low_res
 
 
@@ -184,6 +184,11 @@ def figures(set_, labels, yardstick, metrics, images=None, answers=None):
         usual = distances(yardstick.real["features"], yardstick.train["features"]).amin(1).mean()
         result["nearest_ratio"] = (nearest / usual).item()
     return result
+
+
+def has_bits(config):
+    """Is there a bound on the likelihood of the images alone, at all times t?"""
+    return not (config.outer_channels or config.low_size or config.distilled_from)
 
 
 def likelihood(model, config, yardstick, n, seed, device):
@@ -488,7 +493,7 @@ def evaluate(run, model, config, state, args, yardstick, device, below=None):
     if set(args.metrics) - {"bits"} or args.export or args.export_png:
         result, set_, images, labels = measure(run, model, config, args, yardstick, device, args.metrics, below)
         export(args, images, labels)
-    if "bits" in args.metrics and not (config.outer_channels or config.low_size):
+    if "bits" in args.metrics and has_bits(config):
         start = time.time()
         bound = likelihood(model, config, yardstick, args.n_bits, args.first_seed, device)
         total = bound["total"].double()
@@ -527,6 +532,8 @@ def evaluate(run, model, config, state, args, yardstick, device, below=None):
 def sweep(run, model, config, state, args, yardstick, device, below=None):
     """One row for each value of one setting: sweep_FIELD.json, and the curve of table 9."""
     field, settings = sweep_values(args.sweep, config)
+    for _, setting in settings:
+        check_student(setting, run)
     rows, metrics = [], tuple(m for m in ("fd", "is", "read", "words") if m in args.metrics)
     for value, setting in settings:
         result, *_ = measure(run, model, setting, args, yardstick, device, metrics, below)
@@ -593,8 +600,10 @@ def introduce(run, config, state, args, yardstick, device, why):
     print(f"{run}: step {state['step']:,}, {state['images']:,} images seen, on {device} ({why})\n"
           f"{args.n:,} samples, seed {args.first_seed}, {config.sampler}, {config.sample_steps} steps, guidance "
           f"{guidance:g}", flush=True)
-    if "bits" in args.metrics and (config.outer_channels or config.low_size):
-        print("bits per dimension: left out; the bound of a nested model or a cascade is not on its images alone")
+    if "bits" in args.metrics and not has_bits(config):
+        print("bits per dimension: left out; " + (
+            "a distilled model knows the times of its steps alone" if config.distilled_from else
+            "the bound of a nested model or a cascade is not on its images alone"))
     if yardstick.features is None:
         if set(args.metrics) - {"bits"}:
             print(f"no features for {config.data}: without --features FILE no FID, IS, precision, recall, memorisation")
@@ -618,6 +627,7 @@ def main():
         check_chain([state["config"] for state in states], runs)
         if not (args.sweep or "").startswith("s="):
             check_levels([state["config"] for state in states], runs, args.handoff, [args.s])
+        check_student(states[0]["config"], runs[0], stop=args.s if args.handoff == "truncated" else 0.0)
         below, runs = (runs[0], averaged_model(states[0], runs[0], device), states[0]["config"]), runs[1:]
     for run in args.runs:                                                 # known before any work
         if args.handoff and read_checkpoint(run)["config"].text_encoder:
@@ -630,6 +640,7 @@ def main():
         state = read_checkpoint(run)
         model, config = averaged_model(state, run, device), override(state["config"], **args.given)
         text.check_moved(state["config"].text_encoder, config.text_encoder, run)
+        check_student(config, run)
         if config.text_encoder:
             text.Encoder(config, device, cached=True)                     # can it be had? Known before any work
         if args.sweep:

@@ -59,6 +59,21 @@ def ddim_step(z_t, x_hat, logsnr_t, logsnr_s):
     return diffuse(x_hat, eps_from_x(z_t, x_hat, logsnr_t), logsnr_s)
 
 
+def renoise_step(z_t, x_hat, logsnr_t, logsnr_k, logsnr_s, noise=None):
+    """The stochastic step of distilled models (Meng et al. 2023): z_t -> z_s by a deterministic step of twice the
+    length, to k < s, and back up to s by fresh noise: z_s = (alpha_s / alpha_k) z_k + sigma_{s|k} eps.
+
+    sigma^2_{s|k} = (1 - exp(lambda_s - lambda_k)) sigma_s^2, so that the variance at s comes out at sigma_s^2 again.
+    """
+    logsnr_k, logsnr_s = torch.as_tensor(logsnr_k), torch.as_tensor(logsnr_s)
+    z_k = ddim_step(z_t, x_hat, logsnr_t, logsnr_k)
+    alpha_k, sigma_k = alpha_sigma_for(z_t, logsnr_k)
+    alpha_s, sigma_s = alpha_sigma_for(z_t, logsnr_s)
+    variance = sigma_s ** 2 - (alpha_s * sigma_k / alpha_k) ** 2
+    noise = torch.randn_like(z_t) if noise is None else noise
+    return alpha_s / alpha_k * z_k + variance.clamp(min=0).sqrt() * noise
+
+
 def clip_static(x):
     """Images live in [-1, 1]; a prediction outside is pulled back."""
     return x.clamp(-1, 1)
@@ -137,6 +152,8 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
         if sampler == "ddpm":
             z = [ddpm_step(*level[:4], noise_param, level[4])
                  for level in zip(z, x_hat, times[i], times[i - 1], noise())]
+        elif sampler == "stochastic":
+            z = [renoise_step(*level) for level in zip(z, x_hat, times[i], times[max(i - 2, 0)], times[i - 1], noise())]
         else:
             z = [ddim_step(*level) for level in zip(z, x_hat, times[i], times[i - 1])]
         tell(k, z, x_hat)
@@ -176,7 +193,7 @@ def sample_run(model, config, labels, seeds, device, precision, on_step=None, ba
     """
     show = (lambda z: side_by_side(z) if levels else z[0]) if config.outer_channels else (lambda z: z)
     shapes = [(3, *size) for size in config.sizes]
-    guidance = config.guidance if config.guidable else 1.0               # nothing to drop, nothing to guide
+    guidance = config.guidance if config.calls == 2 else 1.0             # nothing to drop, nothing to guide
     if config.text_encoder:
         captions, encoder = captions or [""] * len(labels), encoder or Encoder(config, device)
     images = []
@@ -186,6 +203,8 @@ def sample_run(model, config, labels, seeds, device, precision, on_step=None, ba
         if config.text_encoder:
             cond = encoder(captions[part])
             away = encoder([negative] * len(captions[part])) if negative else None
+        if config.guidance_max:
+            cond["guidance"] = torch.full((len(labels[part]),), config.guidance, device=device)
         if config.portrait:
             cond["portrait"] = torch.full((len(labels[part]),), int(portrait), device=device)
         if low_res is not None:
@@ -239,6 +258,16 @@ def check_levels(configs, names, handoff, levels):
                             "--handoff clean")
         if (not s or handoff == "clean") and config.aug_noise == 1:
             raise UserError(f"{name} has learnt no low-res images without noise (aug_noise 1): give it --s above 0")
+
+
+def check_student(config, name, lowest_idx=1, stop=0.0):
+    """Is a distilled run (distill.py) to be sampled as it was taught, at the times of its steps? Raises UserError."""
+    steps = config.distilled_steps
+    if steps and (config.sample_steps != steps or config.sampler == "ddpm" or lowest_idx != 1):
+        raise UserError(f"{name} was distilled to {steps} steps of ddim (or stochastic): leave out --steps, --sampler "
+                        "ddpm and --lowest-idx 0")
+    if steps and stop * steps % 1:
+        raise UserError(f"{name} was distilled to {steps} steps: it can be truncated at a multiple of 1/{steps} only")
 
 
 def check_chain(configs, names):
@@ -450,7 +479,7 @@ def captions_of(args, configs):
     for caption in [*captions, args.negative or ""]:
         if not caption.isprintable():
             raise UserError(f"--text {caption!r}: holds characters that are not text")
-    if args.negative and all(config.guidance == 1 for config in readers):
+    if args.negative and all(config.calls == 1 for config in readers):
         raise UserError("--negative: without guidance nothing leads away from it; want --guidance above 1")
     for config in readers:
         for caption in [*captions, args.negative or ""]:
@@ -480,6 +509,9 @@ def main():
     models, configs = stages_of(sys.argv[1:], device)
     (handoff, s), config = handoffs(args), configs[-1]
     check_levels(configs, args.runs, handoff, s)
+    for stage, (c, run) in enumerate(zip(configs, args.runs)):
+        truncated = handoff == "truncated" and stage < len(configs) - 1
+        check_student(c, run, args.lowest_idx if c is config else 1, s[stage] if truncated else 0.0)
     if args.levels and not config.outer_channels:
         raise UserError(f"--levels: {args.runs[0]} is not of a nested model")
     precision = choose_precision(config.precision, device)
@@ -513,7 +545,7 @@ def main():
     steps = [max(1, round(c.sample_steps * (1 - stop))) if handoff == "truncated" else c.sample_steps
              for c, stop in zip(configs, s)] + [config.sample_steps + 1 - args.lowest_idx]
     for c, count in zip(configs, steps):
-        evaluations = count * (1 if c.guidance == 1 or not c.guidable else 2)
+        evaluations = count * c.calls
         print(f"{len(labels)} images of {c.size[0]}x{c.size[1]}, {c.sampler}, {c.sample_steps} steps, guidance "
               f"{c.guidance:g}: {evaluations} evaluations each, on {device} ({why}), {precision}")
 

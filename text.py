@@ -70,7 +70,7 @@ class ByteEncoder(nn.Module):
         word = ((text == ord(" ")) & mask).cumsum(1)                      # (B, T) which word a byte belongs to
         belongs = (word[:, None] == torch.arange(text.shape[1], device=text.device)[:, None]) & letter[:, None]
         count = belongs.sum(2)                                            # (B, T) bytes of each word
-        x = (belongs / count.clamp(min=1)[:, :, None]).to(x.dtype) @ x + self.position
+        x = (belongs / count.clamp(min=1)[:, :, None]).to(x.dtype) @ x + self.position[:text.shape[1]]
         mask = count > 0
         some = mask | ~mask.any(1, keepdim=True)                          # no text: any, or the softmax has no summand
         for attention, mlp in self.layers:

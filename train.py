@@ -164,6 +164,10 @@ ON_RESUME = ("steps", "log_every", "sample_every", "save_every", "keep_every", "
              "guidance", "noise_param", "clip_x", "compile", "text_encoder")
 
 
+SET_ELSEWHERE = ("num_classes", "class_names", "examples", "distilled_from", "distilled_steps", "distill_weight",
+                 "guidance_max")                                          # no flags of this program
+
+
 def parse():
     parser = Parser(prog="train.py", description="Train a diffusion model. Without arguments: letters at 64 x 64.")
     parser.add_argument("--preset", help="named settings: " + ", ".join(PRESETS) + " (default glyphs64)")
@@ -171,8 +175,7 @@ def parse():
     parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     parser.add_argument("--dry-run", action="store_true", help="print settings, size and cost; train nothing")
-    from_data = ("num_classes", "class_names", "examples")
-    add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in from_data])
+    add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in SET_ELSEWHERE])
     args = parser.parse_args()
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     for option in ("resume", "preset", "out", "grow_from"):               # an empty variable of a script starts nothing
@@ -187,6 +190,8 @@ def configure(args, given):
     """(config, checkpoint or None)."""
     if args.resume:
         state = read_checkpoint(args.resume)
+        if state["config"].distilled_from:
+            raise UserError(f"--resume {args.resume}: was distilled; distill.py goes on with it")
         new = override(state["config"], **given)
         check_moved(state["config"].text_encoder, new.text_encoder, args.resume)
         other = sorted(k for k in given if k not in ON_RESUME and getattr(new, k) != getattr(state["config"], k))

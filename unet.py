@@ -96,11 +96,15 @@ class Embedding(nn.Module):
     cond["portrait"]  (B,) long, 1 = the image is one that stands upright, turned (data.py); absent = none is. It says
                       how to look at z rather than what is in it, so it is never dropped. # Paper: silent
 
+    cond["guidance"]  (B,) scale w in [1, guidance_max], for models that distill.py taught to be told it: Fourier
+                      features beside those of log-SNR, from zero: a student begins as its teacher. Absent: not told
+
     num_classes None: no table of classes. So it is in the outer levels of nested_unet.py, which are told the innermost
     one's `of_cond`.
     """
 
-    def __init__(self, channels, logsnr_min, logsnr_max, num_classes, width=256, text=None, portrait=False):
+    def __init__(self, channels, logsnr_min, logsnr_max, num_classes, width=256, text=None, portrait=False,
+                 guidance_max=0.0):
         super().__init__()
         self.logsnr_min, self.logsnr_max = float(logsnr_min), float(logsnr_max)
         self.num_classes, self.width = num_classes, width
@@ -108,6 +112,8 @@ class Embedding(nn.Module):
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, channels)
         self.text = text
         self.portrait = nn.Parameter(torch.zeros(channels)) if portrait else None
+        self.guidance_max = guidance_max
+        self.guide = starting_at(0, nn.Linear(width, channels, bias=False)) if guidance_max else None
 
     def forward(self, logsnr, cond, batch):
         """-> emb (B, E), text"""
@@ -127,6 +133,9 @@ class Embedding(nn.Module):
         condition = self.label(torch.where(label < 0, self.num_classes, label))  # the last row is the null class
         if self.portrait is not None and "portrait" in cond:
             condition = condition + cond["portrait"][:, None] * self.portrait
+        if self.guide is not None and "guidance" in cond:
+            place = (cond["guidance"].float() - 1) / (self.guidance_max - 1)
+            condition = condition + self.guide(sinusoid(place, self.width))
         if self.text is not None:
             tokens, mask, pooled = self.text(cond, batch)
             condition, text = condition + pooled, (tokens, mask)
@@ -318,12 +327,13 @@ class UNet(nn.Module):
     middle                   the block, attention, block at the bottom; without it, an outer level of nested_unet.py
     text, text_channels      the module of text.py that reads the captions, and the width of its tokens; None: no text
     portrait                 is there a portrait flag among the conditions?
+    guidance_max             largest guidance scale that the model is told (distill.py); 0: it is told none
     """
 
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, attn_resolutions=(8, 16),
                  num_heads=4, dropout=0.1, dropout_from_resolution=16, patching="none", num_classes=0,
                  logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, attn_layers=(), middle=True,
-                 text=None, text_channels=0, portrait=False):
+                 text=None, text_channels=0, portrait=False, guidance_max=0.0):
         super().__init__()
         if len(channel_mult) != len(num_res_blocks):
             raise ValueError(f"{len(channel_mult)} widths but {len(num_res_blocks)} block counts: one of each a level")
@@ -334,7 +344,8 @@ class UNet(nn.Module):
         self.widths = widths = [base_channels * m for m in channel_mult]
         self.first_map = height, width                                    # size of the finest and
         self.last_map = height >> len(widths) - 1, width >> len(widths) - 1                     # the coarsest map
-        self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait)
+        self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait,
+                               guidance_max=guidance_max)
         self.input = EmbedInput(in_channels, widths[0], patching)
         self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
         for level, (channels, blocks) in enumerate(zip(widths, num_res_blocks)):

@@ -100,7 +100,7 @@ class UViT(nn.Module):
     transformer_dropout      in the MLP blocks (the ResBlocks' is `dropout`, by resolution, as in the U-Net)
     patching                 none | dwt_1 | dwt_2 | conv_2 | conv_4
     attn_resolutions         sides of maps whose ResBlocks are AttentionBlocks; 3.6: 32, for text
-    text, text_channels, portrait   as in unet.py
+    text, text_channels, portrait, guidance_max   as in unet.py
     position_std             initial size of the position embedding. The paper's normal(0.01) hardly tells tokens apart
                              at first: soon learnt over its 500k steps, not over the few thousand of a laptop
     """
@@ -108,7 +108,7 @@ class UViT(nn.Module):
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, num_transformer_blocks,
                  num_heads=4, transformer_dropout=0.2, dropout=0.0, dropout_from_resolution=0, patching="none",
                  num_classes=0, logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, position_std=0.01,
-                 attn_resolutions=(), text=None, text_channels=0, portrait=False):
+                 attn_resolutions=(), text=None, text_channels=0, portrait=False, guidance_max=0.0):
         super().__init__()
         if len(channel_mult) != len(num_res_blocks) + 1:
             raise ValueError(f"{len(num_res_blocks)} levels of ResBlocks want {len(num_res_blocks) + 1} widths "
@@ -118,7 +118,8 @@ class UViT(nn.Module):
         height, width = (s // patch for s in size)
         self.widths = widths = [base_channels * m for m in channel_mult]
         self.first_map = height, width                                    # size of the finest map
-        self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait)
+        self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait,
+                               guidance_max=guidance_max)
         self.input = EmbedInput(in_channels, widths[0], patching)
         self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
         for level, blocks in enumerate(num_res_blocks):
