@@ -133,7 +133,7 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
     if state and state["step"] >= config.steps:
         load_weights(student, state["model"], folder)
         return math.nan
-    seed = seed_of(config.seed, 2, steps)                                 # each round has examples and noises of its own
+    seed = seed_of(config.seed, 2, steps)                                 # examples and noises of the round's own
     schedules, shapes = make_schedules(config), [(3, *size) for size in config.sizes]
     if config.low_size:
         shapes, low_schedule = shapes + [(3, *config.low_size)], make_low_schedule(config)
@@ -317,8 +317,8 @@ def main():
         teacher = student.eval().requires_grad_(False)
     print(f"{'round':10s} {'loss':>10s} {'seconds':>8s}   draw with")
     for folder, loss, seconds in rows:
-        print(f"{os.path.basename(folder):10s} {'earlier' if math.isnan(loss) else f'{loss:.5f}':>10s} {seconds:8.0f}   "
-              f"python sample.py {folder}")
+        loss = "earlier" if math.isnan(loss) else f"{loss:.5f}"
+        print(f"{os.path.basename(folder):10s} {loss:>10s} {seconds:8.0f}   python sample.py {folder}")
 
 
 # ------------------------------------------------------------------------------------------ the page of the lecture
