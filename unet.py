@@ -111,7 +111,8 @@ class Embedding(nn.Module):
         self.time = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), nn.Linear(channels, channels))
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, channels)
         self.text = text
-        self.portrait = nn.Parameter(torch.zeros(channels)) if portrait else None
+        # As large as a class: a flag that begins at zero was still not heard after 2000 steps.
+        self.portrait = nn.Parameter(torch.randn(channels)) if portrait else None
         self.guidance_max = guidance_max
         self.guide = starting_at(0, nn.Linear(width, channels, bias=False)) if guidance_max else None
 
