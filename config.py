@@ -264,7 +264,7 @@ PRESETS = {
     "glyphs64_sr": dataclasses.replace(_glyphs, low_size=(16, 16), guidance=1.0),
     "glyphs64_text": dataclasses.replace(
         _glyphs, num_classes=0, text_encoder="bytes", text_length=48, withhold=True, schedule="interpolated",
-        noise_d=32, noise_d_high=64, steps=5200, sample_every=1300, save_every=1300),
+        noise_d=32, noise_d_high=64, guidance=3.0, steps=5200, sample_every=1300, save_every=1300),
     # ImageNet, simple diffusion B.1. At 512 the suffix is the row of table 5; the paper's own model is _dwt2.
     "imagenet128_unet": dataclasses.replace(_unet, size=(128, 128), beta2=0.999, steps=1_500_000),
     "imagenet256_unet": dataclasses.replace(_unet, size=(256, 256), channel_mult=(1, 1, 2, 4, 8, 8),
