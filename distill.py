@@ -33,16 +33,15 @@ import time
 
 import torch
 
-from cascade import augment, downsample
 from config import Parser, build_model, make_low_schedule, make_schedules, numbers, override
 from data import UserError, batches, open_run
 from nested_unet import pyramid
 from runs import (CHECKPOINT, Interrupt, Log, autocast, choose_device, choose_precision, cores, load_weights,
                   main_program, read_checkpoint, save_checkpoint)
-from sample import averaged_model, ddim_step, guide, seed_of
+from sample import NEVER_DROPPED, averaged_model, ddim_step, guide, seed_of
 from schedule import alpha_sigma_for, diffuse, v_from_x, x_from_v
 from text import Encoder
-from train import draw, draw_augmentation, rates
+from train import augmented, conditions, draw, draw_augmentation, rates
 
 WEIGHTS = ("constant", "snr", "truncated_snr", "snr+1")
 
@@ -162,18 +161,11 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
         x = batch["image"].to(device)
         u_t, eps, u = draw(seed, step, places, shapes, device)
         hidden = torch.zeros_like(u).bool() if config.guidance_max else u < config.cond_drop
-        cond = {"label": torch.where(hidden, -1, batch["label"].to(device))}
-        if encoder:
-            cond = encoder(batch["caption"])
-            cond["text_mask"] = cond["text_mask"] & ~hidden[:, None]
-        if config.portrait:
-            cond["portrait"] = batch["portrait"].to(device)
+        cond = conditions(config, batch, hidden, encoder)
         if config.low_size:
-            s, *draws = draw_augmentation(seed, step, places, device)
-            cond["low_res"], cond["aug_logsnr"] = augment(
-                downsample(x, config.low_size), s, eps[-1], low_schedule, draws, config.aug_noise, config.aug_blur,
-                (config.blur_low, config.blur_high))
-        kept = {key: cond[key] for key in ("low_res", "aug_logsnr", "portrait") if key in cond}
+            uniform = draw_augmentation(seed, step, places, device)
+            cond["low_res"], cond["aug_logsnr"] = augmented(config, x, eps[-1], low_schedule, uniform)
+        kept = {key: cond[key] for key in NEVER_DROPPED if key in cond}
         told = dict(cond, guidance=1 + (config.guidance_max - 1) * u) if config.guidance_max else cond
 
         t = time_of(u_t, steps) if steps else u_t

@@ -99,6 +99,9 @@ def guide(v_cond, v_null, w):
 
 # ------------------------------------------------------------------------------------------ the loop (appendix A)
 
+NEVER_DROPPED = ("low_res", "aug_logsnr", "portrait")                     # by guidance: all other conditions are
+
+
 def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guidance=1.0, noise_param=0.2,
            clip="static", lowest_idx=1, device="cpu", on_step=None, stop=0.0, negative=None):
     """Images (B, C, H, W) in [-1, 1] from `model`, by `steps` network evaluations (twice that with guidance).
@@ -119,7 +122,7 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
                 steps from 1 to s are then as long as they would have been: (1 - s) of them, rounded.
     """
     nested = isinstance(shape, list)
-    kept = {key: cond[key] for key in ("low_res", "aug_logsnr", "portrait") if key in cond} | (negative or {})
+    kept = {key: cond[key] for key in NEVER_DROPPED if key in cond} | (negative or {})
     schedules, shapes = (schedule, shape) if nested else ([schedule], [shape])
     # One generator an image, on the CPU: the same seed is the same picture in any batch, on any device.
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]

@@ -3,10 +3,10 @@
 Paper: simple diffusion, section 3.6: "the T5 XXL text encoder as conditioning", frozen, after Imagen; cross-attention
 in every transformer block. Read before: unet.py (CrossAttention is there). Read after: uvit.py, train.py.
 
-Two encoders, one after the other in what they need:
+Two encoders:
 
-    bytes      a transformer over the caption's UTF-8 bytes, a part of the model and trained with it. Nothing to
-               download; enough for phrases of a few dozen words ("a blue serif Q on striped yellow")
+    bytes      words made of the caption's UTF-8 bytes and a transformer over them, a part of the model and trained with
+               it. Nothing to download; enough for short phrases ("a blue serif Q on striped yellow")
     a T5       --text-encoder google/t5-v1_1-xxl (the paper's), google/flan-t5-xl (Matryoshka's), or a local folder: the
                last hidden states of a frozen encoder in bf16, up to 128 tokens. It needs the package transformers. Its
                weights are in no checkpoint, no optimiser and no average; its embeddings can be kept on disk

@@ -122,6 +122,28 @@ def rates(model, config):
     return [dict(params=groups[0])] + ([dict(params=groups[1], share=config.text_lr)] if groups[1] else [])
 
 
+def conditions(config, batch, hidden, encoder=None):
+    """What the model is told of a batch: captions or labels, dropped where `hidden` (B,), and the portrait flag."""
+    if encoder:
+        cond = encoder(batch["caption"])
+        cond["text_mask"] = cond["text_mask"] & ~hidden[:, None]
+    else:
+        cond = {"label": torch.where(hidden, -1, batch["label"].to(hidden.device))}
+    if config.portrait:
+        cond["portrait"] = batch["portrait"].to(hidden.device)
+    return cond
+
+
+def augmented(config, x, noise, low_schedule, uniform):
+    """The low-res images of x as a super-resolution model is trained on them, and their level: cascade.py's `augment`.
+
+    noise: of their size; uniform: from draw_augmentation.
+    """
+    s, *draws = uniform
+    return augment(downsample(x, config.low_size), s, noise, low_schedule, draws, config.aug_noise, config.aug_blur,
+                   (config.blur_low, config.blur_high))
+
+
 @torch.no_grad()
 def update_ema(ema, model, decay, step):
     """ema <- decay ema + (1 - decay) model, after the optimiser's step.
@@ -410,22 +432,15 @@ def main():
             raise UserError(f"--data {config.data}: no image left that can be read ({len(broken)} skipped)")
         x = batch["image"].to(device, non_blocking=True)                  # (B, 3, H, W)
         t, eps, u = draw(config.seed, step, places, shapes, device)
-        if encoder:
-            cond = encoder(batch["caption"])
-            cond["text_mask"] = cond["text_mask"] & (u >= config.cond_drop)[:, None]
-        else:
-            cond = {"label": torch.where(u < config.cond_drop, -1, batch["label"].to(device))}
-        if config.portrait:
-            cond["portrait"] = batch["portrait"].to(device)
+        cond = conditions(config, batch, u < config.cond_drop, encoder)
         torch.manual_seed(config.seed * 1_000_003 + step * world + rank)  # for dropout: no state to be saved
 
         lr = config.lr * min(1, (step + 1) / max(1, config.warmup))
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("share", 1)
         if config.low_size:                                               # in float32: it is data, not network
-            s, *draws = draw_augmentation(config.seed, step, places, device)
-            low_res, level = augment(downsample(x, config.low_size), s, eps[1], low_schedule, draws, config.aug_noise,
-                                     config.aug_blur, (config.blur_low, config.blur_high))
+            uniform = draw_augmentation(config.seed, step, places, device)
+            low_res, level = augmented(config, x, eps[1], low_schedule, uniform)
         with autocast(config.precision, device):
             if config.outer_channels:
                 loss = nested_loss(handle, pyramid(x, config.sizes), cond, t, eps, schedule, measure, weights, rows)

@@ -1,4 +1,4 @@
-"""How the tests start the programs: as a user would, or in this process, which is quicker."""
+"""How the tests start the programs: as a user would, or in this process, which is quicker. And a model to try."""
 import contextlib
 import io
 import os
@@ -6,6 +6,9 @@ import signal
 import subprocess
 import sys
 
+import torch
+
+import config as C
 import runs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -36,3 +39,13 @@ def run_here(module, args):
         sys.argv = argv
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def stirred(config, seed=1):
+    """The model with random weights everywhere: zero-initialised branches would hide what is behind them."""
+    torch.manual_seed(0)
+    model, g = C.build_model(config).eval(), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * 0.2)
+    return model

@@ -16,7 +16,7 @@ import text as X
 import train as T
 import unet
 import uvit
-from programs import TINY, program, run_here
+from programs import TINY, program, run_here, stirred
 
 SIZE, LENGTH, CHANNELS = (16, 16), 24, 16
 TEXT = ["--text-encoder", "bytes", "--text-channels", 16, "--text-length", 48, "--text-layers", 1]
@@ -38,16 +38,6 @@ KINDS = {"uvit": dict(), "unet": dict(model="unet"),
          "sr": dict(low_size=(8, 8)),
          "attention above": dict(channel_mult=(1, 1, 2), num_res_blocks=(1, 1), transformer_resolutions=(4,)),
          "not pooled": dict(text_pooled=False)}
-
-
-def stirred(config, seed=1):
-    """The model with random weights everywhere: zero-initialised branches would hide what is behind them."""
-    torch.manual_seed(0)
-    model, g = C.build_model(config).eval(), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=g) * 0.2)
-    return model
 
 
 def told(config, captions, **more):
