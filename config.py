@@ -107,6 +107,11 @@ class Config:
     workers: int = -1                    # processes that load images; -1 = choose
     precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16: autocast; auto: the faster, tried at the start
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on with CUDA
+    channels_last: Literal["auto", "on", "off"] = "auto"  # order of maps in memory; auto: on with CUDA
+    accumulate: int = 1                  # parts of each process's batch that go through the network one by one
+    recompute: bool = False              # keep no activations inside blocks; backward computes them again
+    shard: bool = False                  # weights, gradients, moments, averages split over the processes (shard.py)
+    if_unsaved: Literal["stop", "go-on"] = "stop"  # when a checkpoint cannot be written, as on a full disk
     log_every: int = 20                  # steps
     sample_every: int = 50_000           # steps; 0 = only at the end
     save_every: int = 10_000             # steps
@@ -225,6 +230,24 @@ def build_model(config):
         return model
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def rates(model, config):
+    """Parameters for the optimiser; those that read the text (text.py) as a group of their own, with a lower rate.
+
+    Before the network knows what to do with a word, the word is noise to it: at the full rate the layers that all words
+    share learn within a few hundred steps to be silent, and the letters are not found (benchmarks/README.md). A table
+    of classes has no such layers.
+    """
+    reading = {id(p) for module in model.modules() if isinstance(module, TextCondition) for p in module.parameters()}
+    groups = [[p for p in model.parameters() if (id(p) in reading) == slow] for slow in (False, True)]
+    return [dict(params=groups[0])] + ([dict(params=groups[1], share=config.text_lr)] if groups[1] else [])
+
+
+def make_optimizer(model, config):
+    """Adam, as appendix B has it, all of it in one kernel (fused)."""
+    return torch.optim.Adam(rates(model, config), lr=config.lr, betas=(config.beta1, config.beta2),
+                            eps=config.adam_eps, weight_decay=config.weight_decay, fused=True)
 
 
 # ------------------------------------------------------------------------------------------ presets
@@ -362,7 +385,7 @@ def override(config, **values):
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: want {right}")
 
     for name in ("scenes", "batch", "steps", "log_every", "save_every", "sample_steps", "base_channels", "emb_channels",
-                 "num_heads", "text_channels", "text_length"):
+                 "num_heads", "text_channels", "text_length", "accumulate"):
         want(getattr(config, name) >= 1, name, "1 or more")
     for name in ("multiscale", "warmup", "sample_every", "keep_every", "dropout_from_resolution",
                  "num_transformer_blocks", "weight_decay", "seed", "text_layers"):

@@ -33,7 +33,7 @@ import time
 
 import torch
 
-from config import Parser, build_model, make_low_schedule, make_schedules, numbers, override
+from config import Parser, build_model, make_low_schedule, make_optimizer, make_schedules, numbers, override
 from data import UserError, batches, open_run
 from nested_unet import pyramid
 from runs import (CHECKPOINT, Interrupt, Log, autocast, choose_device, choose_precision, cores, load_weights,
@@ -41,7 +41,7 @@ from runs import (CHECKPOINT, Interrupt, Log, autocast, choose_device, choose_pr
 from sample import NEVER_DROPPED, averaged_model, ddim_step, guide, seed_of
 from schedule import alpha_sigma_for, diffuse, v_from_x, x_from_v
 from text import Encoder
-from train import augmented, conditions, draw, draw_augmentation, rates
+from train import augmented, conditions, draw, draw_augmentation
 
 WEIGHTS = ("constant", "snr", "truncated_snr", "snr+1")
 
@@ -136,8 +136,7 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
     schedules, shapes = make_schedules(config), [(3, *size) for size in config.sizes]
     if config.low_size:
         shapes, low_schedule = shapes + [(3, *config.low_size)], make_low_schedule(config)
-    optimizer = torch.optim.Adam(rates(student, config), lr=config.lr, betas=(config.beta1, config.beta2),
-                                 eps=config.adam_eps, fused=True)
+    optimizer = make_optimizer(student, config)
     weights = numbers(config.level_weights, ":") or [1.0] * len(config.sizes)
     step, images, value, broken = 0, 0, math.nan, set()
     if state:
@@ -277,7 +276,8 @@ def main():
     out = os.path.normpath(args.out or run + ("-guided" if args.guided else "") + "-distilled")
     encoder = Encoder(config, device, cached=True) if config.text_encoder else None
     common = dict(lr=args.lr, distill_weight=args.weight, sampler="ddim", log_every=min(20, args.steps), save_every=100,
-                  keep_every=0, sample_every=0, precision=choose_precision(config.precision, device), compile="off")
+                  keep_every=0, sample_every=0, weight_decay=0.0,
+                  precision=choose_precision(config.precision, device), compile="off")
     todo, above = [], f"{run}, step {state['step']}"                      # [(folder, config, N), ...]
     for steps in [0] * args.guided + rounds:
         folder, own = os.path.join(out, str(steps or "guided")), dict(steps=args.steps, distilled_steps=steps)

@@ -1,11 +1,13 @@
 """The plumbing of a run: device, processes, folder, checkpoints, log, progress. Nothing here is from a paper.
 
-A run is a folder: config.json (resolved), log.csv (a row a logged step), loss.png, samples_*.png, checkpoint.pt.
+A run is a folder: config.json (resolved), log.csv (a row a logged step), loss.png, samples_*.png, checkpoint.pt and the
+one before it, previous.pt. (A sharded run has a folder `sharded` for these two: shard.py.)
 Kept apart so that train.py stays a page that can be read beside the paper.
 """
 import csv
 import dataclasses
 import datetime
+import errno
 import glob
 import json
 import math
@@ -15,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import zipfile
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ import torch.distributed as dist
 from config import Config, override
 from data import UserError
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, PREVIOUS, SHARDED = "checkpoint.pt", "previous.pt", "sharded"
 LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "seconds"]
 
 
@@ -41,12 +44,24 @@ def main_program(main):
     except UserError as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        # Another process of the run is gone: torchrun names it, and why; what is worth saying here is one line.
+        if not dist.is_initialized() or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        print(f"{program}: process {dist.get_rank()}: stopped, as another process of this run is gone "
+              f"({' '.join(str(error).split())[:160]})", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:                                               # `... | head` closed the pipe: not a mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"{program}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 class Interrupt:
@@ -115,7 +130,7 @@ def cores():
 
 
 def start_processes(device_name):
-    """(rank, world, device, why). Under torchrun joins the process group: nccl with CUDA, gloo otherwise."""
+    """(rank, world, device, why). Under torchrun joins the process group: gloo, and nccl for CUDA's tensors."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     device, why = choose_device(device_name)
     if world == 1:
@@ -129,36 +144,89 @@ def start_processes(device_name):
     elif device.type == "mps":
         raise UserError("torchrun needs cuda or cpu; mps runs one process")
     # The first process draws the samples while the others wait: longer than the usual ten minutes at the papers' size.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=3))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                            timeout=datetime.timedelta(hours=3))
     return dist.get_rank(), world, device, why
 
 
-def any_rank(flag, world, device):
-    """True on every process if it is True on one of them."""
+def any_rank(flag, world):
+    """True on every process if it is True on one of them. By gloo, between the hosts: no device waits for it."""
     if world == 1:
         return bool(flag)
-    flag = torch.tensor(float(flag), device=device)
+    flag = torch.tensor(float(flag))
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
 
 
+def broadcast(value, world):
+    """What the first process has, on every process."""
+    values = [value]
+    if world > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
 # ------------------------------------------------------------------------------------------ checkpoints
 
-def save_checkpoint(folder, model, ema, optimizer, step, images, config, examples=None):
-    """checkpoint.pt, whole or not at all: written under another name, flushed to the disk, renamed.
+def save_checkpoint(folder, model, ema, optimizer, step, images, config, examples=None, name=CHECKPOINT):
+    """checkpoint.pt, whole or not at all: written under another name, flushed to the disk, renamed. There is one at
+    every moment, and the one before it stays as previous.pt. Raises UserError if it cannot be written (a full disk).
 
     examples: how many the data has. With another number a resumed run would see another order.
     """
-    path = os.path.join(folder, CHECKPOINT)
+    path = os.path.join(folder, name)
     state = dict(model=model.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), step=step,
                  images=images, config=dataclasses.asdict(config), examples=examples)
-    with open(path + ".new", "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".new", path)
-    if config.keep_every and step % config.keep_every == 0:
-        shutil.copyfile(path, os.path.join(folder, f"checkpoint_{step:07d}.pt"))
+    try:
+        with open(path + ".new", "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if name == CHECKPOINT and os.path.exists(path):
+            keep(path, os.path.join(folder, PREVIOUS))
+        os.replace(path + ".new", path)
+        flush_folder(folder)
+        if config.keep_every and step % config.keep_every == 0:
+            keep(path, os.path.join(folder, f"checkpoint_{step:07d}.pt"))
+    except (OSError, RuntimeError) as error:                              # PyTorch's writer raises either
+        if os.path.exists(path + ".new"):
+            os.remove(path + ".new")
+        raise UserError(f"{path}: step {step} could not be saved: {reason_of(error)}") from None
+
+
+def reason_of(error):
+    """A line about an error of the disk. PyTorch's writer says that it could not end the file; why, is behind that."""
+    while isinstance(error, RuntimeError) and error.__context__:
+        error = error.__context__
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def keep(path, other):
+    """Another name for a file that will not change any more; a copy where there can be no second name."""
+    if os.path.exists(other + ".new"):
+        os.remove(other + ".new")
+    try:
+        os.link(path, other + ".new")
+    except OSError:
+        shutil.copyfile(path, other + ".new")
+        with open(other + ".new", "rb") as file:
+            os.fsync(file.fileno())
+    os.replace(other + ".new", other)
+
+
+def flush_folder(folder):
+    """The new names themselves are on the disk after this (POSIX)."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        os.fsync(number)
+        os.close(number)
+
+
+def sharded_steps(folder):
+    """The steps of the sharded checkpoints of a run, in order: shard.py has the rest."""
+    path = os.path.join(folder, SHARDED)
+    names = os.listdir(path) if os.path.isdir(path) else []
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def kept_checkpoints(folder):
@@ -166,17 +234,29 @@ def kept_checkpoints(folder):
     return sorted(map(os.path.basename, glob.glob(os.path.join(glob.escape(folder), "checkpoint_*.pt"))))
 
 
-def read_checkpoint(folder, name=CHECKPOINT):
-    """The dict of save_checkpoint with `config` as a Config. weights_only: a file from a stranger runs no code."""
+def has_checkpoint(folder):
+    return os.path.exists(os.path.join(folder, CHECKPOINT)) or bool(sharded_steps(folder))
+
+
+def read_checkpoint(folder, name=CHECKPOINT, old=False):
+    """The dict of save_checkpoint with `config` as a Config. weights_only: a file from a stranger runs no code; and the
+    checksums in it are looked at, or a flipped bit would be a weight like any other. old: even if a sharded is newer.
+    """
     path = os.path.join(folder, name)
     if not os.path.exists(folder):
         raise UserError(f"{folder}: no such run")
     if not os.path.isfile(path):
-        raise UserError(f"{folder}: not a run (it has no {name})")
+        sharded = f"; but a sharded one: python shard.py {folder}" * bool(sharded_steps(folder))
+        raise UserError(f"{folder}: not a run (it has no {name}{sharded})")
+    before = os.path.join(folder, PREVIOUS)
+    before = f"; {before} is the one before: renamed to {name} it takes its place" * (
+        name == CHECKPOINT and os.path.exists(before))
     try:
+        with zipfile.ZipFile(path) as file:
+            if wrong := file.testzip():
+                raise UserError(f"{path}: damaged ({wrong}){before}")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)       # read where it is used
-        state["config"] = override(Config(), **{k: tuple(v) if isinstance(v, list) else v
-                                                for k, v in state["config"].items()})
+        state["config"] = config_of(state["config"])
         missing = {"model", "ema", "optimizer", "step", "images"} - state.keys()
     except UserError:
         raise
@@ -184,16 +264,29 @@ def read_checkpoint(folder, name=CHECKPOINT):
         raise UserError(f"{path}: a checkpoint of another program ({error})") from None
     except Exception as error:                                            # a damaged file fails in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise UserError(f"{path}: damaged, or not a checkpoint ({reason})") from None
+        raise UserError(f"{path}: damaged, or not a checkpoint ({reason}){before}") from None
     if missing:
         raise UserError(f"{path}: a checkpoint of another program (it lacks {', '.join(sorted(missing))})")
+    if name == CHECKPOINT and not old and sharded_steps(folder) and sharded_steps(folder)[-1] > state["step"]:
+        raise UserError(f"{path} is of step {state['step']}, the sharded checkpoint beside it of "
+                        f"{sharded_steps(folder)[-1]}: python shard.py {folder} brings it up to date")
     return state
+
+
+def config_of(fields):
+    """The Config of a checkpoint's dict."""
+    return override(Config(), **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
 def load_weights(module, state, path):
     """load_state_dict of a model or an optimizer, but what does not fit is one line."""
     try:
         module.load_state_dict(state)
+        if isinstance(module, torch.optim.Optimizer):                     # moments in the weights' order in memory, as
+            for weight, moments in module.state.items():                  # the fused kernel takes them to be
+                for key, value in moments.items():
+                    if value.shape == weight.shape and value.stride() != weight.stride():
+                        moments[key] = torch.empty_like(weight).copy_(value)
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: a checkpoint of another model ({detail})") from None
@@ -201,13 +294,16 @@ def load_weights(module, state, path):
 
 # ------------------------------------------------------------------------------------------ folder, log, progress
 
-def new_folder(out, preset):
-    """The folder of a new run: as asked if it holds none yet, or the first free runs/PRESET, runs/PRESET-2, ..."""
+def new_folder(out, preset, again=False):
+    """The folder of a new run: as asked if it holds none yet, or the first free runs/PRESET, runs/PRESET-2, ...
+
+    again: one that holds a run which was killed before its first checkpoint will do.
+    """
     if out is None:
         out, number = os.path.join("runs", preset), 2
         while os.path.exists(out):
             out, number = os.path.join("runs", f"{preset}-{number}"), number + 1
-    elif os.path.exists(os.path.join(out, CHECKPOINT)) or os.path.exists(os.path.join(out, "log.csv")):
+    elif has_checkpoint(out) or (os.path.exists(os.path.join(out, "log.csv")) and not again):
         raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
     try:
         os.makedirs(out, exist_ok=True)
@@ -250,10 +346,13 @@ class Log:
         if first_step:  # drop what a killed run logged past its checkpoint
             rows = [r for r in self.rows() if int(r["step"]) <= first_step]
             self.seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
-        with open(self.path, "w", newline="") as file:
+        with open(self.path + ".new", "w", newline="") as file:           # never without a log, either
             writer = csv.DictWriter(file, LOG_COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self.path + ".new", self.path)
 
     def rows(self):
         if not os.path.exists(self.path):
@@ -265,9 +364,12 @@ class Log:
         if not self.active:
             return
         seconds = self.seconds_before + time.time() - self.start
-        with open(self.path, "a", newline="") as file:
-            csv.writer(file).writerow([step, images, f"{loss:.6g}", f"{grad_norm:.6g}", f"{lr:.6g}",
-                                       f"{images_per_s:.2f}", f"{seconds:.2f}"])
+        try:
+            with open(self.path, "a", newline="") as file:
+                csv.writer(file).writerow([step, images, f"{loss:.6g}", f"{grad_norm:.6g}", f"{lr:.6g}",
+                                           f"{images_per_s:.2f}", f"{seconds:.2f}"])
+        except OSError as error:                                          # a full disk: the run is worth more
+            self.say(f"{self.path}: {error.strerror}")
         pace = (time.time() - self.start) / max(1, step - self.first_step)
         left = int(pace * (self.config.steps - step))
         line = (f"step {step}/{self.config.steps}  loss {loss:.4f}  {images_per_s:.0f} images/s  "
@@ -298,5 +400,8 @@ class Log:
         axis.set(xlabel="step", ylabel=f"loss ({self.config.loss})", yscale="log")
         axis.grid(alpha=0.3, which="both")
         figure.tight_layout()
-        figure.savefig(os.path.join(self.folder, "loss.png"), dpi=110)
+        try:
+            figure.savefig(os.path.join(self.folder, "loss.png"), dpi=110)
+        except OSError as error:
+            self.say(f"loss.png: {error.strerror}")
         plt.close(figure)

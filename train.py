@@ -12,6 +12,7 @@ Read before: schedule.py, uvit.py or unet.py, text.py, config.py. Read after: sa
     python train.py --preset glyphs64_text               captions instead of classes
     python train.py --preset glyphs64_sr                 super-resolution 16 -> 64, the second stage of a cascade
     torchrun --nproc_per_node 8 train.py --preset ...    data parallel; the batch stays the preset's
+    torchrun --nproc_per_node 8 train.py --preset ... --shard     with weights, moments and averages split (shard.py)
 
 Everything random is a function of (seed, step, place in the batch): a resumed run is the same run, to the bit on a CPU,
 and two processes see the noise that one process would. Only dropout, and which images --mixed-ratio leaves without a
@@ -19,6 +20,7 @@ high level, depend on the process.
 
 Shapes: x, z, v, eps (B, 3, H, W); t, logsnr (B,).
 """
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -32,16 +34,19 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+import cost
+import shard
 from cascade import augment, downsample, super_resolution_loss
-from config import (PRESETS, Config, Parser, add_fields, build_model, make_low_schedule, make_schedule, make_schedules,
-                    numbers, override)
+from config import (PRESETS, Config, Parser, add_fields, build_model, make_low_schedule, make_optimizer, make_schedule,
+                    make_schedules, numbers, override)
 from data import BrokenImage, Glyphs, UserError, batches, open_run
 from nested_unet import check_inner, grow, mixed_rows, nested_loss, pyramid
-from runs import (Interrupt, Log, any_rank, autocast, choose_precision, cores, load_weights, main_program, new_folder,
-                  read_checkpoint, save_checkpoint, start_processes)
+from runs import (CHECKPOINT, SHARDED, Interrupt, Log, any_rank, autocast, broadcast, choose_precision, cores,
+                  has_checkpoint, load_weights, main_program, new_folder, read_checkpoint, save_checkpoint,
+                  sharded_steps, start_processes)
 from sample import class_sheet
 from schedule import diffuse, eps_from_v, v_from_x_eps
-from text import Encoder, TextCondition, check_moved
+from text import Encoder, check_moved
 
 
 # ------------------------------------------------------------------------------------------ the losses
@@ -83,6 +88,26 @@ def simple_loss(model, x, cond, t, eps, schedule, loss="eps_mse", multiscale=0):
     return prediction_loss(model(z, logsnr, cond), z, x, eps, logsnr, loss, multiscale)
 
 
+def make_loss(config, batch):
+    """loss_of(model, x, cond, t, [eps, ...]) -> scalar: the loss that this configuration trains with, `batch` at once.
+
+    A super-resolution model finds its low-res images in cond, low_res and aug_logsnr.
+    """
+    schedule, weights = make_schedule(config), numbers(config.level_weights, ":")
+    measure = functools.partial(prediction_loss, loss=config.loss, multiscale=config.multiscale)
+    rows = mixed_rows(numbers(config.mixed_ratio, ":"), batch) if config.mixed_ratio else None
+
+    def loss_of(model, x, cond, t, eps):
+        if config.outer_channels:
+            return nested_loss(model, pyramid(x, config.sizes), cond, t, eps, schedule, measure, weights, rows)
+        if config.low_size:
+            cond = dict(cond)
+            low_res, level = cond.pop("low_res"), cond.pop("aug_logsnr")
+            return super_resolution_loss(model, x, low_res, level, cond, t, eps[0], schedule, measure)
+        return simple_loss(model, x, cond, t, eps[0], schedule, config.loss, config.multiscale)
+    return loss_of
+
+
 # ------------------------------------------------------------------------------------------ pieces of the loop
 
 def draw(seed, step, places, shapes, device):
@@ -110,18 +135,6 @@ def draw_augmentation(seed, step, places, device):
     return torch.from_numpy(np.stack(uniform, 1)).to(device)
 
 
-def rates(model, config):
-    """Parameters for the optimiser; those that read the text (text.py) as a group of their own, with a lower rate.
-
-    Before the network knows what to do with a word, the word is noise to it: at the full rate the layers that all words
-    share learn within a few hundred steps to be silent, and the letters are not found (benchmarks/README.md). A table
-    of classes has no such layers.
-    """
-    reading = {id(p) for module in model.modules() if isinstance(module, TextCondition) for p in module.parameters()}
-    groups = [[p for p in model.parameters() if (id(p) in reading) == slow] for slow in (False, True)]
-    return [dict(params=groups[0])] + ([dict(params=groups[1], share=config.text_lr)] if groups[1] else [])
-
-
 def conditions(config, batch, hidden, encoder=None):
     """What the model is told of a batch: captions or labels, dropped where `hidden` (B,), and the portrait flag."""
     if encoder:
@@ -144,6 +157,11 @@ def augmented(config, x, noise, low_schedule, uniform):
                    (config.blur_low, config.blur_high))
 
 
+def waits(device):
+    """Is the host done with a step only when the device is? Looking at a number then costs nothing."""
+    return device.type == "cpu"
+
+
 @torch.no_grad()
 def update_ema(ema, model, decay, step):
     """ema <- decay ema + (1 - decay) model, after the optimiser's step.
@@ -154,36 +172,12 @@ def update_ema(ema, model, decay, step):
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
-def describe(config):
-    """Parameters, FLOPs and activation bytes of one image, counted on the meta device (no memory, no data)."""
-    from torch.utils.flop_counter import FlopCounterMode
-    with torch.device("meta"):
-        model = build_model(config)
-        z, logsnr = [torch.zeros(1, 3, *size) for size in config.sizes], [torch.zeros(1) for _ in config.sizes]
-    saved, held = {}, []                                                  # storage -> bytes: views count once
-
-    def keep(tensor):                                                     # what backward will need
-        held.append(tensor)                                               # held, so that no address is used again
-        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        cond = {"low_res": torch.zeros(1, 3, *config.low_size, device="meta")} if config.low_size else {}
-        if config.text_encoder:
-            shape = (1, config.text_length) + (() if config.text_encoder == "bytes" else (config.text_channels,))
-            cond["text"] = torch.zeros(shape, device="meta", dtype=torch.float if len(shape) == 3 else torch.long)
-            cond["text_mask"] = torch.ones(shape[:2], device="meta", dtype=torch.bool)
-        model(z, logsnr, cond) if config.outer_channels else model(z[0], logsnr[0], cond)
-    for parameter in model.parameters():                                  # weights apart
-        saved.pop(parameter.untyped_storage()._cdata, None)
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops(), sum(saved.values())
-
-
 # ------------------------------------------------------------------------------------------ the program
 
 # What may change without making it another run.
 ON_RESUME = ("steps", "log_every", "sample_every", "save_every", "keep_every", "workers", "sampler", "sample_steps",
-             "guidance", "noise_param", "clip_x", "compile", "text_encoder")
+             "guidance", "noise_param", "clip_x", "compile", "text_encoder", "channels_last", "accumulate", "recompute",
+             "shard", "if_unsaved")
 
 
 SET_ELSEWHERE = ("num_classes", "class_names", "examples", "distilled_from", "distilled_steps", "distill_weight",
@@ -195,23 +189,37 @@ def parse():
     parser.add_argument("--preset", help="named settings: " + ", ".join(PRESETS) + " (default glyphs64)")
     parser.add_argument("--out", help="folder of the run (default runs/PRESET)")
     parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+    parser.add_argument("--auto-resume", action="store_true", help="with --out: go on with the run there, or begin "
+                        "it if there is none: for jobs that are started again")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     parser.add_argument("--dry-run", action="store_true", help="print settings, size and cost; train nothing")
+    parser.add_argument("--world-size", type=int, metavar="N", help="of --dry-run: the cost of each of N processes")
     add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in SET_ELSEWHERE])
     args = parser.parse_args()
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     for option in ("resume", "preset", "out", "grow_from"):               # an empty variable of a script starts nothing
         if getattr(args, option, None) == "":
             raise UserError(f"--{option.replace('_', '-')} is empty")
-    if args.resume and (args.preset or args.out):
-        raise UserError("--resume goes on with a run as it is: without --preset and --out")
+    if args.resume and (args.preset or args.out or args.auto_resume):
+        raise UserError("--resume goes on with a run as it is: without --preset, --out and --auto-resume")
+    if args.auto_resume and not args.out:
+        raise UserError("--auto-resume: say with --out which run that is")
+    if args.world_size is not None and (args.world_size < 1 or not args.dry_run):
+        raise UserError(f"--world-size {args.world_size}: want 1 or more, and --dry-run (torchrun decides otherwise)")
     return args, given
 
 
 def configure(args, given):
     """(config, checkpoint or None)."""
+    if args.auto_resume and has_checkpoint(args.out):
+        args.resume = args.out
     if args.resume:
-        state = read_checkpoint(args.resume)
+        pieces, plain = sharded_steps(args.resume), os.path.exists(os.path.join(args.resume, CHECKPOINT))
+        state = read_checkpoint(args.resume, old=True) if plain or not pieces else None
+        if pieces and (state is None or pieces[-1] > state["step"]):      # the newer one
+            state = shard.newest(args.resume)
+        if given.get("precision") == "auto":                              # was decided
+            del given["precision"]
         if state["config"].distilled_from:
             raise UserError(f"--resume {args.resume}: was distilled; distill.py goes on with it")
         new = override(state["config"], **given)
@@ -297,14 +305,7 @@ def dry_run(config, device, why, world):
     for field in dataclasses.fields(config):
         if field.name not in ("class_names", "examples"):
             print(f"{field.name:24s} {getattr(config, field.name)}")
-    parameters, flops, activations = describe(config)
-    gib = 2 ** 30
-    print(f"\nparameters               {parameters:,}")
-    print(f"forward pass, one image  {flops / 1e9:,.2f} GFLOP (multiply and add counted as two)")
-    print(f"training step            {3 * flops * config.batch / 1e12:,.3f} TFLOP (backward counted as two forwards)")
-    print(f"memory of the weights    {5 * 4 * parameters / gib:,.2f} GiB (float32: weight, gradient, 2 moments, EMA)")
-    print(f"memory of activations    {activations / gib:,.3f} GiB an image in float32, "
-          f"{activations * config.batch / world / gib:,.2f} GiB a process")
+    cost.report(config, world)
 
 
 def resolve(config, state, args, device, world):
@@ -313,13 +314,21 @@ def resolve(config, state, args, device, world):
         raise UserError(f"--preset {args.preset or 'glyphs64'}: say which folder of images to train on with --data")
     with torch.device("meta"):
         build_model(config)                                               # sizes that do not fit: known before any work
-    if config.batch % world:
-        raise UserError(f"--batch {config.batch}: does not divide over {world} processes")
+    each = args.world_size or world
+    if config.batch % (each * config.accumulate):
+        raise UserError(f"--batch {config.batch}: does not divide over {each} processes"
+                        + f" and {config.accumulate} parts (--accumulate)" * (config.accumulate > 1))
     if config.mixed_ratio:
         try:
-            mixed_rows(numbers(config.mixed_ratio, ":"), config.batch // world)
+            mixed_rows(numbers(config.mixed_ratio, ":"), config.batch // each // config.accumulate)
         except ValueError as error:
-            raise UserError(f"--mixed-ratio: {error}, over {world} processes") from None
+            raise UserError(f"--mixed-ratio: {error}, over {each} processes") from None
+    if config.shard and config.keep_every:
+        raise UserError("--keep-every: a sharded run keeps its last two checkpoints, no more")
+    if config.shard and config.if_unsaved == "go-on":
+        raise UserError("--if-unsaved go-on: not with --shard; a sharded run stops when it cannot be saved")
+    if config.shard and config.channels_last == "on":
+        raise UserError("--channels-last on: not with --shard, whose pieces are in the usual order")
     source = open_run(config) if config.data else None
     if config.withhold and source and not isinstance(source, Glyphs):
         if getattr(args, "withhold", False):
@@ -340,10 +349,8 @@ def resolve(config, state, args, device, world):
     if state and state.get("examples") not in (None, len(source)):        # None: a checkpoint of before
         raise UserError(f"--resume {args.resume}: {config.data} had {state['examples']:,} examples and now has "
                         f"{len(source):,}; their order would be another")
-    precision = [choose_precision(config.precision, device)]
-    if world > 1:
-        dist.broadcast_object_list(precision)                             # the first process decides for all
-    return dataclasses.replace(config, precision=precision[0]), source
+    precision = choose_precision(config.precision, device)
+    return dataclasses.replace(config, precision=broadcast(precision, world)), source           # for all alike
 
 
 def main():
@@ -359,69 +366,104 @@ def main():
     # Decided here and not kept: the run may go on elsewhere.
     workers = config.workers if config.workers >= 0 else max(1, min(8, cores() // (2 * world)))
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    split = config.shard and world > 1                                    # a single process has all pieces
+    channels_last = not split and config.channels_last == "on" or (
+        not split and config.channels_last == "auto" and device.type == "cuda")
     if args.dry_run:
-        here = dataclasses.replace(config, workers=workers, compile="on" if compiled else "off")
-        return dry_run(here, device, why, world) if rank == 0 else None
-    folder = args.resume or (new_folder(args.out, args.preset or "glyphs64") if rank == 0 else "")
+        here = dataclasses.replace(config, workers=workers, compile="on" if compiled else "off",
+                                   channels_last="on" if channels_last else "off")
+        return dry_run(here, device, why, args.world_size or world) if rank == 0 else None
+    if broadcast(begun := state["step"] if state else 0, world) != begun:
+        raise UserError(f"{args.resume or args.out}: process {rank} finds step {begun} there, the first another: do they "
+                        "see the same folder?")
+    folder = args.resume or (new_folder(args.out, args.preset or "glyphs64", args.auto_resume) if rank == 0 else "")
+    folder = broadcast(folder, world)
     interrupt = Interrupt()
 
     # ---- model, averaged model, optimiser
     torch.manual_seed(config.seed)                                        # the same weights on every process
-    with device:
+    # To be split, it is whole on the first process alone, in the machine's memory.
+    with torch.device(("meta" if rank else "cpu") if split else device):
         model = build_model(config)
-    ema = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.Adam(rates(model, config), lr=config.lr, betas=(config.beta1, config.beta2),
-                                 eps=config.adam_eps, weight_decay=config.weight_decay, fused=True)
+    model = model.to(memory_format=torch.channels_last) if channels_last else model
+    ema, optimizer = copy.deepcopy(model).eval().requires_grad_(False), None
     step = images = 0
-    if inner:                                                             # the lower levels begin where that run ended
-        grow(model, inner["model"])
-        grow(ema, inner["ema"])                                           # soon forgotten: the average starts anew
+    if rank == 0 or not split:
+        optimizer = make_optimizer(model, config)
+        if inner:                                                         # the lower levels begin where that run ended
+            grow(model, inner["model"])
+            grow(ema, inner["ema"])                                       # soon forgotten: the average starts anew
+        if state and "model" in state:
+            load_weights(model, state["model"], args.resume)
+            load_weights(ema, state["ema"], args.resume)
+            load_weights(optimizer, state["optimizer"], args.resume)
+    if split:
+        model, ema, optimizer = shard.split(model, ema, optimizer, state and "model" in state, config, device, compiled)
+    if state and "model" not in state:
+        shard.load(state, model, ema, optimizer)
     if state:
-        load_weights(model, state["model"], args.resume)
-        load_weights(ema, state["ema"], args.resume)
-        load_weights(optimizer, state["optimizer"], args.resume)
         step, images = state["step"], state["images"]
     last_saved = f"the checkpoint of step {step} is in {folder}" if state else "no checkpoint was written yet"
     state = inner = None                                                  # copied by now: not held twice
+    if config.recompute:
+        shard.recompute(model)
     # `handle` trains, `model` is saved, averaged and sampled: its keys know nothing of compile or DDP.
-    handle = torch.compile(model) if compiled else model
-    if world > 1:
-        handle = torch.nn.parallel.DistributedDataParallel(handle)
+    handle = torch.compile(model) if compiled and not split else model
+    if world > 1 and not split:
+        handle = torch.nn.parallel.DistributedDataParallel(handle, gradient_as_bucket_view=True)
+        torch._dynamo.config.optimize_ddp = not config.recompute          # it cannot cut the graph within such blocks
 
-    schedule, shapes = make_schedule(config), [(3, *size) for size in config.sizes]
+    shapes = [(3, *size) for size in config.sizes]
     if config.low_size:
         shapes, low_schedule = shapes + [(3, *config.low_size)], make_low_schedule(config)
-    measure = functools.partial(prediction_loss, loss=config.loss, multiscale=config.multiscale)
-    share, weights = config.batch // world, numbers(config.level_weights, ":")
-    rows = mixed_rows(numbers(config.mixed_ratio, ":"), share) if config.mixed_ratio else None   # of each process's
+    share = config.batch // world
+    parts = [slice(i, i + share // config.accumulate) for i in range(0, share, share // config.accumulate)]
+    loss_of = make_loss(config, share // config.accumulate)
     places = range(rank * share, (rank + 1) * share)                      # of the global batch, this process's
     log = Log(folder, config, active=rank == 0, first_step=step)
     log.say(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters, {config.size[0]}x{config.size[1]}, "
             f"{len(source):,} examples, {len(source.classes)} classes; {world} x {device.type} ({why}), "
-            f"{config.precision}" + (f"; from step {step}" if step else ""))
+            f"{config.precision}" + ", sharded" * split + (f"; from step {step}" if step else ""))
     for path, reason in getattr(source, "skipped", []):
         log.say(f"skipped {path}: {reason}")
     broken = set(getattr(source, "skipped", []))
 
-    def save():
-        if rank == 0:
-            save_checkpoint(folder, model, ema, optimizer, step, images, config, len(source))
-            log.draw()
-        if world > 1:
-            dist.barrier()                                                # nobody leaves while the first one writes
+    def save(failed=False):
+        """Was it saved? Raises UserError if not and the run is to stop for it."""
+        saved = True
+        try:
+            if config.shard:
+                shard.save(folder, model, ema, optimizer, step, images, config, len(source), "failed" * failed)
+            elif rank == 0:
+                save_checkpoint(folder, model, ema, optimizer, step, images, config, len(source),
+                                "failed.pt" if failed else CHECKPOINT)
+        except UserError as error:
+            if config.if_unsaved == "stop" or stop or step == config.steps:
+                raise
+            print(f"\n{error}; going on", file=sys.stderr)
+            saved = False
+        log.draw()
+        return broadcast(saved, world)                                    # nobody leaves while the first one writes
 
     def draw_samples():
-        if rank == 0:
+        if rank == 0 or split:                                            # split, it takes all to draw
             many = 4 if step == config.steps else 2
             lying = open_run(config, portrait=False)                      # the sheets show none that stand upright
             low_res = functools.partial(real_low_res, lying, config) if config.low_size else None
             sheet = class_sheet(ema, config, device, config.precision, many, config.seed, low_res, encoder=encoder)
-            sheet.save(os.path.join(folder, f"samples_{step:07d}.png"))
+            if split:
+                ema.reshard()                                             # after a backward pass it would do so itself
+            if rank == 0:
+                try:
+                    sheet.save(os.path.join(folder, f"samples_{step:07d}.png"))
+                except OSError as error:                                  # a full disk: the run is worth more
+                    log.say(f"samples_{step:07d}.png: {error.strerror}")
 
     # ---- the loop
     stream = batches(source, config.batch, config.seed, step, rank, world, workers, config.flip)
     model.train()
-    since, since_step = time.time(), step
+    since, since_step, stop = time.time(), step, False
+    failed_at = torch.full((), -1, device=device)                         # the first step that was not finite
     while step < config.steps:
         batch = next(stream)
         for message in batch["broken"]:
@@ -431,46 +473,56 @@ def main():
         if batch["image"] is None:
             raise UserError(f"--data {config.data}: no image left that can be read ({len(broken)} skipped)")
         x = batch["image"].to(device, non_blocking=True)                  # (B, 3, H, W)
+        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
         t, eps, u = draw(config.seed, step, places, shapes, device)
         cond = conditions(config, batch, u < config.cond_drop, encoder)
+        if config.low_size:                                               # in float32: it is data, not network
+            uniform = draw_augmentation(config.seed, step, places, device)
+            cond["low_res"], cond["aug_logsnr"] = augmented(config, x, eps[1], low_schedule, uniform)
         torch.manual_seed(config.seed * 1_000_003 + step * world + rank)  # for dropout: no state to be saved
 
         lr = config.lr * min(1, (step + 1) / max(1, config.warmup))
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("share", 1)
-        if config.low_size:                                               # in float32: it is data, not network
-            uniform = draw_augmentation(config.seed, step, places, device)
-            low_res, level = augmented(config, x, eps[1], low_schedule, uniform)
-        with autocast(config.precision, device):
-            if config.outer_channels:
-                loss = nested_loss(handle, pyramid(x, config.sizes), cond, t, eps, schedule, measure, weights, rows)
-            elif config.low_size:
-                loss = super_resolution_loss(handle, x, low_res, level, cond, t, eps[0], schedule, measure)
-            else:
-                loss = simple_loss(handle, x, cond, t, eps[0], schedule, config.loss, config.multiscale)
-        loss.backward()
+        value = 0.0
+        for part in parts:                                                # their gradients add up
+            # DDP's processes meet once, at the end. (Split, they meet each time: whole gradients would not fit.)
+            alone = handle.no_sync if part is not parts[-1] and hasattr(handle, "no_sync") else contextlib.nullcontext
+            with alone(), autocast(config.precision, device):
+                loss = loss_of(handle, x[part], {key: value[part] for key, value in cond.items()}, t[part],
+                               [level[part] for level in eps]) / len(parts)
+            loss.backward()
+            value = value + loss.detach()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        if not torch.isfinite(grad_norm + loss.detach()):
-            print(f"\nstep {step}: loss {loss.item():g}, gradient norm {grad_norm.item():g}: not finite; stopped, "
-                  f"{last_saved}", file=sys.stderr)
-            return 1
+        grad_norm = grad_norm.full_tensor() if split else grad_norm
+        # From the first gradient on that is not finite the optimiser does nothing (as torch.amp's scaler has it), so
+        # the weights stay as they were. The host looks when it must wait anyway: nothing here waits for the device.
+        failed_at = torch.where((failed_at < 0) & ~torch.isfinite(grad_norm), step, failed_at)
+        optimizer.found_inf = (failed_at >= 0).float()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        update_ema(ema, model, config.ema, step)                          # after the step, or it lags by one
         step, images = step + 1, images + config.batch
 
+        stop = any_rank(interrupt.signal is not None, world)
+        due = (step % config.save_every == 0 or (config.keep_every and step % config.keep_every == 0)
+               or step == config.steps or stop)
+        if (waits(device) or due or step % config.log_every == 0) and failed_at >= 0:
+            step, images = failed_at.item(), failed_at.item() * config.batch
+            if rank == 0:
+                kept = os.path.join(SHARDED, "failed") if config.shard else "failed.pt"
+                print(f"\nstep {step}: the gradient is not finite; stopped, {last_saved}; the weights before this step "
+                      f"go to {os.path.join(folder, kept)}", file=sys.stderr)
+            save(failed=True)
+            return 1
+        update_ema(ema, model, config.ema, step - 1)                      # after the step, or it lags by one
         if step % config.log_every == 0 or step == config.steps:
-            value = loss.detach()
             if world > 1:
-                dist.all_reduce(value, dist.ReduceOp.AVG if device.type == "cuda" else dist.ReduceOp.SUM)
-                value = value if device.type == "cuda" else value / world
+                dist.all_reduce(value)
+                value = value / world
             pace = (step - since_step) * config.batch / (time.time() - since)
             log.step(step, images, value.item(), grad_norm.item(), lr, pace)
             since, since_step = time.time(), step
-        stop = any_rank(interrupt.signal is not None, world, device)
-        if (step % config.save_every == 0 or (config.keep_every and step % config.keep_every == 0)
-                or step == config.steps or stop):
-            save()
+        if due and save():
             last_saved = f"the checkpoint of step {step} is in {folder}"
         if stop:
             log.say(f"stopped at step {step}; go on with: python train.py --resume {folder}")
@@ -480,8 +532,8 @@ def main():
             since, since_step = time.time(), step
     draw_samples()
     counted = f"; {len(broken)} files skipped" if broken else ""
-    log.say(f"done: {folder}/samples_{step:07d}.png, loss.png, checkpoint.pt{counted}")
-    log.say(f"draw more with: python sample.py {folder}")
+    log.say(f"done: {folder}/samples_{step:07d}.png, loss.png, {SHARDED if config.shard else CHECKPOINT}{counted}")
+    log.say("draw more with: " + f"python shard.py {folder}, then " * config.shard + f"python sample.py {folder}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "benchmarks")]
 import torch
 
 import evaluate
-import step_time
+import speed
 from config import PRESETS
 from features import Yardstick
 from runs import choose_device, choose_precision, kept_checkpoints, read_checkpoint
@@ -41,33 +41,7 @@ FIRST = 0.25                                                              # of t
 
 def make_step(preset):
     device, _ = choose_device()
-    return step_time.make_step(PRESETS[preset], device, choose_precision("auto", device))
-
-
-def peak_memory():
-    """Bytes at most in use since the last call of `forget_peak`: of the CUDA device, or of this process (Linux)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    with open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-
-
-def forget_peak():
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-
-
-def memory_of(preset):
-    """Bytes that a few training steps add, measured in a process of its own."""
-    code = ("import sys; sys.path[:0] = sys.argv[2:]; import equal_time as e\n"
-            "e.forget_peak(); before = e.peak_memory(); step = e.make_step(sys.argv[1])\n"
-            "for _ in range(3): step()\nprint(e.peak_memory() - before)")
-    done = subprocess.run([sys.executable, "-c", code, preset, os.path.join(ROOT, "benchmarks"), ROOT],
-                          capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    return speed.make_step(PRESETS[preset], device, choose_precision("auto", device))[0]
 
 
 def cost(args):
@@ -77,7 +51,8 @@ def cost(args):
         for preset, step in steps.items():
             seconds = step()
             best[preset] = min(best.get(preset, 1e9), seconds) if turn else 1e9
-    memory = {preset: memory_of(preset) for preset in presets}
+    precision = choose_precision("auto", choose_device()[0])
+    memory = {preset: speed.memory_of(PRESETS[preset], precision) for preset in presets}
     print("a training step, batch 16      ms    of glyphs16     MiB    of glyphs16")
     for preset in presets:
         print(f"{preset:24s} {1e3 * best[preset]:8.0f} {best[preset] / best['glyphs16']:12.2f} "

@@ -7,9 +7,12 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import config as C
+import cost
 import schedule as S
 import unet
 import uvit
+from programs import stirred
+from train import make_loss
 
 
 def small_unet(**kw):
@@ -328,3 +331,25 @@ def test_matryoshka_presets_are_the_released_ones():
                   for level in model.down]
         assert layers == [[0, 0], [1, 1], [5, 5]]
     assert p["mdm1024"].level_weights == "16:4:1" and p["mdm256"].level_power == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset, change", [
+    ("glyphs64", {}), ("glyphs64_unet", {}), ("glyphs64_nested", {}), ("glyphs64_sr", {}), ("glyphs64_text", {}),
+    ("glyphs64", dict(portrait=True, size=(32, 64), guidance_max=5.0)),
+    ("glyphs64", dict(transformer_resolutions=(32,), patching="none", num_res_blocks=(1, 1)))])
+def test_each_model_is_one_graph(preset, change):
+    """For torch.compile, forward and loss. Kills: a branch on a tensor's value, .item(), printing: each breaks the
+    graph in two. And what was compiled says the same."""
+    config = C.override(C.PRESETS[preset], base_channels=8, emb_channels=16, num_heads=2, text_channels=16, **change)
+    model, batch = stirred(config), 2
+    g = torch.Generator().manual_seed(0)
+    z = [torch.randn(batch, 3, *size, generator=g) for size in config.sizes]
+    cond = cost.conditions_of(config, batch) | {"aug_logsnr": torch.zeros(batch), "portrait": torch.ones(batch).long(),
+                                                "guidance": torch.full((batch,), 2.0)}
+    if not config.text_encoder:
+        cond["label"] = torch.tensor([1, -1])
+    loss_of, eps, t = make_loss(config, batch), [torch.randn_like(level) for level in z], torch.rand(batch, generator=g)
+    torch._dynamo.reset()
+    whole = torch.compile(lambda *args: loss_of(model, *args), fullgraph=True, backend="eager")
+    assert_close(whole(z[0], cond, t, eps), loss_of(model, z[0], cond, t, eps))

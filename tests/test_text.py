@@ -174,11 +174,11 @@ def test_what_reads_the_text_learns_at_its_own_rate(run_folder):
     """Kills: the share forgotten at the first step, by the warm-up; layers that are in no group, or in both."""
     config = settings()
     model = C.build_model(config)
-    groups = T.rates(model, config)
+    groups = C.rates(model, config)
     assert [group.get("share") for group in groups] == [None, 0.1]
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     assert {id(p) for p in groups[1]["params"]} == {id(p) for p in model.embed.text.parameters()}
-    assert len(T.rates(C.build_model(C.PRESETS["glyphs16"]), config)) == 1                      # no text: as ever
+    assert len(C.rates(C.build_model(C.PRESETS["glyphs16"]), config)) == 1                      # no text: as ever
     state = torch.load(run_folder / "checkpoint.pt", weights_only=True)
     rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
     assert rates == pytest.approx([4e-5, 4e-6])                           # step 4 of a warm-up of 100 to 1e-3

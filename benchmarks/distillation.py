@@ -1,0 +1,191 @@
+"""From 256 steps to 1: teacher and students by distance, read rate and seconds an image; and the latency of a student.
+
+Paper: simple diffusion, section 5 and figure 9 (an image in 0.42 s at 16 steps, eight in 2.00 s, on a TPUv4).
+
+    python benchmarks/distillation.py train runs/glyphs64          both ladders down to one step; goes on if interrupted
+    python benchmarks/distillation.py judge runs/glyphs64 [--n 360]
+                                     -> results/distillation.json, figures/distillation.png, distillation_samples.png
+    python benchmarks/distillation.py latency [--preset imagenet512_uvit] [--compile]
+                                     -> results/distillation_latency_PRESET_DEVICE.json
+
+judge: the teacher by DDPM and DDIM without guidance beside the progressive student, and at w = 2 beside the guided one,
+which needs half the calls. All rows draw the same labels from the same seeds. Times are taken after everything else is
+drawn, the rows in turns, the least of --turns; --n samples themselves are kept with the runs.
+
+latency: of a guided student with random weights, which say nothing of quality, only of time.
+"""
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import torch
+
+import evaluate
+from config import PRESETS, build_model, override
+from data import UserError
+from features import Yardstick
+from runs import choose_device, choose_precision, main_program, read_checkpoint
+from sample import averaged_model, grid, sample_run
+
+STEPS = (256, 64, 16, 8, 4, 2, 1)
+# (what, w, sampler, ladder): the students of a ladder are in RUN + ladder, the teacher has none
+SETS = [("teacher, DDPM", 1, "ddpm", None), ("teacher, DDIM", 1, "ddim", None), ("student", 1, "ddim", "-distilled"),
+        ("teacher, DDPM", 2, "ddpm", None), ("teacher, DDIM", 2, "ddim", None),
+        ("guided student", 2, "ddim", "-guided-distilled")]
+
+
+def train(args):
+    for options in ([], ["--guided"]):
+        subprocess.run([sys.executable, os.path.join(ROOT, "distill.py"), args.run, "--to", "1", *options], check=True)
+
+
+def rows_of(run):
+    """[(what, w, N, folder, sampler), ...]. The guided ladder begins with a student of 256 steps, the other below."""
+    rows = []
+    for what, w, sampler, ladder in SETS:
+        for steps in STEPS:
+            name = str(steps) if steps < STEPS[0] else "guided" if w > 1 else None
+            if ladder is None or name:
+                rows.append((what, w, steps, run if ladder is None else os.path.join(run + ladder, name), sampler))
+    return rows
+
+
+def opened(folder, device, **setting):
+    """(model, config) of a run, sampled with this setting."""
+    state = read_checkpoint(folder)
+    return averaged_model(state, folder, device), override(state["config"], **setting)
+
+
+def seconds_an_image(model, config, device, batch):
+    start = time.perf_counter()
+    sample_run(model, config, [0] * batch, range(batch), device,
+               choose_precision(config.precision, device))
+    return (time.perf_counter() - start) / batch
+
+
+def judge(args):
+    device, _ = choose_device()
+    run = os.path.normpath(args.run)
+    teacher = read_checkpoint(run)
+    options = argparse.Namespace(n=args.n, first_seed=0, handoff=None, s=0.0)
+    yardstick = Yardstick(os.path.dirname(os.path.abspath(run)), teacher["config"], args.n, device=device)
+    rows, sheets, models = [], {}, []
+    for what, w, steps, folder, sampler in rows_of(run):
+        model, config = opened(folder, device, sample_steps=steps, sampler=sampler, guidance=w)
+        figures, _, images, labels = evaluate.measure(folder, model, config, options, yardstick, device, ("fd", "read"))
+        rows.append(dict(what=what, w=w, steps=steps, calls=steps * config.calls, **figures))
+        sheets[what, w, steps] = images
+        models.append((model, config))
+        print(f"{what:15s} w {w}  {steps:4d} steps  {rows[-1]['calls']:4d} calls  FD {figures['fd_held_out']:6.2f} ± "
+              f"{figures['fd_held_out_pm']:.2f}  read {figures['read_rate']:.1%}", flush=True)
+    for turn in range(args.turns):
+        for row, (model, config) in zip(rows, models):
+            for key, batch in (("seconds_an_image", 16), ("seconds_of_one", 1)):
+                row[key] = min(row.get(key, 1e9), seconds_an_image(model, config, device, batch))
+    slow = next(row for row in rows if (row["what"], row["w"], row["steps"]) == ("teacher, DDIM", 2, STEPS[0]))
+    for row in rows:
+        row["times_as_fast"] = slow["seconds_an_image"] / row["seconds_an_image"]
+        print(f"{row['what']:15s} w {row['w']}  {row['steps']:4d} steps  {row['seconds_an_image']:8.4f} s an image, "
+              f"{row['times_as_fast']:7.1f} times as fast as the guided teacher  (alone {row['seconds_of_one']:.4f} s)")
+    save("distillation.json", device, n=args.n, seed_of_training=teacher["config"].seed, seed_of_samples=0,
+         batch_of_times=16, rows=rows)
+    draw(rows)
+    draw_samples(sheets, labels)
+
+
+def save(name, device, **what):
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {device}"
+    if device.type == "cuda":
+        machine += f" ({torch.cuda.get_device_name(device)})"
+    with open(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
+        json.dump(dict(command=" ".join(["python", "benchmarks/distillation.py", *sys.argv[1:]]),
+                       commit=commit.stdout.strip(), torch=torch.__version__, machine=machine, **what), file, indent=1)
+
+
+def draw(rows):
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
+    for what, w, _, ladder in SETS:
+        chosen = [row for row in rows if (row["what"], row["w"]) == (what, w)]
+        color = "C2" if ladder else "C0" if "DDIM" in what else "C1"
+        style = ("o-" if w > 1 else "o:") if ladder else ("s-" if w > 1 else "s:")
+        for axis, key, scale in zip(axes, ("read_rate", "fd_held_out"), (100, 1)):
+            axis.errorbar([row["calls"] for row in chosen], [scale * row[key] for row in chosen],
+                          [scale * row[key + "_pm"] for row in chosen], fmt=style, color=color, markersize=3.5,
+                          capsize=2, linewidth=1.2, label=f"{what}, " + ("no guidance" if w == 1 else f"w = {w}"))
+    for axis, label in zip(axes, ("read rate, %", "Fréchet distance to held-out scenes")):
+        axis.set(xscale="log", xlabel="network calls an image", ylabel=label)
+        axis.set_xticks([2 ** k for k in range(10)])
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(os.path.join(ROOT, "figures", "distillation.png"), dpi=110)
+
+
+def draw_samples(sheets, labels, many=16):
+    """The same labels and seeds by teacher and student at w = 2, row by row."""
+    shown = [("teacher, DDIM", 256), ("teacher, DDIM", 4), ("teacher, DDIM", 1), ("guided student", 16),
+             ("guided student", 4), ("guided student", 1)]
+    at = torch.linspace(0, len(labels) - 1, many).long()
+    images = torch.cat([sheets[what, 2, steps][at] for what, steps in shown]).permute(0, 3, 1, 2) / 127.5 - 1
+    names = [f"{what.split()[-1] if 'student' in what else what}: {steps}" for what, steps in shown]
+    grid(images, many, names).save(os.path.join(ROOT, "figures", "distillation_samples.png"))
+
+
+def latency(args):
+    """Milliseconds for one image and for eight, at 1 to 16 steps, by the loop of sample.py; on CUDA weights in bf16."""
+    device, _ = choose_device()
+    config = override(PRESETS[args.preset], guidance_max=5.0, guidance=2.0, sampler="ddim")
+    if not config.num_classes or config.low_size:
+        raise UserError(f"--preset {args.preset}: want one with classes, which samples by itself")
+    torch.manual_seed(0)
+    with device:
+        model = build_model(config).eval().requires_grad_(False)
+    precision = choose_precision(config.precision, device)
+    if device.type == "cuda":                                             # read once a call, in half the bytes
+        model = model.to(torch.bfloat16)
+    handle = torch.compile(model, mode="reduce-overhead") if args.compile else model
+    bytes_read = sum(p.numel() * p.element_size() for p in model.parameters())
+    print(f"{args.preset}: {sum(p.numel() for p in model.parameters()):,} parameters, random; "
+          f"{bytes_read / 2 ** 30:.2f} GiB of weights a call; {precision} on {device}")
+    rows = []
+    for batch in (1, 8):
+        for steps in (1, 4, 8, 16):
+            setting, times = override(config, sample_steps=steps), []
+            for _ in range(args.turns + 1):
+                times.append(seconds_an_image(handle, setting, device, batch) * batch)          # ends on the CPU
+            rows.append(dict(images=batch, steps=steps, ms=1e3 * min(times[1:])))
+            paper = {(1, 16): 420, (8, 16): 2000}.get((batch, steps))
+            print(f"{batch} image{'s' * (batch > 1)}, {steps:2d} steps: {rows[-1]['ms']:9.1f} ms" + (
+                f"   (the paper's, on a TPUv4: {paper} ms)" if paper and args.preset == "imagenet512_uvit" else ""),
+                  flush=True)
+    save(f"distillation_latency_{args.preset}_{device.type}.json", device, preset=args.preset, compile=args.compile,
+         precision=precision, bytes_of_weights=bytes_read, weights="random", rows=rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "judge", "latency"))
+    parser.add_argument("run", nargs="?", default="runs/glyphs64", help="the teacher")
+    parser.add_argument("--n", type=int, default=360)
+    parser.add_argument("--turns", type=int, default=2, help="of the times, the least of which counts")
+    parser.add_argument("--preset", default="imagenet512_uvit", choices=PRESETS)
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    {"train": train, "judge": judge, "latency": latency}[args.what](args)
+
+
+if __name__ == "__main__":
+    main_program(main)

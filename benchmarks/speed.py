@@ -1,0 +1,301 @@
+"""How fast, and how near to what the machine can do? Training steps and sampling calls of each network, as ratios.
+
+Paper: simple diffusion, section 5 and tables 4, 5 (steps a second), figure 9 (latency; benchmarks/distillation.py).
+
+    python benchmarks/speed.py [--compile] [--batch 8] [--models glyphs64,unet64]  -> results/speed_DEVICE.json
+    python benchmarks/speed.py growth        what resolution costs, by patching    -> results/speed_growth_DEVICE.json
+    python benchmarks/speed.py paper         on a GPU: the models of tables 4 and 5, and the 2 B U-ViT
+
+Variants take turns (A B C A B C ...): what disturbs the machine disturbs all. The least of --turns counts.
+
+The ceiling is measured in the same run: the best rate of this machine's convolutions and of its matrix products,
+forward (for sampling) and with their gradients (for training). A network's share of it: the time that its FLOPs would
+take at these rates, convolutions and matrix products each at their own, over the time that it takes.
+"""
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from config import PRESETS, build_model, make_optimizer, override
+from cost import conditions_of, cost_of, forward
+from data import UserError
+from runs import autocast, choose_device, main_program
+from train import make_loss, update_ema
+
+# Besides the small presets: the ImageNet networks of appendix B at 64 x 64, as narrow as two cores can bear.
+MODELS = {name: PRESETS[name] for name in ("glyphs64", "glyphs64_unet", "glyphs64_nested", "glyphs64_sr",
+                                           "glyphs64_text")}
+MODELS |= {"unet64": override(PRESETS["imagenet128_unet"], size=(64, 64), base_channels=64, channel_mult=(1, 2, 4),
+                              num_res_blocks=(2, 2, 4), emb_channels=512, dropout=0.0),
+           "uvit64": override(PRESETS["imagenet128_uvit"], size=(64, 64), base_channels=64, channel_mult=(1, 2, 8),
+                              num_res_blocks=(2, 2), num_transformer_blocks=8, emb_channels=512)}
+GROWTH = ("none", "dwt_1", "dwt_2", "conv_2", "conv_4")
+TABLE_5 = {"imagenet512_unet": 100, "imagenet512_unet_dwt1": 139, "imagenet512_unet_dwt2": 146,
+           "imagenet512_unet_conv2": 137, "imagenet512_unet_conv4": 146}
+TABLE_4 = {2: 114, 4: 100, 8: 76, 12: 62}                                 # ResBlocks down at 16 x 16: steps/s, %
+
+
+# ------------------------------------------------------------------------------------------ one network
+
+def batch_of(config, device):
+    """(x, cond, t, [eps, ...]) of random data."""
+    g = torch.Generator().manual_seed(0)
+    shapes = [(3, *size) for size in config.sizes]
+    x, t = torch.rand(config.batch, *shapes[0], generator=g) * 2 - 1, torch.rand(config.batch, generator=g)
+    cond = conditions_of(config, config.batch)
+    if config.num_classes:
+        cond["label"] = torch.randint(config.num_classes, (config.batch,), generator=g)
+    if config.low_size:
+        cond["aug_logsnr"] = torch.zeros(config.batch)
+    eps = [torch.randn(config.batch, *shape, generator=g) for shape in shapes]
+    cond = {key: value.to(device) for key, value in cond.items()}
+    return x.to(device), cond, t.to(device), [level.to(device) for level in eps]
+
+
+def timed(function, device):
+    """Seconds of function(), until the device is done."""
+    def run():
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+    return run
+
+
+def make_step(config, device, precision, channels_last=False, compiled=False):
+    """(train, call): functions that take one training step (forward, backward, Adam, averages) and one sampling call on
+    random data and return their seconds."""
+    torch.manual_seed(0)
+    with device:
+        model, ema = build_model(config), build_model(config).eval().requires_grad_(False)
+    x, cond, t, eps = batch_of(config, device)
+    if channels_last:
+        model, ema = (network.to(memory_format=torch.channels_last) for network in (model, ema))
+        x = x.contiguous(memory_format=torch.channels_last)
+    optimizer, loss_of = make_optimizer(model, config), make_loss(config, config.batch)
+    handle, sampler = (torch.compile(model), torch.compile(ema)) if compiled else (model, ema)
+
+    def step():
+        with autocast(precision, device):
+            loss = loss_of(handle, x, cond, t, eps)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        update_ema(ema, model, config.ema, 10 ** 6)
+
+    @torch.no_grad()
+    def call():
+        with autocast(precision, device):
+            z = [level.to(device) for level in eps[:len(config.sizes)]]
+            logsnr = [torch.zeros_like(t) for _ in z]
+            sampler(z, logsnr, cond) if config.outer_channels else sampler(z[0], logsnr[0], cond)
+    return timed(step, device), timed(call, device)
+
+
+def flops_by_kind(config):
+    """(convolutions, matrix products) of a forward pass of one image; attention counts with the latter."""
+    with torch.device("meta"):
+        model = build_model(config)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            forward(config, model, 1)
+    counts = counter.get_flop_counts()["Global"]
+    convolutions = sum(count for op, count in counts.items() if "convolution" in str(op))
+    return convolutions, sum(counts.values()) - convolutions
+
+
+# ------------------------------------------------------------------------------------------ the machine
+
+def ceilings(device, precision, turns):
+    """{"convolution": (forward, with gradients), "matmul": ...}: the best rates of this machine, FLOP a second."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    large, best = device.type == "cuda", {"convolution": [0.0, 0.0], "matmul": [0.0, 0.0]}
+    trials = []
+    for channels, side in ((64, 64), (128, 32), (256, 32), (256, 16), (512, 16)):
+        batch = 64 if large else 8
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).contiguous(memory_format=layout)
+            w = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).contiguous(memory_format=layout)
+            trials.append(("convolution", 2 * batch * side ** 2 * 9 * channels ** 2, x, w,
+                           lambda x, w: F.conv2d(x, w, padding=1)))
+    for n in ((2048, 4096, 8192) if large else (512, 1024, 2048)):
+        x, w = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        trials.append(("matmul", 2 * n ** 3, x, w, F.linear))
+    for kind, flops, x, w, function in trials:
+        x, w = x.requires_grad_(), w.requires_grad_()
+        gradient = torch.ones_like(function(x, w))
+
+        def with_gradients():
+            torch.autograd.grad(function(x, w), (x, w), gradient)
+
+        @torch.no_grad()
+        def forward_only():
+            function(x, w)
+        for i, (work, run) in enumerate(((flops, forward_only), (3 * flops, with_gradients))):
+            run = timed(run, device)
+            run()
+            best[kind][i] = max(best[kind][i], work / min(run() for _ in range(turns)))
+    return best
+
+
+def peak_memory():
+    """Bytes at most in use since `forget_peak`: of the CUDA device, or of this process (Linux)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+
+def forget_peak():
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+
+
+def memory_of(config, precision):
+    """Bytes that a model and a few training steps add at most, in a process of its own."""
+    code = ("import sys; sys.path[:0] = sys.argv[2:]; import speed as s, dataclasses, json\n"
+            "config = s.override(s.PRESETS['glyphs64'], **{k: tuple(v) if isinstance(v, list) else v for k, v in "
+            "json.loads(sys.argv[1]).items() if k != 'precision'})\n"
+            "device, _ = s.choose_device(); s.forget_peak(); before = s.peak_memory()\n"
+            f"step, _ = s.make_step(config, device, '{precision}')\n"
+            "for _ in range(3): step()\nprint(s.peak_memory() - before)")
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(config.__dict__), os.path.join(ROOT, "benchmarks"),
+                           ROOT], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def save(path, **what):
+    device, _ = choose_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    with open(os.path.join(ROOT, "benchmarks", "results", path), "w") as file:
+        json.dump(dict(command=" ".join(["python", "benchmarks/speed.py", *sys.argv[1:]]), commit=commit.stdout.strip(),
+                       torch=torch.__version__, machine=f"{platform.machine()}, {name}", **what), file, indent=1)
+
+
+# ------------------------------------------------------------------------------------------ the questions
+
+def variants_of(device, compiled):
+    variants = {"float32": ("float32", False, False), "float32, channels_last": ("float32", True, False),
+                "bf16": ("bf16", False, False), "bf16, channels_last": ("bf16", True, False)}
+    return variants | ({"bf16, compile": ("bf16", device.type == "cuda", True)} if compiled else {})
+
+
+def models(args, named=None):
+    device, _ = choose_device()
+    rates = {precision: ceilings(device, precision, args.turns) for precision in ("float32", "bf16")}
+    for precision, rate in rates.items():
+        print(f"{precision}: " + ", ".join(f"{kind} {forward / 1e9:,.0f} GFLOP/s, with gradients {train / 1e9:,.0f}"
+                                           for kind, (forward, train) in rate.items()), flush=True)
+    rows = []
+    for name, config in (named or {name: MODELS[name] for name in args.models}).items():
+        config = override(config, batch=args.batch)
+        kinds = flops_by_kind(config)
+        steps, seconds, first = {}, {}, {}
+        for variant, options in variants_of(device, args.compile).items():
+            try:
+                steps[variant] = make_step(config, device, *options)
+                first[variant] = tuple(run() for run in steps[variant])
+            except torch.cuda.OutOfMemoryError:
+                steps.pop(variant, None)
+                print(f"{name}, {variant}: does not fit with batch {config.batch}", flush=True)
+        for _ in range(args.turns):
+            for variant, runs_ in steps.items():
+                now = [run() for run in runs_]
+                seconds[variant] = [min(pair) for pair in zip(now, seconds.get(variant, now))]
+        print(f"{name}, batch {config.batch}: {sum(kinds) / 1e9:.2f} GFLOP an image, {kinds[0] / sum(kinds):.0%} of it "
+              f"in convolutions\n{'':26s} {'ms a step':>10s} {'images/s':>9s} {'share':>6s} {'ms a call':>10s} "
+              f"{'share':>6s} {'first step, s':>14s}")
+        for variant, (step, call) in seconds.items():
+            rate = rates[variant.split(",")[0]]
+            ideal = [config.batch * sum(count * (1, 3)[i] / rate[kind][i] for kind, count in zip(
+                ("convolution", "matmul"), kinds)) for i in (0, 1)]
+            rows.append(dict(model=name, variant=variant, batch=config.batch, flops=kinds, seconds_a_step=step,
+                             seconds_a_call=call, seconds_of_first_step=first[variant][0],
+                             share_training=ideal[1] / step, share_sampling=ideal[0] / call))
+            print(f"{variant:26s} {1e3 * step:10.1f} {config.batch / step:9.1f} {ideal[1] / step:6.2f} "
+                  f"{1e3 * call:10.1f} {ideal[0] / call:6.2f} {first[variant][0]:14.1f}", flush=True)
+        if steps:
+            steps.clear()
+            rows[-1]["peak_bytes"] = {precision: memory_of(config, precision) for precision in ("float32", "bf16")}
+            print(f"{'memory, MiB':26s} " + ", ".join(f"{precision} {value / 2 ** 20:,.0f}" for precision, value in
+                                                      rows[-1]["peak_bytes"].items()), flush=True)
+    save(f"speed_{device.type}.json" if named is None else f"speed_paper_{device.type}.json", ceilings=rates, rows=rows)
+    return rows
+
+
+def growth(args):
+    """The cost of a sampling call as the image grows, by what reduces it first: the 64 x 64 U-Net with more levels."""
+    device, _ = choose_device()
+    rows, sides = [], (64, 128, 256, 512)
+    print("ms a sampling call of one image, float32")
+    print(f"{'':8s}" + "".join(f"{side:>10d}" for side in sides) + "     (GFLOP)")
+    for patching in GROWTH:
+        line = []
+        for side in sides:
+            halvings = {"none": 0, "dwt_1": 1, "conv_2": 1, "dwt_2": 2, "conv_4": 2}[patching]
+            levels = (side // 16).bit_length() - 1 - halvings             # down to 16 x 16
+            mult = [max(1, 4 >> level) for level in range(levels, -1, -1)]
+            config = override(MODELS["unet64"], size=(side, side), batch=1, patching=patching, channel_mult=tuple(mult),
+                              num_res_blocks=(1,) * levels + (4,))
+            _, call = make_step(config, device, "float32")
+            call()
+            seconds, flops = min(call() for _ in range(args.turns)), cost_of(config).flops
+            rows.append(dict(patching=patching, side=side, seconds_a_call=seconds, flops=flops))
+            line.append((seconds, flops))
+        print(f"{patching:8s}" + "".join(f"{1e3 * seconds:10.1f}" for seconds, _ in line) + "     "
+              + " ".join(f"{flops / 1e9:.1f}" for _, flops in line), flush=True)
+    save(f"speed_growth_{device.type}.json", rows=rows)
+
+
+def paper(args):
+    """Tables 4 and 5 relative to their 100 %, and the 2 B U-ViT: needs a GPU with 80 GB."""
+    named = {name: PRESETS[name] for name in TABLE_5}
+    base = PRESETS["imagenet256_unet"]
+    for blocks in TABLE_4:
+        named[f"table 4, {blocks} blocks"] = override(base, num_res_blocks=(*base.num_res_blocks[:4], blocks,
+                                                                            base.num_res_blocks[5]))
+    named["imagenet512_uvit"] = PRESETS["imagenet512_uvit"]
+    flops = cost_of(PRESETS["imagenet512_uvit"]).flops
+    # B.2: 1.5 steps/s of 2048 images on 128 TPUv4 of 275 TFLOP/s each; three forward passes a training step.
+    each = 1.5 * 2048 / 128
+    print(f"the paper's U-ViT: {each:.0f} images/s on each TPUv4, {each * 3 * flops / 275e12:.0%} of its FLOP/s")
+    rows = models(args, named)
+    best = lambda name: max((row["batch"] / row["seconds_a_step"] for row in rows if row["model"] == name), default=0.0)
+    for names, hundred in ((TABLE_5, "imagenet512_unet"), ({f"table 4, {b} blocks": v for b, v in TABLE_4.items()},
+                                                           "table 4, 4 blocks")):
+        for name, percent in names.items():
+            if best(hundred):
+                print(f"{name:28s} {best(name) / best(hundred):6.0%} of the steps a second; the paper {percent} %")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("models", "growth", "paper"), default="models")
+    parser.add_argument("--models", default=",".join(MODELS), type=lambda text: text.split(","))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--compile", action="store_true", help="torch.compile as well (a minute or more to start each)")
+    args = parser.parse_args()
+    if unknown := set(args.models) - set(MODELS):
+        raise UserError(f"--models {','.join(sorted(unknown))}: want some of {', '.join(MODELS)}")
+    {"models": models, "growth": growth, "paper": paper}[args.what](args)
+
+
+if __name__ == "__main__":
+    main_program(main)

@@ -1,0 +1,258 @@
+"""Sharding: weights, gradients, moments and averages split over the processes, and checkpoints of the pieces.
+
+Paper: simple diffusion, section 3.5: "sharding the weights of the U-ViT model over devices", so that two billion
+parameters train "without model parallelism". PyTorch's engine for it is fully_shard: each process keeps 1/N of every
+tensor, gathers a block's weights when the block runs, and forgets them after it.
+Read before: runs.py (the plain checkpoint). Read after: train.py, which says where in the loop this enters.
+
+    torchrun --nproc_per_node 8 train.py --preset imagenet512_uvit --shard --data imagenet/train --out runs/big
+    torchrun --nproc_per_node 4 train.py --resume runs/big      fewer processes, or more: each reads what it needs
+    python shard.py runs/big                                    the pieces -> runs/big/checkpoint.pt, for sample.py
+
+A checkpoint is a folder RUN/sharded/STEP of torch.distributed.checkpoint: tensors by name, a file a process. run.json
+in it holds the rest (step, images, config) and a checksum of each file. It is written under another name and renamed
+when all processes are done; the last two are kept.
+
+# Paper: no more than the words above. How optimizer and averages were kept is not said; here all four are split.
+"""
+import dataclasses
+import functools
+import io
+import json
+import os
+import pickle
+import shutil
+import warnings
+import zlib
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_optimizer_state_dict, get_state_dict,
+                                                     set_model_state_dict, set_optimizer_state_dict)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+
+from config import Parser, build_model, make_optimizer
+from data import UserError
+from runs import (CHECKPOINT, SHARDED, config_of, flush_folder, main_program, read_checkpoint, reason_of,
+                  save_checkpoint, sharded_steps)
+from unet import FeedForward, MapAttention, ResBlock
+from uvit import AttentionBlock, TransformerBlock
+
+# What is gathered, recomputed and compiled as one.
+BLOCKS = (TransformerBlock, AttentionBlock, ResBlock, MapAttention, FeedForward)
+
+
+def blocks_of(model):
+    return [module for module in model.modules() if isinstance(module, BLOCKS)]
+
+
+# ------------------------------------------------------------------------------------------ splitting
+
+def split(model, ema, optimizer, begun, config, device, compiled=False):
+    """(model, ema, optimizer) whole on the first process, shapes alone on the others -> the same in 1/N each.
+
+    Blocks one by one, then what is left. With bf16 on CUDA the blocks' weights travel in bf16, half the bytes;
+    gradients are summed in float32, and embedding, first and last layer stay as they are. (A CPU's layer norm wants its
+    weights in float32.) begun: the optimizer has moments.
+    """
+    first, pieces = dist.get_rank() == 0, []
+    options = dict(mesh=init_device_mesh(device.type, (dist.get_world_size(),)))
+    block_options = dict(options)
+    if config.precision == "bf16" and device.type == "cuda":
+        block_options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32,
+                                                          cast_forward_inputs=False)
+    from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    # Of the wavelet's last layer, which nobody changes in place:
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
+    for whole in (model, ema):
+        with torch.device("meta"):
+            piece = build_model(config)
+        for block in blocks_of(piece):
+            if compiled:
+                block.compile()                                           # gathering stays outside of it
+            fully_shard(block, **block_options)
+        fully_shard(piece, **options)
+        piece.to_empty(device=device)
+        set_model_state_dict(piece, whole.state_dict() if first else {}, options=from_first)
+        pieces.append(piece)
+    moments = get_optimizer_state_dict(model, optimizer) if begun and first else {}
+    optimizer = make_optimizer(pieces[0], config)
+    if begun:
+        set_optimizer_state_dict(pieces[0], optimizer, moments, options=from_first)
+    return pieces[0], pieces[1].eval().requires_grad_(False), optimizer
+
+
+def recompute(model):
+    """Blocks keep their inputs alone; the backward pass computes the rest again: memory for a third more time."""
+    for block in blocks_of(model):
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+# ------------------------------------------------------------------------------------------ checkpoints
+
+def tensors(model, ema, optimizer):
+    """Every tensor of a run by name, as it is: reading into them is reading into the run."""
+    weights, moments = get_state_dict(model, optimizer)
+    return {"model": weights, "ema": ema.state_dict(), "optimizer": moments["state"]}
+
+
+def save(folder, model, ema, optimizer, step, images, config, examples, name=None):
+    """RUN/sharded/STEP, whole or not at all, by all processes together; the last two are kept. Raises UserError."""
+    path = os.path.join(folder, SHARDED, name or f"{step:07d}")
+    new, first = path + ".new", not dist.is_initialized() or dist.get_rank() == 0
+    try:
+        if first:
+            shutil.rmtree(new, ignore_errors=True)                        # of a run that was killed here
+            os.makedirs(new)
+            flush_folder(folder)
+        together()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                               # "no process group": one process needs none
+            dcp.save(tensors(model, ema, optimizer), checkpoint_id=new)   # each file is flushed to the disk
+        if first:
+            files = {file: checksum(os.path.join(new, file)) for file in sorted(os.listdir(new))}
+            with open(os.path.join(new, "run.json"), "w") as file:
+                json.dump(dict(step=step, images=images, config=dataclasses.asdict(config), examples=examples,
+                               files=files), file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            flush_folder(new)
+            shutil.rmtree(path, ignore_errors=True)                       # the same step again: the same state
+            os.rename(new, path)
+            flush_folder(os.path.join(folder, SHARDED))
+            for old in sharded_steps(folder)[:-2]:
+                shutil.rmtree(os.path.join(folder, SHARDED, f"{old:07d}"))
+    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+        if first:
+            shutil.rmtree(new, ignore_errors=True)
+        raise UserError(f"{path}: step {step} could not be saved: {reason(error)}") from None
+    together()
+
+
+def reason(error):
+    """Why saving or loading failed, in a line: the first process's own error, without its stack."""
+    if isinstance(error, dcp.api.CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return reason_of(error)
+
+
+def together():
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def checksum(path):
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def newest(folder):
+    """dict(path, files, step, images, config, examples) of the last sharded checkpoint of a run. Raises UserError."""
+    if not sharded_steps(folder):
+        raise UserError(f"{folder}: has no sharded checkpoint")
+    path = os.path.join(folder, SHARDED, f"{sharded_steps(folder)[-1]:07d}")
+    try:
+        with open(os.path.join(path, "run.json")) as file:
+            state = json.load(file)
+        return dict(path=path, config=config_of(state["config"]), step=int(state["step"]), images=int(state["images"]),
+                    examples=state["examples"], files=dict(state["files"]))
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise UserError(f"{path}: damaged, or not a checkpoint ({type(error).__name__}: {error})") from None
+
+
+def check(state):
+    """Are the files what was written? Each process looks at its share. Raises UserError, on every process."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    damaged = []
+    for name in sorted(state["files"])[rank::world]:
+        path = os.path.join(state["path"], os.path.basename(name))
+        try:
+            right = checksum(path) == state["files"][name]
+        except OSError:
+            right = False
+        damaged += [name] * (not right)
+    lists = [damaged]
+    if world > 1:
+        lists = [None] * world
+        dist.all_gather_object(lists, damaged)
+    if damaged := [name for names in lists for name in names]:
+        raise UserError(f"{state['path']}: damaged ({', '.join(damaged)}); with this folder removed the run goes on "
+                        "from the one before it")
+
+
+class Metadata(pickle.Unpickler):
+    """The list of tensors of torch.distributed.checkpoint is a pickle, and a pickle may be a program: here it may name
+    what such lists are made of, and nothing else."""
+    MADE_OF = {("torch.distributed.checkpoint.metadata", name) for name in (
+        "Metadata", "TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties", "MetadataIndex", "StorageMeta",
+        "_MEM_FORMAT_ENCODING")} | {
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch", "Size"), ("torch", "device"),
+        ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"), ("pathlib", "PosixPath"),
+        ("pathlib", "WindowsPath")} | {("torch", name) for name in dir(torch)
+                                       if isinstance(getattr(torch, name), torch.dtype)}
+
+    def find_class(self, module, name):
+        if (module, name) not in self.MADE_OF:
+            raise pickle.UnpicklingError(f"names {module}.{name}")
+        return super().find_class(module, name)
+
+
+class Reader(FileSystemReader):
+    def read_metadata(self, *args, **kwargs):
+        path = os.path.join(self.path, ".metadata")
+        with open(path, "rb") as file:
+            metadata = Metadata(io.BytesIO(file.read())).load()
+        for entry in metadata.storage_data.values():
+            if os.path.basename(entry.relative_path) != entry.relative_path:
+                raise pickle.UnpicklingError(f"names {entry.relative_path}")
+        metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class Planner(DefaultLoadPlanner):
+    """Tensors alone: what a checkpoint of torch.distributed.checkpoint holds besides would be unpickled."""
+
+    def load_bytes(self, read_item, value):
+        raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is no tensor")
+
+
+def load(state, model, ema, optimizer):
+    """Read newest()'s `state` into the three, whatever number of processes wrote it and reads it. Raises UserError."""
+    check(state)
+    into = tensors(model, ema, optimizer)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(into, storage_reader=Reader(state["path"]), planner=Planner())
+    except (Exception, dcp.api.CheckpointException) as error:             # a damaged file fails in many ways
+        raise UserError(f"{state['path']}: damaged, or a checkpoint of another model ({reason(error)})") from None
+
+
+# ------------------------------------------------------------------------------------------ the program
+
+def main():
+    """RUN/sharded -> RUN/checkpoint.pt, by one process: it needs room for all four of each weight."""
+    parser = Parser(prog="shard.py", description="Make one checkpoint.pt of a sharded run's last checkpoint.")
+    parser.add_argument("run", metavar="RUN")
+    run = parser.parse_args().run
+    state = newest(run)
+    if os.path.exists(os.path.join(run, CHECKPOINT)) and read_checkpoint(run, CHECKPOINT, True)["step"] > state["step"]:
+        raise UserError(f"{run}: its {CHECKPOINT} is newer than the pieces of step {state['step']}")
+    model, ema = build_model(state["config"]), build_model(state["config"])
+    optimizer = make_optimizer(model, state["config"])
+    load(state, model, ema, optimizer)
+    save_checkpoint(run, model, ema, optimizer, state["step"], state["images"], state["config"], state["examples"])
+    print(f"{os.path.join(run, CHECKPOINT)}: step {state['step']}")
+
+
+if __name__ == "__main__":
+    main_program(main)

@@ -1,0 +1,446 @@
+"""Hard to kill: kills, power losses, full disks, damaged files, dying processes, awkward images, odd command lines."""
+import ast
+import contextlib
+import io
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+import data as D
+import distill
+import evaluate
+import runs
+import sample as P
+import shard
+import soak
+import train as T
+from programs import ROOT, TINY, program, run_here
+
+DROP = ("--dropout", 0.1, "--dropout-from-resolution", 16)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reliable") / "run"
+    assert run_here(T, [*TINY, *DROP, "--steps", 3, "--save-every", 1, "--out", folder]) == (None, "")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reliable") / "run"
+    assert run_here(T, [*TINY, *DROP, "--steps", 2, "--save-every", 1, "--out", folder]) == (None, "")
+    return folder
+
+
+# ---- kills
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_is_the_unbroken_run(tmp_path):
+    soak.soak(str(tmp_path), kills=3, steps=120, seed=1)
+
+
+# Dies in the second save, at the n-th call of a function: as when the power goes there.
+BOMB = """
+import os, signal, sys
+del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import torch, runs, shard, train
+name, call = os.environ["BOMB"].split()
+call = int(call)
+def die(*args, **more):
+    os.kill(os.getpid(), signal.SIGKILL)
+def half(state, file):
+    whole(state, file)
+    file.truncate(file.tell() // 2)
+    die()
+whole, saves, calls = torch.save, [], []
+def armed(real):
+    def save(*args, **more):
+        saves.append(1)
+        return real(*args, **more)
+    return save
+def bomb(real):
+    def function(*args, **more):
+        if len(saves) == 2:
+            calls.append(1)
+            if len(calls) == call:
+                (half if name == "save" else die)(*args, **more)
+        return real(*args, **more)
+    return function
+train.save_checkpoint = armed(train.save_checkpoint)
+shard.save = armed(shard.save)
+places = dict(save=torch, fsync=os, link=os, replace=os, rename=os, rmtree=shard.shutil, dcp=shard.dcp)
+owner, attribute = places[name], "save" if name == "dcp" else name
+setattr(owner, attribute, bomb(getattr(owner, attribute)))
+runs.main_program(train.main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, call, step", [("save", 1, 1), ("fsync", 1, 1), ("link", 1, 1), ("replace", 1, 1),
+                                              ("replace", 2, 1), ("fsync", 2, 2)])
+def test_power_loss_while_saving(unbroken, tmp_path, name, call, step):
+    """Between write, flush and rename. Kills: writing over the old file, renaming before the flush, a moment without
+    any checkpoint."""
+    run = tmp_path / "run"
+    done = program("train.py", *TINY, *DROP, "--steps", 3, "--save-every", 1, "--out", run, launcher=("-c", BOMB),
+                   env=dict(BOMB=f"{name} {call}"))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert runs.read_checkpoint(str(run))["step"] == step
+    assert run_here(T, ["--resume", run, "--steps", 3, "--device", "cpu"]) == (None, "")
+    assert not soak.differences(unbroken, run) and not [name for name in os.listdir(run) if name.endswith(".new")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, call, step", [("dcp", 1, 1), ("fsync", 2, 1), ("rename", 1, 1)])
+def test_power_loss_while_saving_pieces(unbroken, tmp_path, name, call, step):
+    run = tmp_path / "run"
+    done = program("train.py", *TINY, *DROP, "--shard", "--steps", 3, "--save-every", 1, "--out", run,
+                   launcher=("-c", BOMB), env=dict(BOMB=f"{name} {call}"))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert shard.newest(str(run))["step"] == step
+    assert run_here(T, ["--resume", run, "--steps", 3, "--device", "cpu"]) == (None, "")
+    assert run_here(shard, [run]) == (None, "")
+    assert not soak.differences(unbroken, run)
+
+
+def test_the_last_two_checkpoints_are_kept(unbroken):
+    assert runs.read_checkpoint(str(unbroken))["step"] == 3
+    assert runs.read_checkpoint(str(unbroken), "previous.pt")["step"] == 2
+
+
+# ---- disks
+
+@pytest.mark.parametrize("shards", [(), ("--shard",)])
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_is_whole(two_steps, tmp_path, shards):
+    """A limit on the size of files stands for the disk. Kills: a half file under the good name, a traceback."""
+    run = tmp_path / "run"
+    shutil.copytree(two_steps, run)
+    before = (run / "checkpoint.pt").read_bytes()
+    code = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+            "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    done = program("train.py", "--resume", run, "--steps", 5, "--device", "cpu", *shards, launcher=("-c", code))
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 1 and "step 3 could not be saved" in lines[0] and "Traceback" not in done.stderr
+    assert "File too large" in lines[0]
+    assert (run / "checkpoint.pt").read_bytes() == before and runs.read_checkpoint(str(run))["step"] == 2
+    assert not [name for name in os.listdir(run) if name.endswith(".new")] and not runs.sharded_steps(str(run))
+
+
+def test_a_full_disk_stops_nothing_if_told_so(two_steps, tmp_path, monkeypatch):
+    """--if-unsaved go-on: the next save is tried, and the last must succeed."""
+    run, real, calls = tmp_path / "run", runs.torch.save, []
+    shutil.copytree(two_steps, run)
+
+    def save(state, file):
+        calls.append(1)
+        if len(calls) in failing:
+            raise OSError(28, "No space left on device")
+        return real(state, file)
+    monkeypatch.setattr(runs.torch, "save", save)
+    for failing, status, step in (({1}, None, 4), ({1}, 2, 5)):
+        calls.clear()
+        done, err = run_here(T, ["--resume", run, "--steps", step, "--if-unsaved", "go-on", "--device", "cpu"])
+        assert done == status and "No space left on device" in err, err
+        assert ("going on" in err) == (status is None)
+        assert runs.read_checkpoint(str(run))["step"] == 4 and len(calls) == (2 if status is None else 1)
+
+
+def test_a_full_disk_under_the_log_is_said_and_no_more(tmp_path, monkeypatch):
+    real = open
+
+    def full(path, mode="r", *args, **more):
+        if str(path).endswith("log.csv") and "a" in mode:
+            raise OSError(28, "No space left on device")
+        return real(path, mode, *args, **more)
+    monkeypatch.setattr("builtins.open", full)
+    assert run_here(T, [*TINY, "--steps", 2, "--out", tmp_path / "r"])[0] is None
+    assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == 2
+
+
+# ---- damaged files
+
+def test_a_flipped_bit_or_a_cut_is_found(unbroken, tmp_path):
+    """Kills: reading without checksums, which takes a flipped bit for a weight. 120 flips and cuts, seeded."""
+    content, rng = (unbroken / "checkpoint.pt").read_bytes(), random.Random(0)
+    good = runs.read_checkpoint(str(unbroken))
+    good = {key: {k: v.clone() for k, v in good[key].items()} for key in ("model", "ema")} | {"step": good["step"]}
+    refused = 0
+    for trial in range(120):
+        damaged = bytearray(content)
+        if trial % 4:
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        else:
+            del damaged[rng.randrange(len(damaged)):]
+        (tmp_path / "checkpoint.pt").write_bytes(damaged)
+        try:
+            state = runs.read_checkpoint(str(tmp_path))
+        except D.UserError:
+            refused += 1
+            continue
+        # Bytes between the parts of the file: nothing that is read.
+        assert state["step"] == good["step"]
+        assert all(torch.equal(state[part][key], good[part][key]) for part in ("model", "ema") for key in good[part])
+    assert refused > 100
+
+
+def test_the_line_about_a_damaged_checkpoint_names_the_one_before(unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:5000])
+    status, line = run_here(T, ["--resume", tmp_path / "run", "--steps", 3, "--device", "cpu"])
+    assert status == 2 and "damaged" in line and "previous.pt is the one before" in line and line.count("\n") == 1
+    os.replace(tmp_path / "run" / "previous.pt", path)                    # as the line says
+    assert run_here(T, ["--resume", tmp_path / "run", "--steps", 3, "--device", "cpu"]) == (None, "")
+    assert not soak.differences(unbroken, tmp_path / "run")
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_state_before_it(tmp_path):
+    """Kills: an update by the bad gradient, a step named wrongly. Also through the eyes of a device that is not waited
+    for: the host looks only every log_every steps there."""
+    real = T.simple_loss
+    for looks in (True, False):
+        out, calls = tmp_path / str(looks), []
+
+        def loss(*args):
+            calls.append(1)
+            return real(*args) * (float("nan") if len(calls) == 3 else 1.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(T, "simple_loss", loss)
+            if not looks:                                                 # the loop takes this for a GPU
+                patch.setattr(T, "waits", lambda device: False)
+            status, err = run_here(T, [*TINY, "--steps", 8, "--log-every", 4, "--out", out])
+        assert status == 1 and "step 2: the gradient is not finite" in err and "failed.pt" in err
+        assert err.count("\n") == 1
+        assert len(calls) == (3 if looks else 4)
+        state = runs.read_checkpoint(str(out), "failed.pt")
+        assert run_here(T, [*TINY, "--steps", 2, "--out", tmp_path / f"good{looks}"]) == (None, "")
+        good = runs.read_checkpoint(str(tmp_path / f"good{looks}"))
+        assert state["step"] == 2 and all(torch.equal(state["model"][k], good["model"][k]) for k in good["model"])
+        assert all(torch.equal(moments[k], good["optimizer"]["state"][i][k])
+                   for i, moments in state["optimizer"]["state"].items() for k in moments)
+        # A device that is not waited for goes on averaging the same weights for a while.
+        assert not looks or all(torch.equal(state["ema"][k], good["ema"][k]) for k in good["ema"])
+
+
+# ---- processes that die
+
+MORTAL = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+import runs, train
+real, steps = train.update_ema, []
+def update(*args):
+    steps.append(1)
+    if len(steps) == 3 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(*args)
+train.update_ema = update
+runs.main_program(train.main)
+"""
+
+
+def mortal(tmp_path, *launcher):
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    return program(tmp_path / "mortal.py", ROOT, *TINY, "--steps", 5, "--save-every", 1, "--out", tmp_path / "run",
+                   "--auto-resume", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+                                              *launcher), timeout=200)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
+def test_when_a_process_dies_the_others_end_and_say_why(tmp_path):
+    since = time.time()
+    done = mortal(tmp_path)
+    assert done.returncode != 0 and time.time() - since < 60
+    assert "another process of this run is gone" in done.stderr and "SIGKILL" in done.stderr
+    assert "main_program(main)" not in done.stderr                        # no traceback of ours
+    assert runs.read_checkpoint(str(tmp_path / "run"))["step"] == 2
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it_again_and_it_goes_on_by_itself(tmp_path):
+    done = mortal(tmp_path, "--max-restarts", "2")
+    assert done.returncode == 0, done.stderr
+    assert "from step 2" in done.stdout
+    whole = program("train.py", *TINY, "--steps", 5, "--out", tmp_path / "whole")
+    assert whole.returncode == 0
+    a, b = (runs.read_checkpoint(str(tmp_path / name)) for name in ("run", "whole"))
+    assert a["step"] == b["step"] == 5
+    for key in b["model"]:                                                # as two processes against one
+        torch.testing.assert_close(a["model"][key], b["model"][key], atol=1e-4, rtol=1e-3)
+
+
+def test_auto_resume_begins_and_goes_on(tmp_path):
+    words = [*TINY, "--out", tmp_path / "run", "--auto-resume", "--save-every", 5]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.csv").write_text("step,images\n1,")          # killed before its first checkpoint
+    assert run_here(T, [*words, "--steps", 2]) == (None, "")
+    assert run_here(T, [*words, "--steps", 3]) == (None, "")
+    assert runs.read_checkpoint(str(tmp_path / "run"))["step"] == 3
+    status, line = run_here(T, [*words, "--steps", 3, "--lr", 1])
+    assert status == 2 and "would make it another" in line
+
+
+# ---- images
+
+def awkward(folder):
+    """Some 70 files that have broken somebody's loader -> {name: is there an image to be had?}"""
+    rng, good = np.random.default_rng(0), {}
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    picture = Image.fromarray(rng.integers(0, 255, (24, 36, 3), np.uint8))
+
+    def save(name, image, ok=True, **options):
+        image.save(folder / name, **options)
+        good[name] = ok
+
+    def write(name, content, ok=False):
+        with open(os.fsencode(folder) + b"/" + os.fsencode(name), "wb") as file:
+            file.write(content)
+        good[name] = ok
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        save(f"mode_{mode.replace(';', '_')}.png", picture.convert("L").convert(mode))
+    for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "F", "I;16"):
+        save(f"mode_{mode.replace(';', '_')}.tif", picture.convert("L").convert(mode) if mode in ("F", "I;16")
+             else ImageCms.applyTransform(picture, to_lab) if mode == "LAB" else picture.convert(mode))
+    for mode in ("L", "RGB", "CMYK", "YCbCr"):
+        save(f"mode_{mode}.jpg", picture.convert(mode))
+    for packing in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        save(f"{packing}.tif", picture, compression=packing)
+    for turn in range(1, 9):
+        exif = picture.getexif()
+        exif[0x0112] = turn
+        save(f"exif_{turn}.jpg", picture, exif=exif)
+    save("progressive.jpg", picture, progressive=True)
+    save("lossless.webp", picture, lossless=True)
+    save("lossy.webp", picture.convert("RGBA"))
+    save("plain.bmp", picture)
+    save("frames.gif", picture.convert("P"), save_all=True, append_images=[picture.convert("P")] * 3)
+    save("frames.webp", picture, save_all=True, append_images=[picture] * 3)
+    save("frames.png", picture, save_all=True, append_images=[picture] * 3)
+    save("pages.tif", picture, save_all=True, append_images=[picture] * 2)
+    save("interlaced.png", picture, interlace=1)
+    save("transparent.png", picture.convert("P"), transparency=0)
+    save("transparent.gif", picture.convert("P"), transparency=0)
+    save("one_pixel.png", Image.new("RGB", (1, 1)))
+    save("thin.png", Image.new("RGB", (3000, 1)))
+    save("tall.png", Image.new("L", (1, 3000)))
+    save("upper.PNG", picture, format="PNG")
+    save("wrong_suffix.jpg", picture, format="PNG")                       # the content decides
+    for name in ("with space.png", "new\nline.png", "quote'\".png", "-n.png", "snow\u2603.png", "%s{}.png"):
+        save(name, picture, format="PNG")
+    png, jpg = (folder / "mode_RGB.png").read_bytes(), (folder / "mode_RGB.jpg").read_bytes()
+    write(os.fsdecode(b"latin\xe9.png"), png, ok=True)                    # a name that is not UTF-8
+    for suffix, whole in (("png", png), ("jpg", jpg), ("gif", (folder / "frames.gif").read_bytes()),
+                          ("tif", (folder / "mode_RGB.tif").read_bytes()),
+                          ("webp", (folder / "lossless.webp").read_bytes()),
+                          ("bmp", (folder / "plain.bmp").read_bytes())):
+        write(f"cut.{suffix}", whole[:len(whole) // 3])
+        write(f"empty.{suffix}", b"")
+    write("noise.png", rng.bytes(3000))
+    write("header.png", png[:8] + rng.bytes(500))
+    write("text.jpg", b"<html>not found</html>")
+    flipped = bytearray(png)
+    flipped[len(png) // 2] ^= 255
+    write("flipped.png", bytes(flipped))
+    # A bomb: 40 kB that say they are 20000 x 20000.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save("bomb.png", Image.new("1", (20000, 20000)), ok=False)
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    os.symlink(folder, folder / "loop")
+    os.symlink("itself.png", folder / "itself.png")
+    os.symlink("nowhere", folder / "dangling.png")
+    save("locked.png", picture)
+    os.chmod(folder / "locked.png", 0)
+    good["locked.png"] = os.access(folder / "locked.png", os.R_OK)        # root may read all
+    return good
+
+
+def test_awkward_files_are_read_right_or_skipped_by_name(tmp_path):
+    good = awkward(tmp_path)
+    assert len(good) >= 70
+    # In a process of its own, for its memory and a limit on its time.
+    code = ("import os, sys; sys.path.insert(0, os.path.dirname(sys.argv[1])); import data as D\n"
+            "source = D.ImageFolder(sys.argv[2], (32, 32))\n"
+            "for path in source.files:\n"
+            "    try:\n        image = source.image(source.files.index(path))\n"
+            "        assert tuple(image.shape) == (3, 32, 32) and -1 <= image.min() and image.max() <= 1\n"
+            "        print('good', ascii(os.path.relpath(path, sys.argv[2])))\n"
+            "    except D.BrokenImage as error:\n"
+            "        assert os.path.basename(path) in str(error)\n"
+            "        print('broken', ascii(os.path.relpath(path, sys.argv[2])))\n"
+            "for path, why in source.skipped:\n    print('skipped', ascii(os.path.relpath(path, sys.argv[2])))\n"
+            "if os.path.exists('/proc/self/status'):\n"
+            "    print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).strip())\n")
+    done = program("data.py", tmp_path, launcher=("-c", code), timeout=100)
+    assert done.returncode == 0, done.stderr
+    said = {}
+    for line in done.stdout.splitlines():
+        if line.startswith("VmHWM"):
+            assert int(line.split()[1]) < 500 * 1024                      # the most that it had in use, kB, PyTorch too
+        else:
+            what, name = line.split(" ", 1)
+            said[ast.literal_eval(name)] = what
+    skipped = {name for name, what in said.items() if what == "skipped"}
+    assert skipped == {"pipe.png", "loop", "itself.png", "dangling.png"}
+    for name, ok in good.items():
+        assert said[name] == ("good" if ok else "broken"), name
+    # And a run over them says each once, counts them, and gets to its end.
+    status, err = run_here(T, [*TINY, "--data", tmp_path, "--batch", "64", "--steps", "2", "--out", tmp_path / "run"])
+    assert status is None, err
+
+
+# ---- command lines
+
+VALUES = ["", "0", "1", "-1", "2", "3", "7", "16", "64", "1e9", "-1e300", "1e400", "nan", "inf", "0.5", "a", "A,B",
+          "1,2", "2,1,", "16,16", "0,0", "8x8", "1/2", "1,1/1,1", "2:1", "0:0", "true", "None", "auto", "on", "bf16",
+          "float32", "cpu", "cuda", "mps", "/", "/dev/null", ".", "..", "run", "nosuch", "\u00e9\U0001f600", "--",
+          "-", "%s", "{}", "'", "a b", "\n", "glyphs", "glyphs64", "glyphs64_nested", "glyphs64_sr", "glyphs64_text",
+          "unet", "dwt_1", "conv_4", "haar", "none", "cosine", "interpolated", "bytes", "9" * 30, "0x10", "1_000",
+          "dynamic", "ddim", "ddpm", "s=0,1", "guidance=1,2", "steps=a", "x.png", "x.gif"]
+
+
+def flags_of(module):
+    out, argv = io.StringIO(), sys.argv
+    sys.argv = [module.__name__, "-h"]
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        module.main()
+    sys.argv = argv
+    return sorted(set(re.findall(r"--[a-z][a-z0-9-]*", out.getvalue())) - {"--help"})
+
+
+def test_no_command_line_shows_a_traceback(two_steps, tmp_path, monkeypatch):
+    """A few hundred, seeded: each ends well, or with one line and status 2."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    usual = {T: ["--dry-run"], P: ["run", "--n", "1", "--steps", "1"], shard: ["run"],
+             evaluate: ["run", "--n", "4", "--metrics", "none", "--steps", "1"],
+             distill: ["run", "--from", "2", "--to", "1", "--steps", "1"]}
+    flags, rng, well = {module: flags_of(module) + ["--nosuch"] for module in usual}, random.Random(0), 0
+    for _ in range(300):
+        module = rng.choice([T, T, T, P, P, evaluate, distill, shard])
+        args = list(usual[module])
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            flag, value = rng.choice(flags[module]), rng.choice(VALUES)
+            args += rng.choice(([flag, value], [flag, value], [f"{flag}={value}"], [flag]))
+        if rng.random() < 0.1:
+            args.insert(0, rng.choice(VALUES))
+        status, err = run_here(module, args)                              # anything else raises
+        assert status in (None, 0, 2), (module.__name__, args, err)
+        assert status != 2 or err.count("\n") == 1, (module.__name__, args, err)
+        well += status != 2
+    assert 10 < well < 290                                                # neither all refused nor all accepted
