@@ -374,8 +374,8 @@ def main():
                                    channels_last="on" if channels_last else "off")
         return dry_run(here, device, why, args.world_size or world) if rank == 0 else None
     if broadcast(begun := state["step"] if state else 0, world) != begun:
-        raise UserError(f"{args.resume or args.out}: process {rank} finds step {begun} there, the first another: do they "
-                        "see the same folder?")
+        raise UserError(f"{args.resume or args.out}: process {rank} finds step {begun} there, the first another: do "
+                        "they see the same folder?")
     folder = args.resume or (new_folder(args.out, args.preset or "glyphs64", args.auto_resume) if rank == 0 else "")
     folder = broadcast(folder, world)
     interrupt = Interrupt()
