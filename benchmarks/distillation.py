@@ -138,7 +138,7 @@ def draw_samples(sheets, labels, many=16):
     """The same labels and seeds by teacher and student at w = 2, row by row."""
     shown = [("teacher, DDIM", 256), ("teacher, DDIM", 4), ("teacher, DDIM", 1), ("guided student", 16),
              ("guided student", 4), ("guided student", 1)]
-    at = torch.linspace(0, len(labels) - 1, many).long()
+    at = torch.arange(many) * (max(labels) + 2) % len(labels)             # labels come in turn: here A, B, C, ...
     images = torch.cat([sheets[what, 2, steps][at] for what, steps in shown]).permute(0, 3, 1, 2) / 127.5 - 1
     names = [f"{what.split()[-1] if 'student' in what else what}: {steps}" for what, steps in shown]
     grid(images, many, names).save(os.path.join(ROOT, "figures", "distillation_samples.png"))
