@@ -33,13 +33,15 @@ from data import UserError
 from runs import autocast, choose_device, main_program
 from train import make_loss, update_ema
 
-# Besides the small presets: the ImageNet networks of appendix B at 64 x 64, as narrow as two cores can bear.
+# Besides the small presets: the ImageNet networks of appendix B at 64 x 64, as narrow as two cores can bear; without
+# dropout, whose random numbers are a matter of the device.
 MODELS = {name: PRESETS[name] for name in ("glyphs64", "glyphs64_unet", "glyphs64_nested", "glyphs64_sr",
                                            "glyphs64_text")}
 MODELS |= {"unet64": override(PRESETS["imagenet128_unet"], size=(64, 64), base_channels=64, channel_mult=(1, 2, 4),
                               num_res_blocks=(2, 2, 4), emb_channels=512, dropout=0.0),
            "uvit64": override(PRESETS["imagenet128_uvit"], size=(64, 64), base_channels=64, channel_mult=(1, 2, 8),
-                              num_res_blocks=(2, 2), num_transformer_blocks=8, emb_channels=512)}
+                              num_res_blocks=(2, 2), num_transformer_blocks=8, emb_channels=512,
+                              transformer_dropout=0.0)}
 GROWTH = ("none", "dwt_1", "dwt_2", "conv_2", "conv_4")
 TABLE_5 = {"imagenet512_unet": 100, "imagenet512_unet_dwt1": 139, "imagenet512_unet_dwt2": 146,
            "imagenet512_unet_conv2": 137, "imagenet512_unet_conv4": 146}
