@@ -6,7 +6,7 @@ Paper: simple diffusion, section 5 and tables 4, 5 (steps a second), figure 9 (l
     python benchmarks/speed.py growth        what resolution costs, by patching    -> results/speed_growth_DEVICE.json
     python benchmarks/speed.py paper         on a GPU: the models of tables 4 and 5, and the 2 B U-ViT
 
-Variants take turns (A B C A B C ...): what disturbs the machine disturbs all. The least of --turns counts.
+Variants take turns (A B C A B C ...): what disturbs the machine disturbs all. The least of --turns or more counts.
 
 The ceiling is measured in the same run: the best rate of this machine's convolutions and of its matrix products,
 forward (for sampling) and with their gradients (for training). A network's share of it: the time that its FLOPs would
@@ -216,7 +216,8 @@ def models(args, named=None):
             except torch.cuda.OutOfMemoryError:
                 steps.pop(variant, None)
                 print(f"{name}, {variant}: does not fit with batch {config.batch}", flush=True)
-        for _ in range(args.turns):
+        quick = int(20 / sum(map(sum, first.values())))                   # 20 seconds of turns, if they are short
+        for _ in range(max(args.turns, quick)):
             for variant, runs_ in steps.items():
                 now = [run() for run in runs_]
                 seconds[variant] = [min(pair) for pair in zip(now, seconds.get(variant, now))]

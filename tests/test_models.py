@@ -333,7 +333,7 @@ def test_matryoshka_presets_are_the_released_ones():
     assert p["mdm1024"].level_weights == "16:4:1" and p["mdm256"].level_power == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("preset, change", [
     ("glyphs64", {}), ("glyphs64_unet", {}), ("glyphs64_nested", {}), ("glyphs64_sr", {}), ("glyphs64_text", {}),
     ("glyphs64", dict(portrait=True, size=(32, 64), guidance_max=5.0)),

@@ -45,9 +45,9 @@ def two_steps(tmp_path_factory):
 
 # ---- kills
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_again_and_again_it_is_the_unbroken_run(tmp_path):
-    soak.soak(str(tmp_path), kills=3, steps=120, seed=1)
+    assert len(soak.soak(str(tmp_path), kills=3, steps=120, seed=1)) == 3
 
 
 # Dies in the second save, at the n-th call of a function: as when the power goes there.
@@ -87,7 +87,7 @@ runs.main_program(train.main)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name, call, step", [("save", 1, 1), ("fsync", 1, 1), ("link", 1, 1), ("replace", 1, 1),
                                               ("replace", 2, 1), ("fsync", 2, 2)])
 def test_power_loss_while_saving(unbroken, tmp_path, name, call, step):
@@ -102,7 +102,7 @@ def test_power_loss_while_saving(unbroken, tmp_path, name, call, step):
     assert not soak.differences(unbroken, run) and not [name for name in os.listdir(run) if name.endswith(".new")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name, call, step", [("dcp", 1, 1), ("fsync", 2, 1), ("rename", 1, 1)])
 def test_power_loss_while_saving_pieces(unbroken, tmp_path, name, call, step):
     run = tmp_path / "run"
@@ -259,7 +259,7 @@ def mortal(tmp_path, *launcher):
                                               *launcher), timeout=200)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
 def test_when_a_process_dies_the_others_end_and_say_why(tmp_path):
     since = time.time()
@@ -270,7 +270,7 @@ def test_when_a_process_dies_the_others_end_and_say_why(tmp_path):
     assert runs.read_checkpoint(str(tmp_path / "run"))["step"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_starts_it_again_and_it_goes_on_by_itself(tmp_path):
     done = mortal(tmp_path, "--max-restarts", "2")
     assert done.returncode == 0, done.stderr

@@ -52,7 +52,7 @@ def unbroken(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_any_number_of_processes_goes_on_where_another_stopped(unbroken, tmp_path):
     """2 -> 1 -> 4 -> 2. Kills: moments or averages that are not saved, gradients summed where a mean is meant, a
     checkpoint that knows how many wrote it, parts of a batch that count as whole ones."""
@@ -70,7 +70,7 @@ def test_any_number_of_processes_goes_on_where_another_stopped(unbroken, tmp_pat
     assert run_here(P, [run, "--n", 1, "--steps", 1, "--device", "cpu", "--out", tmp_path / "s.png"]) == (None, "")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_run_goes_on_in_pieces(unbroken, tmp_path):
     """1 -> 2, from a plain checkpoint: weights, averages and moments reach the pieces."""
     run = tmp_path / "run"
@@ -119,7 +119,7 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("preset, precision, outer, groups", [
     ("glyphs64", "bf16", "", {"FSDPResBlock", "FSDPTransformerBlock", "FSDPUViT"}),
     ("glyphs64_unet", "float32", "16,16", {"FSDPResBlock", "FSDPMapAttention", "FSDPNestedUNet"})])
