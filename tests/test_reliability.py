@@ -29,6 +29,15 @@ from programs import ROOT, TINY, program, run_here
 DROP = ("--dropout", 0.1, "--dropout-from-resolution", 16)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the programs of these tests have: another number sums in another order, and bits would differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reliable") / "run"
