@@ -367,8 +367,8 @@ def main():
     workers = config.workers if config.workers >= 0 else max(1, min(8, cores() // (2 * world)))
     compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
     split = config.shard and world > 1                                    # a single process has all pieces
-    channels_last = not split and config.channels_last == "on" or (
-        not split and config.channels_last == "auto" and device.type == "cuda")
+    channels_last = not split and (config.channels_last == "on"
+                                   or (config.channels_last == "auto" and device.type == "cuda"))
     if args.dry_run:
         here = dataclasses.replace(config, workers=workers, compile="on" if compiled else "off",
                                    channels_last="on" if channels_last else "off")
@@ -489,7 +489,7 @@ def main():
             # DDP's processes meet once, at the end. (Split, they meet each time: whole gradients would not fit.)
             alone = handle.no_sync if part is not parts[-1] and hasattr(handle, "no_sync") else contextlib.nullcontext
             with alone(), autocast(config.precision, device):
-                loss = loss_of(handle, x[part], {key: value[part] for key, value in cond.items()}, t[part],
+                loss = loss_of(handle, x[part], {name: told[part] for name, told in cond.items()}, t[part],
                                [level[part] for level in eps]) / len(parts)
             loss.backward()
             value = value + loss.detach()
