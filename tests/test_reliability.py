@@ -56,7 +56,7 @@ def two_steps(tmp_path_factory):
 
 @pytest.mark.long
 def test_killed_again_and_again_it_is_the_unbroken_run(tmp_path):
-    assert len(soak.soak(str(tmp_path), kills=3, steps=120, seed=1)) == 3
+    assert len(soak.soak(str(tmp_path), kills=3, steps=40, seed=1)) == 3
 
 
 # Dies in the second save, at the n-th call of a function: as when the power goes there.
