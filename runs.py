@@ -144,9 +144,13 @@ def start_processes(device_name):
     elif device.type == "mps":
         raise UserError("torchrun needs cuda or cpu; mps runs one process")
     # The first process draws the samples while the others wait: longer than the usual ten minutes at the papers' size.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                            timeout=datetime.timedelta(hours=3))
-    return dist.get_rank(), world, device, why
+    hours = datetime.timedelta(hours=3)
+    store, rank, world = next(dist.rendezvous("env://", timeout=hours))
+    # After a restart torchrun's store still holds the addresses of processes that are gone: each life has its own keys.
+    store = dist.PrefixStore("life " + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank,
+                            world_size=world, timeout=hours)
+    return rank, world, device, why
 
 
 def any_rank(flag, world):

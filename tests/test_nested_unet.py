@@ -255,6 +255,7 @@ class GaussianOracle:
         return [S.v_from_x(*level) for level in zip(z, x_hat, logsnr)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_gaussian_oracle_at_two_levels_samples_the_right_joint_law(sampler):
     """Kills: one level's alpha and sigma for both, one schedule for all, noise shared, a level finished first."""

@@ -432,6 +432,7 @@ def flags_of(module):
     return sorted(set(re.findall(r"--[a-z][a-z0-9-]*", out.getvalue())) - {"--help"})
 
 
+@pytest.mark.long
 def test_no_command_line_shows_a_traceback(two_steps, tmp_path, monkeypatch):
     """A few hundred, seeded: each ends well, or with one line and status 2."""
     shutil.copytree(two_steps, tmp_path / "run")
