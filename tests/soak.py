@@ -35,8 +35,8 @@ def soak(folder, kills, steps, seed=0, say=lambda text: None):
     done = program("train.py", *TINY, *command, "--out", os.path.join(folder, "unbroken"), timeout=600)
     assert done.returncode == 0, done.stderr
     run, rng, reached = os.path.join(folder, "killed"), random.Random(seed), []
-    words = [sys.executable, os.path.join(ROOT, "train.py"), *TINY, *map(str, command), "--save-every", "1", "--out", run,
-             "--auto-resume"]
+    words = [sys.executable, os.path.join(ROOT, "train.py"), *TINY, *map(str, command), "--save-every", "1",
+             "--out", run, "--auto-resume"]
     while len(reached) < kills:
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
