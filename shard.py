@@ -1,8 +1,9 @@
 """Sharding: weights, gradients, moments and averages split over the processes, and checkpoints of the pieces.
 
-Paper: simple diffusion, section 3.5: "sharding the weights of the U-ViT model over devices", so that two billion
-parameters train "without model parallelism". PyTorch's engine for it is fully_shard: each process keeps 1/N of every
-tensor, gathers a block's weights when the block runs, and forgets them after it.
+Paper: simple diffusion, section 3.3: at a low resolution it is the kernels that are large, and "sharding the weights
+allows us to scale to much larger models without requiring more complicated parallelization approaches like model
+parallelism". PyTorch's engine for it is fully_shard: each process keeps 1/N of every tensor, gathers a block's weights
+when the block runs, and forgets them after it.
 Read before: runs.py (the plain checkpoint). Read after: train.py, which says where in the loop this enters.
 
     torchrun --nproc_per_node 8 train.py --preset imagenet512_uvit --shard --data imagenet/train --out runs/big
