@@ -65,8 +65,7 @@ def opened(folder, device, **setting):
 
 def seconds_an_image(model, config, device, batch):
     start = time.perf_counter()
-    sample_run(model, config, [0] * batch, range(batch), device,
-               choose_precision(config.precision, device))
+    sample_run(model, config, [0] * batch, range(batch), device, choose_precision(config.precision, device))
     return (time.perf_counter() - start) / batch
 
 
