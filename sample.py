@@ -183,6 +183,18 @@ def averaged_model(state, path, device="cpu"):
     return model.eval().requires_grad_(False)
 
 
+def compiled(model, device):
+    """The network as one graph (torch.compile); with CUDA its kernels are recorded once and replayed at each call (CUDA
+    graphs): launching small kernels one by one from Python takes longer than they do. A replay writes its result where
+    the last one did, and guidance looks twice: hence the copies."""
+    graph = torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
+
+    def call(z, logsnr, cond):
+        v = graph(z, logsnr, cond)
+        return [level.clone() for level in v] if isinstance(v, list) else v.clone()
+    return call
+
+
 def sample_run(model, config, labels, seeds, device, precision, on_step=None, batch=64, lowest_idx=1, levels=False,
                low_res=None, stop=0.0, captions=None, negative="", portrait=False, encoder=None):
     """Images of these labels (-1: no class) by the sampler, steps and guidance of config, in batches, on the CPU.
@@ -402,6 +414,8 @@ def parse(argv, stage=0):
     parser.add_argument("--out", default="samples.png", help="PNG to write (default samples.png)")
     parser.add_argument("--gif", help="GIF of the denoising to write as well")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    parser.add_argument("--compile", action="store_true", help="torch.compile and CUDA graphs: a minute to start, then "
+                        "faster on a GPU")
     add_fields(parser, OVERRIDES, "settings of the run to override; for a cascade one, or one a stage: --guidance 5,1")
     parts = {}
     for i, word in enumerate(argv):
@@ -518,6 +532,8 @@ def main():
     if args.levels and not config.outer_channels:
         raise UserError(f"--levels: {args.runs[0]} is not of a nested model")
     precision = choose_precision(config.precision, device)
+    if args.compile:
+        models = [compiled(model, device) for model in models]
     if args.n is not None and args.n < 1:
         raise UserError(f"--n {args.n}: want 1 or more")
     for option, path in (("--out", args.out), ("--gif", args.gif)):

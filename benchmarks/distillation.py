@@ -32,7 +32,7 @@ from config import PRESETS, build_model, override
 from data import UserError
 from features import Yardstick
 from runs import choose_device, choose_precision, main_program, read_checkpoint
-from sample import averaged_model, grid, sample_run
+from sample import averaged_model, compiled, grid, sample_run
 
 STEPS = (256, 64, 16, 8, 4, 2, 1)
 # (what, w, sampler, ladder): the students of a ladder are in RUN + ladder, the teacher has none
@@ -155,7 +155,7 @@ def latency(args):
     precision = choose_precision(config.precision, device)
     if device.type == "cuda":                                             # read once a call, in half the bytes
         model = model.to(torch.bfloat16)
-    handle = torch.compile(model, mode="reduce-overhead") if args.compile else model
+    handle = compiled(model, device) if args.compile else model
     bytes_read = sum(p.numel() * p.element_size() for p in model.parameters())
     print(f"{args.preset}: {sum(p.numel() for p in model.parameters()):,} parameters, random; "
           f"{bytes_read / 2 ** 30:.2f} GiB of weights a call; {precision} on {device}")

@@ -279,6 +279,17 @@ def test_when_a_process_dies_the_others_end_and_say_why(tmp_path):
     assert runs.read_checkpoint(str(tmp_path / "run"))["step"] == 2
 
 
+@pytest.mark.parametrize("said", ("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx",
+                                  "Failed to find C compiler. Please specify via CC environment variable"))
+def test_torch_compile_without_a_compiler_is_one_line(said, capsys):
+    def main():
+        raise RuntimeError(said)
+    with pytest.raises(SystemExit) as left:
+        runs.main_program(main)
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and "--compile off" in error and error.count("\n") == 1
+
+
 @pytest.mark.long
 def test_torchrun_starts_it_again_and_it_goes_on_by_itself(tmp_path):
     done = mortal(tmp_path, "--max-restarts", "2")
