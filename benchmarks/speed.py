@@ -2,7 +2,7 @@
 
 Paper: simple diffusion, section 5 and tables 4, 5 (steps a second), figure 9 (latency; benchmarks/distillation.py).
 
-    python benchmarks/speed.py [--compile] [--batch 8] [--models glyphs64,unet64]  -> results/speed_DEVICE.json
+    python benchmarks/speed.py [--compile] [--batch 8] [--models glyphs64,unet64]  -> results/speed[_compile]_DEVICE.json
     python benchmarks/speed.py growth        what resolution costs, by patching    -> results/speed_growth_DEVICE.json
     python benchmarks/speed.py paper         on a GPU: the models of tables 4 and 5, and the 2 B U-ViT
 
@@ -216,6 +216,11 @@ def models(args, named=None):
             except torch.cuda.OutOfMemoryError:
                 steps.pop(variant, None)
                 print(f"{name}, {variant}: does not fit with batch {config.batch}", flush=True)
+            except Exception as error:                                    # what PyTorch's compiler makes may not run
+                if not options[2]:
+                    raise
+                steps.pop(variant, None)
+                print(f"{name}, {variant}: fails, {type(error).__name__}: {str(error)[:200]}", flush=True)
         quick = int(20 / sum(map(sum, first.values())))                   # 20 seconds of turns, if they are short
         for _ in range(max(args.turns, quick)):
             for variant, runs_ in steps.items():
@@ -238,7 +243,8 @@ def models(args, named=None):
             rows[-1]["peak_bytes"] = {precision: memory_of(config, precision) for precision in ("float32", "bf16")}
             print(f"{'memory, MiB':26s} " + ", ".join(f"{precision} {value / 2 ** 20:,.0f}" for precision, value in
                                                       rows[-1]["peak_bytes"].items()), flush=True)
-    save(f"speed_{device.type}.json" if named is None else f"speed_paper_{device.type}.json", ceilings=rates, rows=rows)
+    name = "speed_paper" if named else "speed_compile" if args.compile else "speed"
+    save(f"{name}_{device.type}.json", ceilings=rates, rows=rows)
     return rows
 
 
