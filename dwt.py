@@ -97,6 +97,16 @@ def idwt(y, levels):
     return x
 
 
+def adjoint(y, levels):
+    """W^T y for the matrix W of dwt: sum(dwt(x) y) = sum(x adjoint(y)). (B, C 4^levels, h, w) -> image, as idwt.
+
+    Not the inverse: W is not orthogonal. |W^T e|^2 is the variance that the coefficient e has of white noise.
+    """
+    factor = 2 ** levels
+    x = y.new_zeros(y.shape[0], y.shape[1] // factor ** 2, y.shape[2] * factor, y.shape[3] * factor, requires_grad=True)
+    return torch.autograd.grad(dwt(x, levels), x, y)[0]                   # the gradient of sum(dwt(x) y)
+
+
 # ------------------------------------------------------------------------------------------ the two ends of a network
 # `patching` is none, dwt_1, dwt_2, ... or conv_2, conv_4, ...: how the image comes down to the first feature map and
 # how the last feature map goes back up. Both networks of this project use the two modules below.
@@ -167,10 +177,13 @@ def main():
     level_1 = _analyse(x)
     level_2 = _analyse(level_1[0])
     total = sum(b.pow(2).sum() for b in level_2 + level_1[1:])
-    print("band        size   mean square   share of energy")
-    for name, band in zip(["LL2", "LH2", "HL2", "HH2", "LH1", "HL1", "HH1"], level_2 + level_1[1:]):
+    unit = torch.zeros(16, 16, 8, 8)                                      # one coefficient each, amid 32 x 32 pixels
+    unit[range(16), range(16), 4, 4] = 1
+    noise = adjoint(unit, 2).square().sum((1, 2, 3))[[0, 1, 2, 3, 4, 8, 12]]
+    print("band        size   mean square   share of energy   variance of white noise")
+    for name, band, v in zip(["LL2", "LH2", "HL2", "HH2", "LH1", "HL1", "HH1"], level_2 + level_1[1:], noise):
         print(f"{name}    {band.shape[-2]:4d}x{band.shape[-1]:<4d} {band.pow(2).mean():11.5f}   "
-              f"{band.pow(2).sum() / total:15.2%}")
+              f"{band.pow(2).sum() / total:15.2%} {v:25.3f}")
 
     def quad(ll, lh, hl, hh):
         return torch.cat([torch.cat([ll, hl], -1), torch.cat([lh, hh], -1)], -2)
