@@ -279,6 +279,16 @@ def text_of(source, name):
     return "\n".join(source.splitlines()[first - 1:last])
 
 
+def body(node, lines):
+    """First and last line of a function's code, after its docstring, with the comments over it."""
+    if ast.get_docstring(node) is not None:
+        return node.body[0].end_lineno + 1, node.end_lineno
+    start = node.body[0].lineno
+    while not lines[start - 2].strip() or lines[start - 2].lstrip().startswith("#"):
+        start -= 1
+    return start, node.end_lineno
+
+
 def strip(source, exercises):
     """The source with the bodies of these exercises' functions gone; signatures and docstrings stay."""
     lines, cuts = source.splitlines(), []
@@ -286,14 +296,7 @@ def strip(source, exercises):
         nodes = find(ast.parse(source), exercise.name)
         if not nodes:
             raise Fault(f"{exercise.file} has no {exercise.name} (exercise {exercise.number})")
-        body, last = nodes[-1].body, nodes[-1].end_lineno
-        if ast.get_docstring(nodes[-1]) is not None:
-            start = body[0].end_lineno + 1
-        else:
-            start = body[0].lineno
-            while not lines[start - 2].strip() or lines[start - 2].lstrip().startswith("#"):
-                start -= 1                                                # comments over the first line go, too
-        cuts.append((start, last, " " * body[0].col_offset
+        cuts.append((*body(nodes[-1], lines), " " * nodes[-1].body[0].col_offset
                      + f'raise NotImplementedError("exercise {exercise.number}: {exercise.title}")'))
     for start, last, instead in sorted(cuts, reverse=True):
         lines[start - 1:last] = [instead]

@@ -500,7 +500,7 @@ class Packing:
 class Adjoint:
     def see(m, r):
         return dict(random=m.dwt.adjoint(r.normal(2, 8, 4, 2), 1), two=m.dwt.adjoint(r.normal(1, 16, 2, 3), 2),
-                    x=m.dwt.dwt(letter(32), 1), shown=m.dwt.adjoint(m.dwt.dwt(letter(32), 1), 1))
+                    x=m.dwt.dwt(letter(16)[:, :1], 1), shown=m.dwt.adjoint(m.dwt.dwt(letter(16)[:, :1], 1), 1))
 
     def spec(m, r):
         def slow(y, levels):                                              # the matrix, column by column, transposed
@@ -510,14 +510,310 @@ class Adjoint:
             columns = slow_dwt(units, levels).flatten(1)                  # (pixels, coefficients)
             return (y.flatten(1) @ columns.T).reshape(batch, *shape)
         r1, r2 = r.normal(2, 8, 4, 2), r.normal(1, 16, 2, 3)
-        shown = slow_dwt(letter(32), 1)
+        shown = slow_dwt(letter(16)[:, :1], 1)
         return dict(random=slow(r1, 1), two=slow(r2, 2), x=shown, shown=slow(shown, 1))
 
     def laws(seen):
-        inner = float((seen["x"] ** 2).sum()), float((letter(32) * seen["shown"]).sum())
+        inner = float((seen["x"] ** 2).sum()), float((letter(16)[:, :1] * seen["shown"]).sum())
         yield abs(inner[0] - inner[1]) < 1e-3 * abs(inner[0]), (
             f"with y = dwt(x): sum(y y) = {inner[0]:.5g}, sum(x adjoint(y)) = {inner[1]:.5g}: they must be one number")
 
     def picture(seen, axis):
-        image(axis, row_of([letter(32)[0], seen["shown"][0]]))
+        image(axis, row_of([letter(16)[0, :1], seen["shown"][0]])[0])
         axis.set_xlabel("x, and the adjoint of its wavelet transform: not x")
+
+
+# ------------------------------------------------------------------------------------------ 4 the U-Net
+
+def slow_norm(x, groups, weight, bias=None):
+    """Group norm of a map (B, C, H, W), or layer norm of tokens (..., C) if groups is None. In float64."""
+    x, shape = x.double(), x.shape
+    flat = x.reshape(*shape[:-1], 1, -1) if groups is None else x.reshape(shape[0], groups, -1)
+    flat = (flat - flat.mean(-1, keepdim=True)) / (flat.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    axes = (1, -1) + (1,) * (len(shape) - 2) if groups else (-1,)
+    y = flat.reshape(shape) * weight.double().reshape(axes)
+    return y if bias is None else y + bias.double().reshape(axes)
+
+
+def swish(x):
+    return x / (1 + torch.exp(-x))
+
+
+@exam("4.1")
+class LevelEmbedding:
+    def seen(m, r, call):
+        moved, plain = m.unet.Embedding(16, -19.16, 10.84, 5), m.unet.Embedding(16, -15.0, 15.0, 5)
+        plain.load_state_dict(r.fill(moved).state_dict())
+        curve = torch.linspace(-19.16, 10.84, 61)
+        return dict(random=call(moved, r.uniform(4, low=-18, high=10), 4), scalar=call(moved, torch.tensor(0.5), 3),
+                    moved=call(moved, torch.tensor([-19.16, 10.84]), 2), plain=call(plain, torch.tensor([-15.0, 15.0]), 2),
+                    curve=call(moved, curve, 61))
+
+    def see(m, r):
+        return LevelEmbedding.seen(m, r, lambda layer, logsnr, batch: layer.of_logsnr(logsnr, batch))
+
+    def spec(m, r):
+        def slow(layer, logsnr, batch):
+            places = [(float(l) - layer.logsnr_min) / (layer.logsnr_max - layer.logsnr_min)
+                      for l in logsnr.reshape(-1).expand(batch)]
+            return layer.time(m.unet.sinusoid(torch.tensor(places), layer.width))
+        return LevelEmbedding.seen(m, r, slow)
+
+    tolerance = 1e-2                                                      # sines of angles up to 1000
+
+    def laws(seen):
+        yield float((seen["moved"] - seen["plain"]).abs().max()) < 2e-2, (
+            "the ends of a shifted schedule, -19.16 and 10.84, must be told as the ends -15 and 15 of the plain one are")
+        yield float(seen["scalar"].std(0).max()) < 1e-6, "one level for all must give every example the same row"
+
+    def picture(seen, axis):
+        curves(axis, torch.linspace(-19.16, 10.84, 61), {f"channel {i}": seen["curve"][:, i] for i in range(4)}, "log-SNR",
+               "embedding")
+
+
+@exam("4.2", tolerance=1e-3)
+class ResBlock:
+    def seen(m, r, call):
+        x, skip, emb = r.normal(2, 8, 6, 6) + 0.5, 3 * r.normal(2, 8, 6, 6), r.normal(2, 12)
+        plain, joined = r.fill(m.unet.ResBlock(8, 12)), r.fill(m.unet.ResBlock(8, 12, skip=True))
+        dropped = r.fill(m.unet.ResBlock(8, 12, dropout=1.0)).train()
+        picture, shown = r.fill(m.unet.ResBlock(3, 12)), letter().expand(3, -1, -1, -1)
+        return dict(plain=call(plain, x, emb, None), joined=call(joined, x, emb, skip), louder=call(joined, x, emb, 5 * skip),
+                    dropped=call(dropped, x, emb, None), x=x, bias=dropped.conv2.bias,
+                    shown=call(picture, shown, r.normal(3, 12), None))
+
+    def see(m, r):
+        return ResBlock.seen(m, r, lambda block, x, emb, skip: block(x, emb) if skip is None else block(x, emb, skip))
+
+    def spec(m, r):
+        def slow(block, x, emb, skip):
+            norm = lambda layer, a: slow_norm(a, layer.num_groups, layer.weight, layer.bias)
+            conv = lambda layer, a: F.conv2d(a, layer.weight.double(), layer.bias.double(), padding=1)
+            h = norm(block.norm1, x)
+            if skip is not None:
+                h = (h + norm(block.norm_skip, skip)) / math.sqrt(2)
+            h = norm(block.norm2, conv(block.conv1, swish(h)))
+            film = emb.double() @ block.film.weight.double().T + block.film.bias.double()
+            C = x.shape[1]
+            h = torch.stack([torch.stack([h[b, c] * (1 + film[b, c]) + film[b, C + c] for c in range(C)])
+                             for b in range(len(x))])
+            h = swish(h) * (0 if block.training else 1)                   # the only one in training drops everything
+            return (x.double() + conv(block.conv2, h)).float()
+        return ResBlock.seen(m, r, slow)
+
+    def laws(seen):
+        yield float((seen["dropped"] - seen["x"] - seen["bias"].reshape(1, -1, 1, 1)).abs().max()) < 1e-4, (
+            "with dropout 1 must remain x and the bias of conv2: dropout stands right before conv2")
+        yield float((seen["joined"] - seen["louder"]).abs().max()) < 1e-2, (
+            "a skip five times as loud must change nothing: both sides are normalised before they are added")
+
+    def picture(seen, axis):
+        image(axis, row_of([letter()[0], *seen["shown"]]))
+        axis.set_xlabel("x, and x + h by random weights under three embeddings")
+
+
+SIDES, RESOLUTIONS = [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (8, 32), (8, 16), (12, 20), (24, 40), (23, 22)], (0, 8, 16, 32)
+
+
+@exam("4.3")
+class Dropout:
+    def see(m, r):
+        sizes = SIDES + [(r.integer(3, 90), r.integer(3, 90)) for _ in range(10)]
+        return dict(table=[bool(m.unet.at_or_below(h, w, d)) for h, w in sizes for d in RESOLUTIONS])
+
+    def spec(m, r):
+        sizes = SIDES + [(r.integer(3, 90), r.integer(3, 90)) for _ in range(10)]
+        return dict(table=[float(d > 0 and h * w < 2 * d * d) for h, w in sizes for d in RESOLUTIONS])
+
+    def laws(seen):
+        table = {(*size, d): bool(seen["table"][i * 4 + j]) for i, size in enumerate(SIDES) for j, d in enumerate(RESOLUTIONS)}
+        yield not any(table[h, w, 0] for h, w in SIDES), "resolution 0 means never"
+        yield table[16, 16, 16], "from 16 x 16 down: 16 x 16 itself has dropout"
+        yield table[8, 8, 16] and not table[32, 32, 16], "smaller maps have it, larger ones have not"
+        yield table[8, 32, 16], "8 x 32 has the area of 16 x 16"
+
+    def picture(seen, axis):
+        table = torch.stack(seen["table"])[:20].reshape(5, 4)
+        axis.imshow(table, cmap="Blues", vmin=0, vmax=1.5)
+        axis.set(xticks=range(4), xticklabels=["never (0)", "8", "16", "32"], yticks=range(5), xlabel="dropout from",
+                 yticklabels=[f"{h} x {w}" for h, w in SIDES[:5]])
+
+
+@exam("4.4", tolerance=1e-3)
+class WayUp:
+    def seen(m, r, call):
+        net = r.fill(m.unet.UNet((16, 24), 8, 12, (1, 2, 2), (1, 2, 1), attn_resolutions=(5,), num_heads=2, num_classes=3))
+        emb, z = r.normal(2, 12), r.normal(2, 3, 16, 24)
+        h, skips = net.descend(z, emb)
+        out = call(net, h, list(skips), emb)
+        uses = []
+        for i, skip in enumerate(skips):
+            other = call(net, h, [*skips[:i], skip + r.normal(*skip.shape), *skips[i + 1:]], emb)
+            uses.append(float((other - out).abs().mean()))
+        return dict(out=out, uses=uses)
+
+    def see(m, r):
+        with torch.no_grad():
+            return WayUp.seen(m, r, lambda net, h, skips, emb: net.ascend(h, skips, emb))
+
+    def spec(m, r):
+        def slow(net, h, skips, emb):
+            last = len(skips)
+            for level in range(3):
+                for i in range((2, 3, 2)[level]):                         # k + 1, coarsest level first
+                    last -= 1
+                    block, attention = net.up[level][i]
+                    h = attention(block(h, emb, skips[last]), None)
+                h = net.upsample[level](h) if level < 2 else h
+            return h
+        with torch.no_grad():
+            return WayUp.seen(m, r, slow)
+
+    def laws(seen):
+        for i, use in enumerate(seen["uses"]):
+            yield float(use) > 1e-6, f"skip {i} of {len(seen['uses'])} changes nothing: k down and the sample make k + 1"
+
+    def picture(seen, axis):
+        axis.bar(range(len(seen["uses"])), [float(use) for use in seen["uses"]])
+        axis.set(xlabel="skip, the finest first", ylabel="what it changes at the end")
+
+
+# ------------------------------------------------------------------------------------------ 5 the U-ViT
+
+@exam("5.1", tolerance=1e-3)
+class Attention:
+    def seen(m, r, call):
+        layer, x = r.fill(m.unet.Attention(12, 3)), r.normal(2, 5, 12)
+        mask = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 0, 1, 1]]).bool()
+        order, other = torch.randperm(5, generator=r.generator), x.clone()
+        other[0, 2], other[1, 1:3] = r.normal(12), r.normal(2, 12)
+        out = dict(out=call(layer, x, None), shuffled=call(layer, x[:, order], None)[:, order.argsort()],
+                   masked=call(layer, x, mask), hidden=call(layer, other, mask), mask=mask.float())
+        with torch.no_grad():
+            layer.qkv.weight[:24] *= 1000                                 # q and k, a thousand times as loud
+            layer.qkv.bias[:24] *= 1000
+        return dict(out, loud=call(layer, x, None), x=x)
+
+    def see(m, r):
+        return Attention.seen(m, r, lambda layer, x, mask: layer(x) if mask is None else layer(x, mask))
+
+    def spec(m, r):
+        def slow(layer, x, mask):
+            B, N, C = x.shape
+            n, d = layer.num_heads, C // layer.num_heads
+            qkv = slow_norm(x, None, layer.norm.weight) @ layer.qkv.weight.double().T + layer.qkv.bias.double()
+            out = torch.zeros(B, N, C, dtype=torch.double)
+            for b in range(B):
+                for head in range(n):
+                    q, k, v = (qkv[b, :, part * C + head * d:part * C + (head + 1) * d] for part in range(3))
+                    q, k = (slow_norm(a, None, l.weight, l.bias) for a, l in ((q, layer.norm_q), (k, layer.norm_k)))
+                    for i in range(N):
+                        logits = [float(q[i] @ k[j]) / math.sqrt(d) if mask is None or mask[b, j] else -math.inf
+                                  for j in range(N)]
+                        weights = [math.exp(l - max(logits)) for l in logits]
+                        out[b, i, head * d:(head + 1) * d] = sum(w * v[j] for j, w in enumerate(weights)) / sum(weights)
+            return (x.double() + out @ layer.out.weight.double().T + layer.out.bias.double()).float()
+        with torch.no_grad():
+            return Attention.seen(m, r, slow)
+
+    def laws(seen):
+        yield float((seen["out"] - seen["loud"]).abs().max()) < 1e-2, (
+            "q and k a thousand times as loud must change nothing: they are normalised, per head")
+        yield float((seen["out"] - seen["shuffled"]).abs().max()) < 1e-3, (
+            "tokens in another order must give the same in that order: attention knows no places")
+        visible = seen["mask"].bool()
+        yield float((seen["masked"] - seen["hidden"])[visible].abs().max()) < 1e-3, "a masked token was looked at"
+
+    def picture(seen, axis):
+        axis.imshow(torch.cat([seen["x"][0], torch.full((1, 12), torch.nan), seen["out"][0]]), cmap="coolwarm", vmin=-3, vmax=3)
+        axis.set(yticks=(2, 8), yticklabels=("x", "x + attention"), xlabel="channel")
+
+
+@exam("5.2", tolerance=1e-3)
+class MLP:
+    def seen(m, r, call):
+        x, skip, emb = r.normal(2, 5, 8) + 0.5, 3 * r.normal(2, 5, 8), r.normal(2, 12)
+        plain, joined = r.fill(m.uvit.MLPBlock(8, 12)), r.fill(m.uvit.MLPBlock(8, 12, skip=True))
+        dropped = r.fill(m.uvit.MLPBlock(8, 12, dropout=1.0)).train()
+        return dict(plain=call(plain, x, emb, None), joined=call(joined, x, emb, skip), louder=call(joined, x, emb, 5 * skip),
+                    alone=call(plain, x[:, 2:3], emb, None), dropped=call(dropped, x, emb, None), x=x,
+                    bias=dropped.out.bias)
+
+    def see(m, r):
+        return MLP.seen(m, r, lambda block, x, emb, skip: block(x, emb) if skip is None else block(x, emb, skip))
+
+    def spec(m, r):
+        def slow(block, x, emb, skip):
+            dense = lambda layer, a: a @ layer.weight.double().T + layer.bias.double()
+            film, out = dense(block.film, emb.double()), torch.zeros_like(x)
+            for b in range(x.shape[0]):
+                for n in range(x.shape[1]):                               # token by token: none knows of another
+                    h = slow_norm(x[b, n], None, block.norm.weight)
+                    if skip is not None:
+                        h = (h + slow_norm(skip[b, n], None, block.norm_skip.weight)) / math.sqrt(2)
+                    h = swish(dense(block.expand, h))
+                    half = len(h)
+                    h = (h * (1 + film[b, :half]) + film[b, half:]) * (0 if block.training else 1)
+                    out[b, n] = (x[b, n].double() + dense(block.out, h)).float()
+            return out
+        with torch.no_grad():
+            return MLP.seen(m, r, slow)
+
+    def laws(seen):
+        yield float((seen["dropped"] - seen["x"] - seen["bias"]).abs().max()) < 1e-4, (
+            "with dropout 1 must remain x and the bias of the last layer: dropout stands right before it")
+        yield float((seen["joined"] - seen["louder"]).abs().max()) < 1e-2, (
+            "a skip five times as loud must change nothing: both sides are normalised before they are added")
+        yield float((seen["plain"][:, 2:3] - seen["alone"]).abs().max()) < 1e-4, "a token's result depends on other tokens"
+
+    def picture(seen, axis):
+        axis.imshow(torch.cat([seen["x"][0], torch.full((1, 8), torch.nan), seen["plain"][0]]), cmap="coolwarm", vmin=-3, vmax=3)
+        axis.set(yticks=(2, 8), yticklabels=("x", "x + mlp"), xlabel="channel")
+
+
+@exam("5.3", tolerance=2e-3)
+class Tokens:
+    def seen(m, r, call):
+        make = lambda **more: r.fill(m.uvit.UViT((16, 24), 8, 12, (1, 2, 2), (1, 2), 2, num_heads=2, num_classes=3, **more))
+        net, reader = make(), make(text_channels=6)
+        z, emb, f = r.normal(2, 3, 16, 24), r.normal(2, 12), r.normal(2, 8, 16, 24)
+        text = r.normal(2, 3, 6), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
+        out = dict(out=call(net, z, emb, None, None), text=call(reader, z, emb, text, None), f=call(net, z, emb, None, f),
+                   refused=refused(lambda: net.features(z[..., :16], emb)))
+        with torch.no_grad():
+            net.position[7] += 3 * r.normal(16)                           # the token of row 1, column 1 of 4 x 6
+        return dict(out, moved=call(net, z, emb, None, None))
+
+    def see(m, r):
+        with torch.no_grad():
+            return Tokens.seen(m, r, lambda net, *given: net.features(*given))
+
+    def spec(m, r):
+        def slow(net, z, emb, text, f):
+            h, skips = net.input(z) + (0 if f is None else f), []
+            for level in (0, 1):
+                for i in range((1, 2)[level]):
+                    h = net.down[level][i][0](h, emb)
+                    skips.append(h)
+                h = net.downsample[level](h)
+            H, W = h.shape[-2:]
+            x = torch.stack([h[:, :, n // W, n % W] + net.position[n] for n in range(H * W)], 1)
+            for block in net.transformer:
+                x = block(x, emb, text)
+            h = torch.stack([torch.stack([x[:, row * W + column] for column in range(W)], -1) for row in range(H)], -2)
+            for level in (1, 0):
+                h = net.upsample[1 - level](h)
+                for i in range((1, 2)[level]):
+                    h = net.up[1 - level][i][0](h, emb, skips.pop())
+            return h
+        with torch.no_grad():
+            return dict(Tokens.seen(m, r, slow), refused=1.0)
+
+    def laws(seen):
+        yield bool(seen["refused"]), "an image of another size must be refused: ValueError"
+        yield float((seen["out"] - seen["moved"]).abs().max()) > 1e-4, "the position embedding changes nothing"
+        yield float((seen["out"] - seen["f"]).abs().max()) > 1e-4, "f, the map of an outer level, changes nothing"
+
+    def picture(seen, axis):
+        image(axis, row_of([seen["out"][0, :3], (seen["moved"] - seen["out"])[0, :3]]))
+        axis.set_xlabel("three channels of the last map; what another position of token 7 changes")

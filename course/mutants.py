@@ -94,4 +94,62 @@ MUTANTS = {
              "2 ** levels, 2).repeat_interleave(2 ** levels, 3)", "the low band, enlarged"),
             ("dwt(x, levels), x, y)[0]", "dwt(x, levels), x, y)[0] / factor ** 2", "divided by the number of bands: the adjoint "
              "has no factor")],
+    "4.1": [("(logsnr - self.logsnr_min) / (self.logsnr_max - self.logsnr_min)", "(logsnr + 15.0) / 30.0", "the ends of the "
+             "unshifted schedule, -15 and 15: a shifted one leaves [0, 1]"),
+            ("(logsnr - self.logsnr_min) / (self.logsnr_max - self.logsnr_min)",
+             "(self.logsnr_max - logsnr) / (self.logsnr_max - self.logsnr_min)", "upside down: the lower end is 0"),
+            ("(logsnr - self.logsnr_min) / (self.logsnr_max - self.logsnr_min)", "torch.sigmoid(logsnr)", "a sigmoid: B.2's "
+             "input is 'linear'"),
+            ("self.time(sinusoid(place, self.width))", "self.time(sinusoid(logsnr, self.width))", "log-SNR itself, not its "
+             "place between the ends")],
+    "4.2": [("* (1 + scale) + shift", "* scale + shift", "times scale, not times 1 + scale: a block that begins at nothing"),
+            ("* (1 + scale) + shift", "* (1 + shift) + scale", "scale and shift are exchanged: scale comes first"),
+            ("(h + self.norm_skip(skip)) / math.sqrt(2)", "(h + skip) / math.sqrt(2)", "the skip is not normalised"),
+            ("(h + self.norm_skip(skip)) / math.sqrt(2)", "h + self.norm_skip(skip)", "not divided by sqrt(2): the sum of two "
+             "unit variances is 2"),
+            ("return x + h", "return h", "the residual is missing"),
+            ("self.conv2(self.dropout(F.silu(h)))", "self.dropout(self.conv2(F.silu(h)))", "dropout after conv2: it stands "
+             "before"),
+            ("self.norm2(h) * (1 + scale) + shift", "self.norm2(h * (1 + scale) + shift)", "scale and shift before the norm, "
+             "which takes them away again")],
+    "4.3": [("resolution > 0 and ", "", "resolution 0 means never; its logarithm is none"),
+            ("< 0.5", "< -0.5", "the resolution itself must be in: at or below"),
+            ("< 0.5", "> 0.5", "the other way round: dropout acts on SMALL maps (table 3)"),
+            ("math.sqrt(height * width)", "max(height, width)", "the longer side; maps count as the square of equal area")],
+    "4.4": [("skips.pop()", "skips.pop(0)", "skips from the wrong end: what was put down last is picked up first"),
+            ("h = self.upsample[level](h)", "h = F.interpolate(h, scale_factor=2)[:, :self.widths[-2 - level]]", "enlarged "
+             "without self.upsample's convolution"),
+            ("attention(block(h, emb, skips.pop()), text)", "block(attention(h, text), emb, skips.pop())", "attention before "
+             "the block; it comes after"),
+            ("attention(block(h, emb, skips.pop()), text)", "block(h, emb, skips.pop())", "attention is left out"),
+            ("attention(block(h, emb, skips.pop()), text)", "h + attention(block(h, emb, skips.pop()), text)", "a residual "
+             "too many: the block has its own")],
+    "5.1": [("q, k = self.norm_q(q), self.norm_k(k)", "q, k = q, k", "q and k are not normalised"),
+            ("self.norm_q(q), self.norm_k(k)", "self.norm_k(q), self.norm_q(k)", "the norms of q and k are exchanged"),
+            (".view(B, N, 3, self.num_heads, C // self.num_heads)", ".view(B, N, self.num_heads, C // self.num_heads, 3)"
+             ".permute(0, 1, 4, 2, 3)", "qkv is cut in another order: q of all heads first, then k, then v"),
+            ("return x + self.out(", "return self.out(", "the residual is missing"),
+            ("(q, k, v, mask)", "(q, k, v)", "the mask is not heard"),
+            ("(q, k, v, mask)", "(q / (C // self.num_heads) ** 0.5, k, v, mask)", "divided by sqrt(d) twice: "
+             "scaled_dot_product_attention does it"),
+            ("h.transpose(1, 2).reshape(B, N, C)", "h.reshape(B, N, C)", "heads and tokens are mixed up: transpose before "
+             "reshaping")],
+    "5.2": [("F.silu(self.expand(h)) ", "self.expand(h) ", "the swish is missing"),
+            ("h * (1 + scale) + shift", "h * scale + shift", "times scale, not times 1 + scale"),
+            ("h * (1 + scale) + shift", "h * (1 + shift) + scale", "scale and shift are exchanged: scale comes first"),
+            ("return x + self.out(h)", "return self.out(h)", "the residual is missing"),
+            ("(h + self.norm_skip(skip)) / math.sqrt(2)", "(h + skip) / math.sqrt(2)", "the skip is not normalised"),
+            ("return x + self.out(h)", "return x + self.dropout(self.out(h))", "dropout after the last layer: it stands "
+             "before")],
+    "5.3": [("x = h.flatten(2).transpose(1, 2) + self.position", "x = h.flatten(2).transpose(1, 2)", "the position embedding "
+             "is left out"),
+            ("h.flatten(2).transpose(1, 2) + self.position", "h.transpose(2, 3).flatten(2).transpose(1, 2) + self.position",
+             "tokens column by column, back row by row"),
+            ("skips.append(h)", "skips.append(downsample(h) if False else self.input(z) if h.shape[-1] == z.shape[-1] else h)",
+             "the skip of the finest level is the input map, not the block's output"),
+            ("h = upsample(h)\n            for block, attention in blocks:\n                h = block(h, emb, skips.pop())",
+             "h = upsample(h)\n            for block, attention in blocks:\n                h = block(h, emb, skips.pop(0) if "
+             "len(skips) == 2 else skips.pop())", "skips from the wrong end within a level"),
+            ("block(x, emb, text)", "block(x, emb)", "the text is not handed on"),
+            ("h if f is None else h + f", "h", "f, the map of an outer level, is not added")],
 }
