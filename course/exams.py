@@ -2,12 +2,12 @@
 
     see(m, r)      in the student's process: {name: tensors} from m.schedule, m.dwt, ... on random inputs from r
     spec(m, r)     in the judge's: the same from a slow loop or a closed form, on the same random inputs
-    laws(seen)     yields (holds, message): what must be true of what was seen, told in words, before equality is looked at
+    laws(seen)     yields (holds, message): what must be true of what was seen, in words, before equality is looked at
     picture(seen, axis)    what a student sees once it is right
     tolerance      of equality, relative and absolute
 
-The specification is there to be read: it is the definition without cleverness. Where it needs layers it takes those of m,
-which for the judge are the project's own.
+The specification is there to be read: it is the definition without cleverness. Where it needs layers it takes those of
+m, which for the judge are the project's own.
 """
 import math
 
@@ -177,7 +177,7 @@ class Shift:
             f"128 px at noise_d 64 move by {float(moved.mean()):.3f}, want 2 log(64 / 128) = -1.386")
         ends = float(seen["shift_512"][0]), float(seen["shift_512"][-1])
         yield abs(ends[0] - 10.84) < 0.02 and abs(ends[1] + 19.16) < 0.02, (
-            f"512 px at noise_d 64: the end points are {ends[0]:.2f} and {ends[1]:.2f}, want 10.84 and -19.16: they move, too")
+            f"512 px at noise_d 64: the end points are {ends[0]:.2f} and {ends[1]:.2f}; they move, too, to 10.84 and -19.16")
 
     def picture(seen, axis):
         curves(axis, TIMES, {"64 px": seen["same"], "128 px": seen["shift_128"], "512 px": seen["shift_512"]}, "t",
@@ -188,7 +188,8 @@ class Shift:
 class Interpolated:
     def see(m, r):
         t = r.uniform(7, low=0.05, high=0.95)
-        return dict(random=m.schedule.logsnr_interpolated(t, 256, 2 ** r.integer(4, 6), 2 ** r.integer(6, 8), -12.0, 9.0),
+        low, high = 2 ** r.integer(4, 6), 2 ** r.integer(6, 8)
+        return dict(random=m.schedule.logsnr_interpolated(t, 256, low, high, -12.0, 9.0),
                     curve=m.schedule.logsnr_interpolated(TIMES, 512, 32, 256),
                     low=m.schedule.logsnr_shifted(TIMES, 512, 32), high=m.schedule.logsnr_shifted(TIMES, 512, 256))
 
@@ -307,7 +308,8 @@ def picture_truth(which, label):
     return picture
 
 
-conversion("2.2", "v_from_x_eps", lambda x, eps, z, v: (x, eps), lambda x, eps, a, s: a * eps - s * x, laws_v, picture_v)
+conversion("2.2", "v_from_x_eps", lambda x, eps, z, v: (x, eps), lambda x, eps, a, s: a * eps - s * x, laws_v,
+           picture_v)
 conversion("2.3", "eps_from_v", lambda x, eps, z, v: (z, v), lambda z, v, a, s: s * z + a * v, laws_eps,
            picture_truth(1, "eps"))
 conversion("2.4", "x_from_eps", lambda x, eps, z, v: (z, eps), lambda z, eps, a, s: (z - s * eps) / a, laws_x,
@@ -435,7 +437,8 @@ class Split:
     def laws(seen):
         low, high = seen["flat"]
         yield float(high.abs().max()) < 1e-5, "the high band of a constant must be zero"
-        yield float((low - 3).abs().max()) < 1e-5, f"the low band of a constant 3 is {float(low[1]):.4g}: its gain must be 1"
+        yield float((low - 3).abs().max()) < 1e-5, (
+            f"the low band of a constant 3 is {float(low[1]):.4g}: its gain must be 1")
         yield float(seen["line"][1][:-1].abs().max()) < 1e-5, (
             "the high band of a straight line must be zero inside: one neighbour alone, as in Haar, is not enough")
 
@@ -478,7 +481,7 @@ class Packing:
         shown = m.dwt.dwt(letter(64), 1)
         return dict(one=m.dwt.dwt(r.normal(2, 3, 8, 12), 1), two=m.dwt.dwt(r.normal(1, 2, 16, 8), 2),
                     none=m.dwt.dwt(r.normal(1, 2, 4, 4), 0),
-                    refused=[refused(m.dwt.dwt, torch.zeros(1, 1, 6, 8), 2), refused(m.dwt.dwt, torch.zeros(1, 1, 8, 6), 2)],
+                    refused=[refused(m.dwt.dwt, torch.zeros(1, 1, *size), 2) for size in ((6, 8), (8, 6))],
                     shown=shown)
 
     def spec(m, r):
@@ -486,9 +489,10 @@ class Packing:
                     none=r.normal(1, 2, 4, 4), refused=[torch.tensor(1.0)] * 2, shown=slow_dwt(letter(64), 1))
 
     def laws(seen):
-        yield all(float(flag) for flag in seen["refused"]), "6 x 8 does not divide by 4, nor does 8 x 6: want ValueError"
+        yield all(map(float, seen["refused"])), "6 x 8 does not divide by 4, nor does 8 x 6: want ValueError"
         low = F.avg_pool2d(letter(64), 2)
-        yield float((seen["shown"][:, :3] - low).abs().mean()) < 0.2, "the low band must come first, and look like the image"
+        yield float((seen["shown"][:, :3] - low).abs().mean()) < 0.2, (
+            "the low band must come first, and look like the image")
 
     def picture(seen, axis):
         ll, lh, hl, hh = seen["shown"][0].chunk(4)
@@ -545,9 +549,9 @@ class LevelEmbedding:
         moved, plain = m.unet.Embedding(16, -19.16, 10.84, 5), m.unet.Embedding(16, -15.0, 15.0, 5)
         plain.load_state_dict(r.fill(moved).state_dict())
         curve = torch.linspace(-19.16, 10.84, 61)
+        ends = torch.tensor([-19.16, 10.84]), torch.tensor([-15.0, 15.0])
         return dict(random=call(moved, r.uniform(4, low=-18, high=10), 4), scalar=call(moved, torch.tensor(0.5), 3),
-                    moved=call(moved, torch.tensor([-19.16, 10.84]), 2), plain=call(plain, torch.tensor([-15.0, 15.0]), 2),
-                    curve=call(moved, curve, 61))
+                    moved=call(moved, ends[0], 2), plain=call(plain, ends[1], 2), curve=call(moved, curve, 61))
 
     def see(m, r):
         return LevelEmbedding.seen(m, r, lambda layer, logsnr, batch: layer.of_logsnr(logsnr, batch))
@@ -563,12 +567,12 @@ class LevelEmbedding:
 
     def laws(seen):
         yield float((seen["moved"] - seen["plain"]).abs().max()) < 2e-2, (
-            "the ends of a shifted schedule, -19.16 and 10.84, must be told as the ends -15 and 15 of the plain one are")
+            "the ends of a shifted schedule, -19.16 and 10.84, must be told as the plain one's ends, -15 and 15, are")
         yield float(seen["scalar"].std(0).max()) < 1e-6, "one level for all must give every example the same row"
 
     def picture(seen, axis):
-        curves(axis, torch.linspace(-19.16, 10.84, 61), {f"channel {i}": seen["curve"][:, i] for i in range(4)}, "log-SNR",
-               "embedding")
+        channels = {f"channel {i}": seen["curve"][:, i] for i in range(4)}
+        curves(axis, torch.linspace(-19.16, 10.84, 61), channels, "log-SNR", "embedding")
 
 
 @exam("4.2", tolerance=1e-3)
@@ -578,8 +582,9 @@ class ResBlock:
         plain, joined = r.fill(m.unet.ResBlock(8, 12)), r.fill(m.unet.ResBlock(8, 12, skip=True))
         dropped = r.fill(m.unet.ResBlock(8, 12, dropout=1.0)).train()
         picture, shown = r.fill(m.unet.ResBlock(3, 12)), letter().expand(3, -1, -1, -1)
-        return dict(plain=call(plain, x, emb, None), joined=call(joined, x, emb, skip), louder=call(joined, x, emb, 5 * skip),
-                    dropped=call(dropped, x, emb, None), x=x, bias=dropped.conv2.bias,
+        return dict(plain=call(plain, x, emb, None), joined=call(joined, x, emb, skip),
+                    louder=call(joined, x, emb, 5 * skip), dropped=call(dropped, x, emb, None), x=x,
+                    bias=dropped.conv2.bias,
                     shown=call(picture, shown, r.normal(3, 12), None))
 
     def see(m, r):
@@ -612,7 +617,8 @@ class ResBlock:
         axis.set_xlabel("x, and x + h by random weights under three embeddings")
 
 
-SIDES, RESOLUTIONS = [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (8, 32), (8, 16), (12, 20), (24, 40), (23, 22)], (0, 8, 16, 32)
+SIDES = [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (8, 32), (8, 16), (12, 20), (24, 40), (23, 22)]
+RESOLUTIONS = (0, 8, 16, 32)
 
 
 @exam("4.3")
@@ -626,7 +632,8 @@ class Dropout:
         return dict(table=[float(d > 0 and h * w < 2 * d * d) for h, w in sizes for d in RESOLUTIONS])
 
     def laws(seen):
-        table = {(*size, d): bool(seen["table"][i * 4 + j]) for i, size in enumerate(SIDES) for j, d in enumerate(RESOLUTIONS)}
+        table = {(*size, d): bool(seen["table"][4 * i + j]) for i, size in enumerate(SIDES)
+                 for j, d in enumerate(RESOLUTIONS)}
         yield not any(table[h, w, 0] for h, w in SIDES), "resolution 0 means never"
         yield table[16, 16, 16], "from 16 x 16 down: 16 x 16 itself has dropout"
         yield table[8, 8, 16] and not table[32, 32, 16], "smaller maps have it, larger ones have not"
@@ -642,7 +649,8 @@ class Dropout:
 @exam("4.4", tolerance=1e-3)
 class WayUp:
     def seen(m, r, call):
-        net = r.fill(m.unet.UNet((16, 24), 8, 12, (1, 2, 2), (1, 2, 1), attn_resolutions=(5,), num_heads=2, num_classes=3))
+        net = r.fill(m.unet.UNet((16, 24), 8, 12, (1, 2, 2), (1, 2, 1), attn_resolutions=(5,), num_heads=2,
+                                 num_classes=3))
         emb, z = r.normal(2, 12), r.normal(2, 3, 16, 24)
         h, skips = net.descend(z, emb)
         out = call(net, h, list(skips), emb)
@@ -671,7 +679,7 @@ class WayUp:
 
     def laws(seen):
         for i, use in enumerate(seen["uses"]):
-            yield float(use) > 1e-6, f"skip {i} of {len(seen['uses'])} changes nothing: k down and the sample make k + 1"
+            yield float(use) > 1e-6, f"skip {i} of {len(seen['uses'])} changes nothing: each of them has its block"
 
     def picture(seen, axis):
         axis.bar(range(len(seen["uses"])), [float(use) for use in seen["uses"]])
@@ -725,7 +733,8 @@ class Attention:
         yield float((seen["masked"] - seen["hidden"])[visible].abs().max()) < 1e-3, "a masked token was looked at"
 
     def picture(seen, axis):
-        axis.imshow(torch.cat([seen["x"][0], torch.full((1, 12), torch.nan), seen["out"][0]]), cmap="coolwarm", vmin=-3, vmax=3)
+        both = torch.cat([seen["x"][0], torch.full((1, 12), torch.nan), seen["out"][0]])
+        axis.imshow(both, cmap="coolwarm", vmin=-3, vmax=3)
         axis.set(yticks=(2, 8), yticklabels=("x", "x + attention"), xlabel="channel")
 
 
@@ -735,9 +744,9 @@ class MLP:
         x, skip, emb = r.normal(2, 5, 8) + 0.5, 3 * r.normal(2, 5, 8), r.normal(2, 12)
         plain, joined = r.fill(m.uvit.MLPBlock(8, 12)), r.fill(m.uvit.MLPBlock(8, 12, skip=True))
         dropped = r.fill(m.uvit.MLPBlock(8, 12, dropout=1.0)).train()
-        return dict(plain=call(plain, x, emb, None), joined=call(joined, x, emb, skip), louder=call(joined, x, emb, 5 * skip),
-                    alone=call(plain, x[:, 2:3], emb, None), dropped=call(dropped, x, emb, None), x=x,
-                    bias=dropped.out.bias)
+        return dict(plain=call(plain, x, emb, None), joined=call(joined, x, emb, skip),
+                    louder=call(joined, x, emb, 5 * skip), alone=call(plain, x[:, 2:3], emb, None),
+                    dropped=call(dropped, x, emb, None), x=x, bias=dropped.out.bias)
 
     def see(m, r):
         return MLP.seen(m, r, lambda block, x, emb, skip: block(x, emb) if skip is None else block(x, emb, skip))
@@ -764,22 +773,23 @@ class MLP:
             "with dropout 1 must remain x and the bias of the last layer: dropout stands right before it")
         yield float((seen["joined"] - seen["louder"]).abs().max()) < 1e-2, (
             "a skip five times as loud must change nothing: both sides are normalised before they are added")
-        yield float((seen["plain"][:, 2:3] - seen["alone"]).abs().max()) < 1e-4, "a token's result depends on other tokens"
+        yield float((seen["plain"][:, 2:3] - seen["alone"]).abs().max()) < 1e-4, "a token's result depends on others"
 
     def picture(seen, axis):
-        axis.imshow(torch.cat([seen["x"][0], torch.full((1, 8), torch.nan), seen["plain"][0]]), cmap="coolwarm", vmin=-3, vmax=3)
+        both = torch.cat([seen["x"][0], torch.full((1, 8), torch.nan), seen["plain"][0]])
+        axis.imshow(both, cmap="coolwarm", vmin=-3, vmax=3)
         axis.set(yticks=(2, 8), yticklabels=("x", "x + mlp"), xlabel="channel")
 
 
 @exam("5.3", tolerance=2e-3)
 class Tokens:
     def seen(m, r, call):
-        make = lambda **more: r.fill(m.uvit.UViT((16, 24), 8, 12, (1, 2, 2), (1, 2), 2, num_heads=2, num_classes=3, **more))
-        net, reader = make(), make(text_channels=6)
+        net, reader = (r.fill(m.uvit.UViT((16, 24), 8, 12, (1, 2, 2), (1, 2), 2, num_heads=2, num_classes=3,
+                                          text_channels=width)) for width in (0, 6))
         z, emb, f = r.normal(2, 3, 16, 24), r.normal(2, 12), r.normal(2, 8, 16, 24)
         text = r.normal(2, 3, 6), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
-        out = dict(out=call(net, z, emb, None, None), text=call(reader, z, emb, text, None), f=call(net, z, emb, None, f),
-                   refused=refused(lambda: net.features(z[..., :16], emb)))
+        out = dict(out=call(net, z, emb, None, None), text=call(reader, z, emb, text, None),
+                   f=call(net, z, emb, None, f), refused=refused(lambda: net.features(z[..., :16], emb)))
         with torch.no_grad():
             net.position[7] += 3 * r.normal(16)                           # the token of row 1, column 1 of 4 x 6
         return dict(out, moved=call(net, z, emb, None, None))

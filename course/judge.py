@@ -1,7 +1,7 @@
 """The judge: runs what exercises.py grades and checks. `python exercises.py grade DIR` is the way in.
 
-    witness   a process of its own, forked or started anew, that imports the student's file and calls the exam's `see`; it
-              returns numbers, or how it failed, and decides nothing
+    witness   a process of its own, forked or started anew, that imports the student's file and calls the exam's `see`;
+              it returns numbers, or how it failed, and decides nothing
     judge     this process, which never imports the student's file: shapes, laws, equality, points, pictures
 """
 import argparse
@@ -53,7 +53,7 @@ def testify(folder, number, seed, pipe):
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    except (ImportError, OSError, ValueError):                            # not on this system: the time is limited still
+    except (ImportError, OSError, ValueError):                            # not on this system: time is limited still
         pass
     sys.dont_write_bytecode, sys.path[0:0] = True, [folder]
     forget()
@@ -218,7 +218,8 @@ def grade(args):
     for chapter, title in CHAPTERS.items():
         part = [row for row in rows if row["chapter"] == chapter]
         if part:
-            print(f"chapter {chapter}, {title}: {sum(r['points'] for r in part)} of {sum(r['of'] for r in part)} points")
+            points, of = (sum(row[key] for row in part) for key in ("points", "of"))
+            print(f"chapter {chapter}, {title}: {points} of {of} points")
     points, of = sum(row["points"] for row in rows), sum(row["of"] for row in rows)
     print(f"{points} of {of} points" + ("" if args.no_pictures or not points else f"; pictures in {pictures}"))
     if args.json:

@@ -41,7 +41,7 @@ def test_the_table_is_sound():
         assert X.text_of(source, e.name), f"{e.number}: {e.file} has no {e.name}"
         first, last = X.body(X.find(X.ast.parse(source), e.name)[-1], source.splitlines())
         code = [line for line in source.splitlines()[first - 1:last] if line.split("#")[0].strip()]
-        assert abs(len(code) - e.lines) <= max(2, e.lines // 4), f"{e.number}: {len(code)} lines, the table says {e.lines}"
+        assert abs(len(code) - e.lines) <= max(2, e.lines // 4), f"{e.number}: {len(code)} lines, not {e.lines}"
         assert "NotImplementedError" not in source                        # the files themselves carry no marks
 
 
@@ -98,8 +98,8 @@ def test_each_sin_costs_its_own_points_only(tmp_path):
 def test_what_a_student_may_do(tmp_path):
     """A helper of one's own, another way of writing it, other exercises undone: full points for what is right."""
     right = "return _helper(logsnr), _helper(-torch.as_tensor(logsnr))"
-    write(tmp_path, "schedule.py", {"1.1": 'raise NotImplementedError("exercise 1.1: x")', "1.2": right,
-                                    "1.3": "return logsnr_cosine(t, logsnr_min, logsnr_max) + math.log(noise_d / image_d)"})
+    haste = "return logsnr_cosine(t, logsnr_min, logsnr_max) + math.log(noise_d / image_d)"
+    write(tmp_path, "schedule.py", {"1.1": 'raise NotImplementedError("exercise 1.1: x")', "1.2": right, "1.3": haste})
     with open(tmp_path / "schedule.py", "a") as file:
         file.write("\n\ndef _helper(l):\n    return (1 / (1 + torch.exp(-torch.as_tensor(l)))).sqrt()\n")
     for seed in (0, 4711):
