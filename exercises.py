@@ -340,16 +340,21 @@ def to_grade(folder, exercise):
                                         and other is not exercise])
 
 
-def chosen(chapter):
-    return [exercise for exercise in EXERCISES if chapter in (None, exercise.chapter)]
+def chosen(chapter, folder=None):
+    """The exercises of a chapter; without one, those that the folder's EXERCISES.md names; without that, all."""
+    named = None
+    if chapter is None and folder and os.path.exists(os.path.join(folder, "EXERCISES.md")):
+        text = read(os.path.join(folder, "EXERCISES.md"))
+        named = {line.split()[1] for line in text.splitlines() if line.startswith("### ") and len(line.split()) > 1}
+    return [e for e in EXERCISES if chapter in (None, e.chapter) and (not named or e.number in named)]
 
 
 # ------------------------------------------------------------------------------------------ what the program does
 
 def sheet(exercises):
     """The statements, as Markdown."""
-    text = ["# Exercises", "", "Grade with `python exercises.py grade .` in this folder. What is right gets its points and "
-            "a picture in `pictures/`."]
+    text = ["# Exercises", "", "Grade with `python exercises.py grade .` in this folder. What is right gets its points "
+            "and a picture in `pictures/`. Some exercises call others: here, do these first."]
     for number, title in CHAPTERS.items():
         rows = [exercise for exercise in exercises if exercise.chapter == number]
         if rows:

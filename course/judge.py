@@ -143,12 +143,14 @@ def compare(seen, wanted, tolerance, shapes_only=False):
 
 def judge_one(exercise, folder, seed, limit, mistakes=()):
     """-> (status, message, seen). status: passed, not done, wrong."""
+    if exercise.number not in EXAMS:
+        raise Fault(f"exercise {exercise.number} has no exam in course/exams.py")
     exam = EXAMS[exercise.number]
     kind, seen = testimony(exercise, to_grade(folder, exercise), seed, limit)
     if kind == "not done" and f"exercise {exercise.number}:" in seen:
         return kind, "", None
     if kind == "not done":
-        return "wrong", f"calls what is not done: {seen}", None
+        return "wrong", f"needs another exercise first: {seen}", None
     canonical = read(os.path.join(HERE, exercise.file))
     if kind == "wrong":                                                   # does a well-known mistake fail like this?
         for old, new, says in mistakes:
@@ -203,7 +205,7 @@ def mistakes_of(number):
 def grade(args):
     rows, folder = [], os.path.abspath(args.folder)
     pictures = os.path.join(folder, "pictures")
-    for exercise in chosen(args.chapter):
+    for exercise in chosen(args.chapter, folder):
         try:
             status, says, seen = judge_one(exercise, folder, args.seed, args.limit, mistakes_of(exercise.number))
         except Fault as error:
@@ -319,7 +321,7 @@ def main():
     for program in (program, programs.add_parser("check")):
         program.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    for exercise in chosen(getattr(args, "chapter", None)):               # what takes long to import, before forking
+    for exercise in chosen(getattr(args, "chapter", None), getattr(args, "folder", None)):                # what takes long to import, before forking
         importlib.import_module(exercise.file[:-3])
     try:
         sys.exit(bool(check(args)) if args.what == "check" else grade(args) and 0)

@@ -71,6 +71,7 @@ def test_a_copy_has_signatures_and_docstrings_and_no_answers(tmp_path):
 
 def test_a_chapters_copy_leaves_the_rest_working(tmp_path):
     assert program("exercises.py", "make", tmp_path / "work", "--chapter", 3).returncode == 0
+    assert X.chosen(None, tmp_path / "work") == X.chosen(3)
     for e in X.EXERCISES:
         same = X.text_of((tmp_path / "work" / e.file).read_text(), e.name) == X.text_of(
             X.read(os.path.join(ROOT, e.file)), e.name)
