@@ -321,9 +321,9 @@ def main():
     for program in (program, programs.add_parser("check")):
         program.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    for exercise in chosen(getattr(args, "chapter", None), getattr(args, "folder", None)):                # what takes long to import, before forking
-        importlib.import_module(exercise.file[:-3])
     try:
+        for exercise in chosen(getattr(args, "chapter", None), getattr(args, "folder", None)):
+            importlib.import_module(exercise.file[:-3])                   # what takes long, before forking
         sys.exit(bool(check(args)) if args.what == "check" else grade(args) and 0)
     except (Fault, OSError) as error:
         print(f"exercises.py: {error}", file=sys.stderr)
