@@ -101,6 +101,8 @@ class SuperResolutionUNet(nn.Module):
 
     network        a UNet or a UViT of 6 input channels: z and the up-sampled low-res image
     low_size       (h, w); low_ends (logsnr_min, logsnr_max) of the low-res model's schedule
+    emb_channels   E of the network; width: sinusoids of the level; mode: bilinear or bicubic
+    Raises ValueError for a low-res image of another size, KeyError without one.
     """
 
     def __init__(self, network, low_size, low_ends, emb_channels, mode="bilinear", width=256):

@@ -253,6 +253,8 @@ def make_optimizer(model, config):
 # ------------------------------------------------------------------------------------------ presets
 
 # The paper does not say whether images were mirrored; we do. data is empty: the user says which folder with --data.
+# Paper: B.1 and 5.1 advise shift 64, but table 7's U-Nets at 128 and 256 are table 2's rows of shift 32 (--noise-d 32),
+# and the one at 512 is table 6's with the multiscale loss (--multiscale 32). B.2 names no schedule: shift 64 is ours.
 _unet = Config(data="", num_classes=1000, model="unet", flip=True)                          # B.1
 _unet512 = dataclasses.replace(_unet, size=(512, 512))
 _uvit = Config(data="", num_classes=1000, model="uvit", flip=True, loss="v_mse", batch=2048, lr=1e-4, steps=500_000,
@@ -263,8 +265,8 @@ _glyphs = Config(
     batch=16, steps=2600, lr=1e-3, warmup=100, ema=0.998, sampler="ddim", sample_steps=24, guidance=5.0,
     sample_every=650, save_every=650)
 _glyphs_inner = dict(patching="none", base_channels=96, channel_mult=(1, 2), num_res_blocks=(1,))
-# 3.6 and B: "the text to image model was trained for 700K steps". Appendix A's example of the interpolated schedule is
-# the 512 one. Unverified: its high noise_d at other sizes (ours is half the side), and what was sampled with.
+# 3.6 and B: "the text to image model was trained for 700K steps". 3.1's example of the interpolated schedule is 512 px,
+# 32 -> 256. Unverified: its high noise_d at other sizes (ours is half the side), and what was sampled with.
 _t2i = dataclasses.replace(_uvit, num_classes=0, text_encoder="google/t5-v1_1-xxl", text_channels=4096, text_length=128,
                            flip=False, transformer_resolutions=(32,), schedule="interpolated", noise_d=32,
                            steps=700_000, guidance=4.0, clip_x="dynamic")

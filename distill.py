@@ -1,9 +1,9 @@
 """Distillation: two calls of guidance become one, and many steps few.
 
-Paper: simple diffusion, section 5 and figure 9: "after using existing distillation techniques ... the model can
-generate an image in 0.4 seconds". The techniques: progressive distillation (Salimans & Ho 2022, arXiv 2202.00512) and,
-before it, guided distillation (Meng et al. 2023, arXiv 2210.03142). Their full texts were not at hand: equations are
-those of the released code and of notes; what is called unverified is so.
+Paper: simple diffusion, section 1: "After using existing distillation techniques ... the model can generate an image in
+0.4 seconds"; appendix A ("Distillation"), figure 9. The techniques: progressive distillation (Salimans & Ho 2022, arXiv
+2202.00512) and, before it, guided distillation (Meng et al. 2023, arXiv 2210.03142). Their full texts were not at hand:
+equations are those of the released code and of notes; what is called unverified is so.
 Read before: schedule.py, sample.py (guide, ddim_step), train.py. Read after: nothing, this is the end.
 
     guided        a student that is told w predicts in one call what its teacher predicts in two: eq. 7's mixture
@@ -52,7 +52,8 @@ def step_target(z_t, z_s, logsnr_t, logsnr_s):
     """The x with which one DDIM step goes from z_t to z_s (Salimans & Ho): (z_s - r z_t) / (alpha_s - r alpha_t) with
     r = sigma_s / sigma_t. All like z_t; logsnr (B,).
 
-    At the last step, sigma_s = 0, it is z_s / alpha_s itself: no case of its own.
+    Salimans & Ho end at sigma_s = 0, where it is z_s / alpha_s; ours end at logsnr_max, sigma_s just above 0. The same
+    formula serves both.
     """
     alpha_t, sigma_t = alpha_sigma_for(z_t, logsnr_t)
     alpha_s, sigma_s = alpha_sigma_for(z_t, logsnr_s)

@@ -86,7 +86,7 @@ def dwt(x, levels):
 
 
 def idwt(y, levels):
-    """The inverse of dwt: (B, C 4^levels, h, w) -> (B, C, h 2^levels, w 2^levels)."""
+    """The inverse of dwt: (B, C 4^levels, h, w) -> (B, C, h 2^levels, w 2^levels). ValueError for other channels."""
     if y.shape[1] % 4 ** levels:
         raise ValueError(f"idwt: {y.shape[1]} channels do not divide by {4 ** levels} ({levels} levels)")
     channels = y.shape[1] // 4 ** levels

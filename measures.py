@@ -1,6 +1,6 @@
 """What is measured: Frechet distance, inception score, precision and recall, bits per dimension. Mathematics alone.
 
-Paper: simple diffusion, section 5 (FID and IS, tables 1 to 9); each measure's own source stands over it.
+Paper: simple diffusion, section 5, appendix C (FID, IS; tables 2 to 9); each measure's own source stands over it.
 Read before: schedule.py. Read after: features.py, evaluate.py.
 
 Shapes: features (N, D) float32; probabilities (N, classes); images uint8 (N, H, W, 3), x (B, 3, H, W) in [-1, 1].
@@ -115,6 +115,8 @@ def variational_bound(model, x, cond, schedule, points=16, generator=None):
       diffusion        1/2 E_t[-lambda'(t) |eps - eps_hat|^2] = 1/2 (lambda_max - lambda_min) E[|eps - eps_hat|^2] for
                        uniform lambda: the schedule drops out. One lambda at random in each of `points` equal strata.
       reconstruction   -log p(x | z_0): a softmax over the 256 grey levels
+    # Paper: section 2 leaves out the half, and prints L_x = -log p(x | z_0) where its bound on log p(x) wants +log p.
+
     Near lambda = 15 the noise is far below a grey level. Who knows that pixels are whole grey levels could tell it from
     z, but no network here does: that costs 1 / (2 ln 2) bits for each unit of lambda, so the bound is loose, though fit
     to compare like with like.

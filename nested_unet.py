@@ -68,6 +68,7 @@ def level_schedules(base, sizes, power=2.0):
 
     base: the schedule of the lowest level. power 2 is simple diffusion's shift (eq. 5 there): averaged to the lowest
     level, all levels then have the same SNR at the same t. # Paper: the released 1024 model has 2, the 256 model 1.
+    # Paper: the released code has 1000 discrete steps of a squared cosine, log-SNR 10 to -20; our base is continuous.
     """
     side = [math.sqrt(h * w) for h, w in sizes]
     return [lambda t, down=power * math.log(s / side[-1]): base(t) - down for s in side]
@@ -78,7 +79,8 @@ def nested_loss(model, x, cond, t, eps, schedules, measure, weights=None, rows=N
 
     x          list of the levels of the images (`pyramid`), B of each
     t, eps     (B,) one time for all levels; list of noises, each drawn for itself
-    measure    measure(v_hat, z, x, eps, logsnr) -> the loss of one level
+    measure    measure(v_hat, z, x, eps, logsnr) -> the loss of one level. # Paper: eq. 3 measures x_hat; the released
+               code turns v_hat into eps_hat and measures eps, as train.py's does.
     weights    one a level, highest first. # Paper: w_r / w_R = N_R / N_r times a SUM over values: equal means, 1:1.
     rows       how many examples each level has, `mixed_rows`; all if None. A level's loss is the mean over its own
                rows: unbiased, since which examples they are has nothing to do with their content.

@@ -40,7 +40,9 @@ def ddpm_step(z_t, x_hat, logsnr_t, logsnr_s, noise_param=0.2, noise=None):
     are the upper and the lower bound on the variance of the true reverse step (exact if the data are N(0, 1), or a
     single point); noise_param = nu goes from the lower (0) to the upper (1) in logs. noise: N(0, 1), drawn if None.
 
-    # Paper: prints the log variances as (1 - exp(..)) + log_sigmoid(..); the first term must be log(1 - exp(..)).
+    0.2 is the paper's, 1.0 for its FID on COCO.
+    # Paper: prints the log variances as (1 - exp(..)) + log_sigmoid(..); the first term must be log(1 - exp(..)). It
+    # names them min_lvar, then min_logvar, and does not define alpha_st: it is alpha_s / alpha_t.
     """
     logsnr_t, logsnr_s = torch.as_tensor(logsnr_t), torch.as_tensor(logsnr_s)
     alpha_t, sigma_t = alpha_sigma_for(z_t, logsnr_t)
@@ -110,6 +112,9 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
     cond        conditions of the B images; guidance drops them all but the low-res image of a super-resolution model
                 and the portrait flag
     negative    conditions for guidance to lead away from, in the place of dropped ones: eq. 7 with cond' for no cond
+    sampler     "ddpm" (the paper's), "ddim", or "stochastic" (distilled models); noise_param: of ddpm alone
+    guidance    w of eq. 7, 1 = off
+    clip        of x_hat, one of CLIPS: "static", "dynamic", "none"
     shape       (C, H, W)
                 A nested model has a list of schedules and of shapes, highest level first. Its levels begin as noises of
                 their own and take each step together, each with its own alpha and sigma, all clipped, all guided; the
@@ -120,7 +125,12 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
     on_step     called as on_step(k, z, x_hat) after evaluation k = 1, 2, ...
     stop        a time s: stop there and return z_s as it is, noisy ("truncated", cascade.py); 0 = go to the end. The
                 steps from 1 to s are then as long as they would have been: (1 - s) of them, rounded.
+    Raises ValueError for another sampler or clip.
+    # Paper: silent on the number of steps, 256 is ours. Its `sample` ends with an alpha_t, sigma_t that it never sets:
+    # we take those of lowest_idx.
     """
+    if sampler not in ("ddpm", "ddim", "stochastic") or clip not in CLIPS:
+        raise ValueError(f"sampler {sampler!r}, clip {clip!r}: want ddpm, ddim, stochastic; {', '.join(CLIPS)}")
     nested = isinstance(shape, list)
     kept = {key: cond[key] for key in NEVER_DROPPED if key in cond} | (negative or {})
     schedules, shapes = (schedule, shape) if nested else ([schedule], [shape])

@@ -1,7 +1,7 @@
 """Captions in: what turns a phrase into embeddings, and what a network is told of them.
 
-Paper: simple diffusion, section 3.6: "the T5 XXL text encoder as conditioning", frozen, after Imagen; cross-attention
-in every transformer block. Read before: unet.py (CrossAttention is there). Read after: uvit.py, train.py.
+Paper: simple diffusion, section 3.6: "the T5 XXL text encoder as conditioning", frozen, after Imagen; 5.2:
+cross-attention in the transformer. Read before: unet.py (CrossAttention is there). Read after: uvit.py, train.py.
 
 Two encoders:
 

@@ -16,6 +16,7 @@ z (B, in_channels, H, W), logsnr (B,) or scalar; cond is a dict, documented at `
 text is None or (tokens (B, T, c), mask (B, T)), what text.py makes of the captions.
 
 # Paper: "NormalizeWithBias" is not defined. For maps we take group norm (32 groups), for q and k layer norm per head.
+# Paper: the attention is printed for the U-ViT alone; that the U-Net's normalises q and k, too, is our reading.
 # Paper: the U-Net itself is not printed. From the U-ViT's code we take that the width changes in the down- and
 # upsampling (so every ResBlock keeps its width), and from Ho et al. 2020 the middle (block, attention, block) and
 # attention after every ResBlock of a level that has attention.
@@ -86,7 +87,8 @@ class Embedding(nn.Module):
 
     logsnr enters as 'linear' input: its place between the END POINTS OF THE SCHEDULE IN USE, in [0, 1]. Appendix A
     warns that these move with the shift: with the cosine's own -15..15 a shifted schedule would leave the range.
-    # Paper: 'linear' is given for the U-ViT (B.2); for the U-Net nothing is said and we use the same.
+    # Paper: 'linear' is all that B.2 says (for the U-Net, nothing), and get_logsnr_emb is not printed: that it means
+    # this place, sinusoids of it and two layers is our reading, for both networks.
 
     cond["label"]     (B,) long, class number; negative = dropped. Key absent = dropped for the whole batch. A dropped
                       label has an embedding of its own (row num_classes), learned from the 10 % of examples whose label
@@ -152,7 +154,10 @@ def norm(channels):
 
 
 class ResBlock(nn.Module):
-    """The printed resnet_block of B.2.1: x, emb[, skip] -> x + h, all maps (B, C, H, W)."""
+    """The printed resnet_block of B.2.1: x, emb[, skip] -> x + h, all maps (B, C, H, W).
+
+    # Paper: B.2.1 prints no dropout in it, though B.1 has dropout; its place here is Ho et al. 2020's.
+    """
 
     def __init__(self, channels, emb_channels, dropout=0.0, skip=False):
         super().__init__()
@@ -177,10 +182,10 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """The printed self_attention of B.2.1, with its residual: tokens (B, N, C) -> (B, N, C).
 
-    q and k are normalised (with bias) per head: their product then cannot grow without bound, which is what made large
-    models diverge. The scale d^-1/2 stays, as printed; scaled_dot_product_attention applies it.
+    q and k are normalised (with bias) per head: their product then cannot grow without bound. The scale d^-1/2 stays, as
+    printed; scaled_dot_product_attention applies it. Raises ValueError if num_heads does not divide channels.
     # Paper: "Normalize" (without bias) is not defined; we take layer norm with a scale and no bias.
-    # Paper: the printed function takes text_emb and never uses it; cross-attention (3.6) is not printed.
+    # Paper: the printed function takes text_emb and never uses it; cross-attention (5.2) is not printed.
     """
 
     def __init__(self, channels, num_heads):
@@ -206,7 +211,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Section 3.6: the tokens of the image look at those of the caption. x (B, N, C), text -> (B, N, C).
+    """Section 5.2: the tokens of the image look at those of the caption. x (B, N, C), text -> (B, N, C).
 
     q comes from the image, k and v from the text (B, T, c), masked (B, T); normalised as the self-attention is.
     # Paper: not printed. The text is already normalised (text.py), so it has no norm of its own here.
@@ -329,6 +334,7 @@ class UNet(nn.Module):
     text, text_channels      the module of text.py that reads the captions, and the width of its tokens; None: no text
     portrait                 is there a portrait flag among the conditions?
     guidance_max             largest guidance scale that the model is told (distill.py); 0: it is told none
+    Raises ValueError where sizes, widths, counts, patching and heads do not fit together.
     """
 
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, attn_resolutions=(8, 16),

@@ -1,12 +1,12 @@
 """The U-ViT: a small convolutional U-Net around a large transformer.
 
-Paper: simple diffusion, sections 3.5 and 3.6 (text), appendix B.2 and B.2.1 (pseudo-code), figure 7.
+Paper: simple diffusion, sections 3.5, 3.6 and 5.2 (text), appendix B.2 and B.2.1 (pseudo-code), figure 7.
 Read before: unet.py (embedding, ResBlock, attention). Read after: train.py.
 
 Take the U-Net, and at the resolution that has attention (16 x 16) replace each convolutional block by an MLP block. MLP
 and attention together are a transformer block; those blocks are joined by residual connections alone. Only the
 ResBlocks above keep skips. The result is easy to scale (36 blocks of width 2048, 2 billion parameters) and keeps
-accelerators busy. For text to image (3.6) each transformer block has cross-attention to the caption as well, and at
+accelerators busy. For text to image (3.6, 5.2) each transformer block has cross-attention to the caption as well, and at
 32 x 32 self-attention takes the place of the convolutions, too.
 
 Legend of shapes: B batch, C width, N = H W tokens at the bottom, E emb_channels.
@@ -57,7 +57,7 @@ class MLPBlock(nn.Module):
 class TransformerBlock(nn.Module):
     """x += mlp_block(x, emb); x += self_attention(x); with text x += cross_attention(x, text). The sums are inside.
 
-    # Paper: 3.6 adds cross-attention "in addition to the self-attention and mlp block"; we put it last.
+    # Paper: 5.2 adds cross-attention "in addition to the self-attention and mlp block"; we put it last.
     """
 
     def __init__(self, channels, emb_channels, num_heads, dropout, text_channels=0):
@@ -72,7 +72,7 @@ class TransformerBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Section 3.6: what stands in a ResBlock's place at 32 x 32: maps x, emb[, skip] -> x, as a ResBlock.
+    """Section 5.2: what stands in a ResBlock's place at 32 x 32: maps x, emb[, skip] -> x, as a ResBlock.
 
     # Paper: "replaced convolutional layers with self-attention"; no more. We take the MLP with it, as at the bottom,
     # keep the skips, and leave cross-attention to the transformer.
@@ -99,10 +99,11 @@ class UViT(nn.Module):
     num_transformer_blocks   blocks at the bottom
     transformer_dropout      in the MLP blocks (the ResBlocks' is `dropout`, by resolution, as in the U-Net)
     patching                 none | dwt_1 | dwt_2 | conv_2 | conv_4
-    attn_resolutions         sides of maps whose ResBlocks are AttentionBlocks; 3.6: 32, for text
+    attn_resolutions         sides of maps whose ResBlocks are AttentionBlocks; 5.2: 32, for text
     text, text_channels, portrait, guidance_max   as in unet.py
     position_std             initial size of the position embedding. The paper's normal(0.01) hardly tells tokens apart
                              at first: soon learnt over its 500k steps, not over the few thousand of a laptop
+    Raises ValueError where sizes, widths, counts, patching and heads do not fit together.
     """
 
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, num_transformer_blocks,
