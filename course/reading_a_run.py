@@ -100,8 +100,8 @@ def draw(result):
     import matplotlib.pyplot as plt
     figure = plt.figure(figsize=(10, 8.4))
     top, *four = [figure.add_axes(box) for box in ((0.09, 0.715, 0.86, 0.225), (0.09, 0.395, 0.38, 0.22),
-                                                   (0.57, 0.395, 0.38, 0.22), (0.09, 0.065, 0.38, 0.22),
-                                                   (0.57, 0.065, 0.38, 0.22))]
+                                                   (0.57, 0.395, 0.38, 0.22), (0.09, 0.075, 0.38, 0.22),
+                                                   (0.57, 0.075, 0.38, 0.22))]
     for name, colour in (("last_week", "0.55"), ("today", "C3")):
         run, label = result["runs"][name], name.replace("_", " ")
         points = run["checkpoints"]
@@ -111,19 +111,22 @@ def draw(result):
         four[0].plot(run["step"], smooth(run["loss"]), color=colour, label=label)
         four[1].plot(run["step"], smooth(run["grad_norm"]), color=colour, label=label)
         four[3].plot(steps, [point["colour_spread"] for point in points], "o-", color=colour, label=label)
-    run = result["runs"]["today"]
-    four[2].plot(run["logsnr"], run["error_own"], "o-", color="C3", label="today, images of its folder")
-    four[2].plot(run["logsnr"], run["error_unseen"], "s--", color="C0", label="today, images it never saw")
+        four[2].plot(run["logsnr"], run["error_own"], "o-", markersize=4, color=colour, label=f"{label}, its own images")
+        four[2].plot(run["logsnr"], run["error_unseen"], "s--", markersize=4, color=colour, label=f"{label}, unseen ones")
     four[3].axhline(1, color="k", linewidth=0.8)
-    top.set(title="The symptom: Fréchet distance to unseen scenes (less is better)", xlabel="step", ylabel="FD", ylim=(0, None))
-    four[0].set(title="(a) training loss, mean of 100 steps", xlabel="step", ylabel="squared error of v", yscale="log")
-    four[1].set(title="(b) norm of the gradient, mean of 100 steps", xlabel="step", ylim=(0, None))
-    four[2].set(title="(c) loss by log-SNR, last checkpoint", xlabel="log-SNR  (noise ←   → clean)",
+    top.set(title="The symptom: Fréchet distance to unseen scenes (less is better)", xlabel="step", ylabel="FD",
+            ylim=(0, None))
+    four[0].set(title="(a) training loss, mean of ten logged steps", xlabel="step", ylabel="squared error of v",
+                yscale="log")
+    four[1].set(title="(b) norm of the gradient, likewise", xlabel="step", ylim=(0, None))
+    four[2].set(title="(c) loss by log-SNR, last checkpoint", xlabel="log-SNR  (noise ←  → clean)",
                 ylabel="squared error of v", yscale="log")
     four[3].set(title="(d) spread of the samples' colours", xlabel="step", ylabel="share of real scenes'", ylim=(0, 1.25))
+    for axis in (top, four[0], four[1], four[3]):
+        axis.set_xlim(0, STEPS * 1.03)
     for axis in (top, *four):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=7.5)
         axis.title.set_fontsize(11)
     figure.savefig(PICTURE, dpi=100)
     plt.close(figure)
