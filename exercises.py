@@ -31,8 +31,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 COURSE = os.path.join(HERE, "course")
 CHAPTERS = {1: "Noise schedules", 2: "Parameterisations and losses", 3: "The wavelet", 4: "The U-Net", 5: "The U-ViT",
             6: "Sampling", 7: "Matryoshka", 8: "Cascade and distillation"}
-# What students do not get: the answers, the usual mistakes (each shows what stands beside it), and the test of both.
-KEPT_BACK = ("course/answers.md", "course/mutants.py", "tests/test_exercises.py")
+# What students do not get: the answers, the usual mistakes (each shows what stands beside it), the test of both, and how
+# the plots of course/reading_a_run.md, which they do get, were made.
+KEPT_BACK = ("course/answers.md", "course/mutants.py", "tests/test_exercises.py", "course/reading_a_run.py")
 
 
 class Fault(Exception):
@@ -377,7 +378,8 @@ def make(args):
         os.makedirs(os.path.join(args.folder, part), exist_ok=True)
         for name in sorted(os.listdir(os.path.join(HERE, part))):
             path = f"{part}/{name}".lstrip("/")
-            if path in KEPT_BACK or not name.endswith((".py", ".ini", ".txt", ".png")) and name != "LICENSE":
+            if path in KEPT_BACK or (not name.endswith((".py", ".ini", ".txt", ".png"))
+                                     and path not in ("LICENSE", "course/reading_a_run.md")):
                 continue
             shutil.copyfile(os.path.join(HERE, path), os.path.join(args.folder, path))
     for file in {exercise.file for exercise in exercises}:

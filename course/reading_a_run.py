@@ -1,0 +1,161 @@
+"""Reading a run: two small trainings that differ in one thing, and the plots of course/reading_a_run.md. For lecturers.
+
+    python course/reading_a_run.py runs/reading          trains, measures, draws: about twelve minutes of one core
+    python course/reading_a_run.py runs/reading --draw   draws the figure anew from course/reading_a_run.json
+
+Both runs have the same network, settings and seed, at 16 px without classes. "last week" learns from a flat folder of
+2,400 drawn scenes, "today" from the first 12 of them. Distances are to 3,000 scenes that neither has seen, by the network
+of features.py. What is done is kept in the folder: begun again, it goes on.
+"""
+import argparse
+import csv
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, HERE)
+
+import torch
+from PIL import Image
+
+from config import PRESETS, make_schedule
+from data import Glyphs, open_source
+from evaluate import drawn_samples
+from features import Yardstick, described, moments_of
+from measures import Moments, bootstrap, frechet_distance, variational_bound
+from runs import kept_checkpoints, read_checkpoint
+from sample import averaged_model
+
+RUNS = {"last_week": 2400, "today": 12}                                   # images in the folder
+STEPS, KEEP, SAMPLES, REAL, ASKED = 1500, 250, 360, 3000, 96
+SETTINGS = ("--preset glyphs16 --base-channels 32 --channel-mult 1,3 --num-transformer-blocks 2 --emb-channels 128 "
+            f"--ema 0.99 --steps {STEPS} --keep-every {KEEP} --save-every {KEEP} --sample-every 0 --log-every 10 "
+            "--sample-steps 12 --guidance 1 --precision float32 --workers 0 --device cpu")
+RESULT = os.path.join(HERE, "course", "reading_a_run.json")
+PICTURE = os.path.join(HERE, "course", "reading_a_run.png")
+
+
+def prepare(folder, name):
+    """-> (folder of images, folder of the run), both there: a flat folder has no classes."""
+    scenes, data, out = Glyphs(size=(16, 16)), os.path.join(folder, f"images_{name}"), os.path.join(folder, name)
+    os.makedirs(data, exist_ok=True)
+    for i in range(RUNS[name]):
+        path = os.path.join(data, f"{i:04d}.png")
+        if not os.path.exists(path):
+            Image.fromarray(scenes.draw(i)).save(path)
+    if not os.path.exists(os.path.join(out, f"checkpoint_{STEPS:07d}.pt")):
+        subprocess.run([sys.executable, os.path.join(HERE, "train.py"), *SETTINGS.split(), "--data", data, "--out", out],
+                       check=True)
+    return data, out
+
+
+def by_logsnr(model, config, source):
+    """(log-SNR, squared error of v) in 16 equal parts of the schedule; of ASKED images, with the same noises each time."""
+    x = torch.stack([source.image(i % len(source)) for i in range(ASKED)])
+    with torch.no_grad():
+        bound = variational_bound(model, x, {}, make_schedule(config), generator=torch.Generator().manual_seed(0))
+    return bound["logsnr"].mean(0).tolist(), bound["v_mse"].mean(0).tolist()
+
+
+def measured(name, data, out, yardstick):
+    """Everything that the plots show of one run, and how near its samples are to its own images."""
+    with open(os.path.join(out, "log.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    result = dict(images=RUNS[name], step=[int(row["step"]) for row in rows], loss=[float(row["loss"]) for row in rows],
+                  grad_norm=[float(row["grad_norm"]) for row in rows], seconds=float(rows[-1]["seconds"]), checkpoints=[])
+    own, unseen = open_source(data, (16, 16)), Glyphs(size=(16, 16), held_out=True)
+    describe = lambda images: yardstick.features(images)["features"]
+    ours = describe(torch.stack([((own.image(i) + 1) * 127.5).round().byte().permute(1, 2, 0) for i in range(len(own))]))
+    nearest = lambda features: torch.cdist(features, ours).amin(1).mean().item()
+    for checkpoint in kept_checkpoints(out):
+        state = read_checkpoint(out, checkpoint)
+        model, config = averaged_model(state, out), state["config"]
+        drawn = drawn_samples(out, model, config, [-1] * SAMPLES, 0, torch.device("cpu"))["images"]
+        set_ = described(zip(torch.arange(SAMPLES).split(100), drawn.split(100)), yardstick.features)
+        real, features = moments_of(yardstick.held_out), set_["features"]
+        result["checkpoints"].append(dict(
+            step=state["step"], fd=frechet_distance(real, moments_of(set_)),
+            fd_pm=bootstrap(lambda i: frechet_distance(real, Moments(features[i])), SAMPLES, 20),
+            colour_spread=(set_["spread"] / yardstick.held_out["spread"]).item(),
+            brightness=(drawn.float().mean() / 127.5 - 1).item(),
+            # 1: as far from the run's own images as unseen scenes are; 0: copies.
+            nearest_ratio=nearest(features) / nearest(yardstick.held_out["features"][:SAMPLES])))
+        print(name, {key: round(value, 3) for key, value in result["checkpoints"][-1].items()}, flush=True)
+    result["logsnr"], result["error_own"] = by_logsnr(model, config, own)
+    _, result["error_unseen"] = by_logsnr(model, config, unseen)
+    return result
+
+
+def smooth(values, width=10):
+    return [sum(values[max(0, i - width + 1):i + 1]) / len(values[max(0, i - width + 1):i + 1]) for i in range(len(values))]
+
+
+def draw(result):
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure = plt.figure(figsize=(10, 8.4))
+    top, *four = [figure.add_axes(box) for box in ((0.09, 0.715, 0.86, 0.225), (0.09, 0.395, 0.38, 0.22),
+                                                   (0.57, 0.395, 0.38, 0.22), (0.09, 0.075, 0.38, 0.22),
+                                                   (0.57, 0.075, 0.38, 0.22))]
+    for name, colour in (("last_week", "0.55"), ("today", "C3")):
+        run, label = result["runs"][name], name.replace("_", " ")
+        points = run["checkpoints"]
+        steps = [point["step"] for point in points]
+        top.errorbar(steps, [point["fd"] for point in points], [point["fd_pm"] for point in points], marker="o", capsize=3,
+                     color=colour, label=label)
+        four[0].plot(run["step"], smooth(run["loss"]), color=colour, label=label)
+        four[1].plot(run["step"], smooth(run["grad_norm"]), color=colour, label=label)
+        four[3].plot(steps, [point["colour_spread"] for point in points], "o-", color=colour, label=label)
+        four[2].plot(run["logsnr"], run["error_own"], "o-", markersize=4, color=colour, label=f"{label}, its own images")
+        four[2].plot(run["logsnr"], run["error_unseen"], "s--", markersize=4, color=colour, label=f"{label}, unseen ones")
+    four[3].axhline(1, color="k", linewidth=0.8)
+    top.set(title="The symptom: Fréchet distance to unseen scenes (less is better)", xlabel="step", ylabel="FD",
+            ylim=(0, None))
+    four[0].set(title="(a) training loss, mean of ten logged steps", xlabel="step", ylabel="squared error of v",
+                yscale="log")
+    four[1].set(title="(b) norm of the gradient, likewise", xlabel="step", ylim=(0, None))
+    four[2].set(title="(c) loss by log-SNR, last checkpoint", xlabel="log-SNR  (noise ←  → clean)",
+                ylabel="squared error of v", yscale="log")
+    four[3].set(title="(d) spread of the samples' colours", xlabel="step", ylabel="share of real scenes'", ylim=(0, 1.25))
+    for axis in (top, four[0], four[1], four[3]):
+        axis.set_xlim(0, STEPS * 1.03)
+    for axis in (top, *four):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7.5)
+        axis.title.set_fontsize(11)
+    figure.savefig(PICTURE, dpi=100)
+    plt.close(figure)
+    print(f"wrote {os.path.relpath(PICTURE)}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="where runs and images go")
+    parser.add_argument("--draw", action="store_true", help="only draw, from the results that are there")
+    args = parser.parse_args()
+    if args.draw:
+        with open(RESULT) as file:
+            return draw(json.load(file))
+    torch.set_num_threads(1)
+    git = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    places = {name: prepare(args.folder, name) for name in RUNS}
+    judge = dataclasses.replace(PRESETS["glyphs16"], class_names=Glyphs().classes, num_classes=len(Glyphs().classes))
+    yardstick = Yardstick(args.folder, judge, SAMPLES, REAL)
+    real = moments_of(yardstick.held_out)
+    result = dict(command="python course/reading_a_run.py runs/reading", commit=git.stdout.strip(), torch=torch.__version__,
+                  machine=f"{platform.machine()}, {os.cpu_count()} cores, one used", settings=SETTINGS, samples=SAMPLES,
+                  held_out=REAL, fd_real=frechet_distance(real, moments_of(yardstick.real)),
+                  runs={name: measured(name, *place, yardstick) for name, place in places.items()})
+    with open(RESULT + ".new", "w") as file:                              # only now: a broken run leaves the old one
+        json.dump(result, file, indent=None, allow_nan=False)
+    os.replace(RESULT + ".new", RESULT)
+    draw(result)
+
+
+if __name__ == "__main__":
+    main()
