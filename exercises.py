@@ -229,7 +229,7 @@ EXERCISES = [
              "The innermost network has features(z, emb, text, f) and output(h); outer levels descend(z, emb, f=f) and "
              "ascend(h, skips, emb).",
              "Both adapters start at zero. What does the nested model predict at its lowest level on the day it is grown, "
-             "and why must out_adapter learn first?"),
+             "and which layer must move before the high level hears of it?"),
     # ------------------------------------------------------------------------------------ 8 cascade and distillation
     Exercise("8.1", "Conditioning augmentation", "cascade.augment", 5, 6, 40, "Cascaded Diffusion 3.1 and 3.2",
              "low_res (B, 3, h, w), s (B,), noise, the low-res schedule, draws (3, B) ~ U(0, 1) -> (what the model sees, "
