@@ -94,4 +94,35 @@ MUTANTS = {
              "2 ** levels, 2).repeat_interleave(2 ** levels, 3)", "the low band, enlarged"),
             ("dwt(x, levels), x, y)[0]", "dwt(x, levels), x, y)[0] / factor ** 2", "divided by the number of bands: the adjoint "
              "has no factor")],
+    "6.1": [("eps_from_x(z_t, x_hat, logsnr_t)", "torch.randn_like(z_t)", "fresh noise: DDIM keeps the eps that x_hat "
+             "implies"),
+            ("logsnr_t), logsnr_s)", "logsnr_t), logsnr_t)", "one level for both, and nothing moves: eps is read off at t, "
+             "then mixed with x_hat at s"),
+            ("x_hat, logsnr_t), logsnr_s)", "x_hat, logsnr_s), logsnr_t)", "t and s are exchanged: z_t is at level t"),
+            ("eps_from_x(z_t, x_hat, logsnr_t)", "z_t", "z_t taken for the noise: x_hat's share must be taken out first")],
+    "6.2": [("torch.exp(0.5 * log_variance)",
+             "torch.sqrt(c * (noise_param * sigma_t ** 2 + (1 - noise_param) * sigma_s ** 2))",
+             "interpolated linearly: nu mixes the LOG variances"),
+            ("torch.exp(0.5 * log_variance)", "torch.exp(0.5 * (log_variance - torch.log(c) + c))", "appendix A as printed: "
+             "the first term of each log variance must be log(1 - exp(..))"),
+            ("torch.exp(0.5 * log_variance)", "torch.sqrt(c ** 2 * sigma_s ** 2 * sigma_t ** 2 / torch.exp(log_variance))",
+             "the bounds are exchanged: nu = 0 is the lower one, c sigma_s^2"),
+            ("torch.exp(0.5 * log_variance)", "torch.exp(log_variance)", "the noise is multiplied by the variance; it wants "
+             "its root"),
+            ("alpha_s / alpha_t) * z_t", "alpha_t / alpha_s) * z_t", "alpha_s and alpha_t are exchanged in the mean"),
+            ("mean = r * (alpha_s / alpha_t) * z_t + c * alpha_s * x_hat", "mean = alpha_s * x_hat",
+             "the mean of q(z_s | x_hat): given z_t, too, it is pulled towards z_t")],
+    "6.3": [("v_cond + (w - 1) * (v_cond - v_null)", "v_null + w * (v_cond - v_null)", "v_null + w (v_cond - v_null) rounds: "
+             "start from v_cond, so that w = 1 is off to the bit"),
+            ("(w - 1)", "w", "w taken for eta: w = 1 + eta, so that w = 1 is off"),
+            ("(v_cond - v_null)", "(v_null - v_cond)", "the sign: guidance leads away from v_null"),
+            ("v_cond + (w - 1) * (v_cond - v_null)", "v_null + (w - 1) * (v_cond - v_null)",
+             "counted from v_null: w = 1 would be unconditional")],
+    "6.4": [(".clamp(min=1)", "", "s below 1 is not raised to 1: images within the range are stretched"),
+            ("x.abs().flatten(1), percentile, dim=1)", "x.abs().flatten(), percentile).expand(len(x))",
+             "one s for the batch: each image has its own"),
+            ("x.clamp(-s, s) / s", "x.clamp(-1, 1)", "static clipping: s is not used"),
+            ("x.clamp(-s, s) / s", "x / s", "not clipped: what is beyond the percentile stays outside"),
+            ("x.clamp(-s, s) / s", "x.clamp(-s, s)", "not divided by s"),
+            ("x.abs().flatten(1)", "x.flatten(1)", "the percentile of x: dark pixels leave the range, too, so of |x|")],
 }
