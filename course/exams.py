@@ -9,6 +9,7 @@
 The specification is there to be read: it is the definition without cleverness. Where it needs layers it takes those of m,
 which for the judge are the project's own.
 """
+import functools
 import math
 
 import torch
@@ -572,8 +573,8 @@ class Ddim:
     def picture(seen, axis):
         z, steps = seen["walk"]
         image(axis, row_of([z.clamp(-1.5, 1.5), *steps.clamp(-1.5, 1.5)]))
-        axis.set_xlabel("z at log-SNR -6, and one step from there to -2, 0, 2, 6;\nx_hat is the picture: the noise stays, "
-                        "its share falls")
+        axis.set_xlabel("z at log-SNR -6, and one step from there to -2, 0, 2, 6;\n"
+                        "x_hat is the picture: the noise stays, its share falls")
 
 
 def slow_posterior(z_t, x_hat, logsnr_t, logsnr_s):
@@ -624,7 +625,8 @@ class Ddpm:
         variance = [float(one) ** 2 for one in seen["deviation"]]
         for name, got, want in (("nu = 0", variance[0], lower), ("nu = 1", variance[-1], upper),
                                 ("nu = 1/2, in logs", variance[10], math.sqrt(lower * upper))):
-            yield abs(got / want - 1) < 1e-2, f"from log-SNR -1 to 1, {name}: the variance is {got:.4g}, want {want:.4g}"
+            yield abs(got / want - 1) < 1e-2, (
+                f"from log-SNR -1 to 1, {name}: the variance is {got:.4g}, want {want:.4g}")
         first, second = (draw.double().flatten() for draw in seen["drawn"])
         want = math.sqrt(upper ** 0.2 * lower ** 0.8)
         yield abs(float(first.std()) / want - 1) < 0.05 and abs(float(first.mean())) < 0.05 * want, (
@@ -666,7 +668,8 @@ class Guidance:
         yield float((seen["one"] - cond).abs().max()) < 1e-3, "w = 1 must be off: it gives v_cond (w = 1 + eta)"
         yield torch.equal(seen["one"], cond), "w = 1 gives v_cond but for rounding; it must be v_cond to the bit"
         yield float((seen["none"] - null).abs().max()) < 1e-3, "w = 0 must give v_null"
-        yield float(((seen["random"] - cond) * (cond - null)).sum()) > 0, "w > 1 must lead away from v_null, past v_cond"
+        past = ((seen["random"] - cond) * (cond - null)).sum()
+        yield float(past) > 0, "w > 1 must lead past v_cond, away from v_null"
 
     def picture(seen, axis):
         points = torch.stack(seen["line"])
@@ -704,7 +707,8 @@ class Dynamic:
 
     def laws(seen):
         most = float(torch.cat([seen["random"], seen["default"]]).abs().max())
-        yield most < 1 + 1e-4, f"|x| up to {most:.3g} is left; after clipping to [-s, s] and dividing by s it is at most 1"
+        yield most < 1 + 1e-4, (
+            f"|x| up to {most:.3g} is left; after clipping to [-s, s] and dividing by s it is at most 1")
         inside, _ = seen["given"]
         yield float((seen["inside"] - inside).abs().max()) < 1e-4, (
             "an image within [-1, 1] must stay as it is: s is 1 at least")
@@ -715,3 +719,546 @@ class Dynamic:
         x = 2.2 * letter(48) + 0.6                                        # as a prediction under strong guidance
         image(axis, row_of([x.clamp(-1, 1)[0], seen["shown"][0]]))
         axis.set_xlabel("a prediction far out of [-1, 1]: clipped, and thresholded")
+
+
+# ------------------------------------------------------------------------------------------ 7 Matryoshka
+
+def enlarged(x, side):
+    """(C, h, w) -> (C, side, w side / h), each pixel a square."""
+    return x.repeat_interleave(side // x.shape[-2], -2).repeat_interleave(side // x.shape[-2], -1)
+
+
+@exam("7.1")
+class Pyramid:
+    sizes = [(64, 64), (32, 32), (16, 16), (8, 8)]
+
+    def seen_of(pyramid, r):
+        x, y = r.normal(2, 3, 24, 16), r.normal(1, 2, 16, 32)
+        shown = letter(64) + 0.7 * r.normal(1, 3, 64, 64)
+        return dict(three=pyramid(x, [(24, 16), (12, 8), (3, 2)]), wide=pyramid(y, [(16, 32), (4, 8)]),
+                    one=pyramid(x, [(24, 16)]), noise=pyramid(r.normal(1, 3, 64, 64), Pyramid.sizes),
+                    shown=pyramid(shown, Pyramid.sizes))
+
+    def see(m, r):
+        f, x = m.nested_unet.pyramid, torch.zeros(1, 3, 24, 16)
+        return dict(Pyramid.seen_of(f, r),
+                    other_size=[refused(f, x, [(48, 32)]), refused(f, x, [(16, 24), (8, 12)])],
+                    no_divisor=[refused(f, x, [(24, 16), (10, 8)]), refused(f, x, [(24, 16), (12, 8), (5, 4)])],
+                    two_factors=[refused(f, x, [(24, 16), (12, 4)]), refused(f, x, [(24, 16), (8, 8)])])
+
+    def spec(m, r):
+        def slow(x, sizes):                                               # each level from the image itself
+            levels = []
+            for h, w in sizes:
+                k = x.shape[-1] // w
+                rows = [torch.stack([x[..., i * k:(i + 1) * k, j * k:(j + 1) * k].double().mean((-2, -1))
+                                     for j in range(w)], -1) for i in range(h)]
+                levels.append(torch.stack(rows, -2).float())
+            return levels
+        yes = [torch.tensor(1.0)] * 2
+        return dict(Pyramid.seen_of(slow, r), other_size=yes, no_divisor=yes, two_factors=yes)
+
+    def laws(seen):
+        for name, says in (("other_size", "x is not of the first size"),
+                           ("no_divisor", "a size does not divide the one before it"),
+                           ("two_factors", "height and width come down by two different factors")):
+            yield all(float(flag) for flag in seen[name]), f"{says}: want ValueError"
+        for level, k in zip(seen["noise"], (1, 2, 4, 8)):
+            yield abs(float(level.std()) * k - 1) < 0.25, (
+                f"white noise of deviation 1, {k} times smaller: it has deviation {float(level.std()):.3f}, the "
+                f"average of {k} x {k} has 1/{k}")
+
+    def picture(seen, axis):
+        image(axis, row_of([enlarged(level[0], 64).clamp(-1.5, 1.5) for level in seen["shown"]]))
+        axis.set_xlabel("64, 32, 16, 8 px: the noise averages away, the picture stays")
+
+
+@exam("7.2")
+class LevelSchedules:
+    def seen_of(schedules, m, r):
+        def base(t):
+            return m.schedule.logsnr_shifted(t, 64, 32)
+        power, t = float(r.uniform(1, low=0.5, high=3)), r.uniform(5, low=0.1, high=0.9)
+        sizes = [(256, 256), (128, 128), (64, 64)]
+        return dict(random=[f(t) for f in schedules(base, [(96, 96), (32, 32), (16, 16), (8, 8)], power)],
+                    oblong=[f(t) for f in schedules(base, [(64, 128), (8, 16)], power)],
+                    single=[f(t) for f in schedules(base, [(16, 16)], power)],
+                    curves=[f(TIMES) for f in schedules(base, sizes)], base=base(TIMES),
+                    number=[f(torch.tensor(0.5)) for f in schedules(base, sizes, 1.0)])
+
+    def see(m, r):
+        return LevelSchedules.seen_of(m.nested_unet.level_schedules, m, r)
+
+    def spec(m, r):
+        def slow(base, sizes, power=2.0):                                 # the SNR itself, divided by k^power
+            def snr(k, t):
+                return torch.log(torch.exp(base(t).double()) / k ** power).float()
+            lowest = sizes[-1][0] * sizes[-1][1]
+            return [functools.partial(snr, math.sqrt(h * w / lowest)) for h, w in sizes]
+        return LevelSchedules.seen_of(slow, m, r)
+
+    def laws(seen):
+        top, middle, low = seen["curves"]
+        yield float((top - low).abs().max()) > 0.1, (
+            "all levels have one schedule: a lambda made in a loop sees the loop variable's last value, unless bound")
+        yield float((low - seen["base"]).abs().max()) < 1e-3, "the lowest level must have the base's schedule as it is"
+        for name, one, k in (("256", top, 4), ("128", middle, 2)):
+            gap = float((low - one).mean())
+            yield abs(gap - 2 * math.log(k)) < 1e-2, (
+                f"power 2, {name} px lies {gap:.3f} below the 64 px of the lowest level, want 2 log {k} = "
+                f"{2 * math.log(k):.3f}")
+
+    def picture(seen, axis):
+        names = "256 px", "128 px", "64 px, the lowest"
+        curves(axis, TIMES, dict(zip(names, seen["curves"])), "t", "log-SNR of a pixel")
+
+
+@exam("7.3")
+class NestedLoss:
+    sizes = [(8, 8), (4, 4), (2, 2)]
+
+    def model(looks):
+        """A network that keeps what it is shown, and says something simple about it."""
+        def call(z, logsnr, cond):
+            looks.append([*z, *logsnr, *cond.values()])
+            return [0.5 * level.sin() + 0.1 * l[:len(level)].reshape(-1, 1, 1, 1) for level, l in zip(z, logsnr)]
+        return call
+
+    def inputs(m, r):
+        x, eps = ([r.normal(4, 3, *size) for size in NestedLoss.sizes] for _ in range(2))
+        base = [-2.0, 1.0, 3.0]                                           # each level's log-SNR at t = 1/2
+        schedules = [lambda t, at=at: m.schedule.logsnr_cosine(t) + at for at in base]
+        return x, eps, {"shade": r.normal(4)}, r.uniform(4, low=0.2, high=0.8), schedules
+
+    def cases(r):
+        weights = r.uniform(3, low=0.5, high=3).tolist()
+        return {"all": {}, "weighted": dict(weights=weights), "mixed": dict(rows=[1, 2, 4]),
+                "mixed_weighted": dict(weights=weights, rows=[2, 4, 4]),
+                "top": dict(weights=[1.0, 0.0, 0.0], rows=[2, 3, 4])}
+
+    def seen_of(m, r, loss):
+        """loss(looks, model, x, cond, t, eps, schedules, kind, **case)"""
+        x, eps, cond, t, schedules = NestedLoss.inputs(m, r)
+        seen, looks = dict(x=x, eps=eps, logsnr=[schedule(t) for schedule in schedules]), {}
+        for name, case in NestedLoss.cases(r).items():
+            for kind in ("eps_mse", "v_mse"):
+                looks[name] = []
+                seen[f"{name}_{kind}"] = loss(looks[name], x, cond, t, eps, schedules, kind, **case)
+        first = [[part[:2] for part in parts] for parts in (x, eps)]
+        seen["top_alone"] = loss([], first[0], {"shade": cond["shade"][:2]}, t[:2], first[1], schedules, "v_mse",
+                                 weights=[1.0, 0.0, 0.0])
+        shown = [F.avg_pool2d(letter(64), k) for k in (1, 2, 4)]
+        noises, view = [r.normal(*level.shape) for level in shown], []
+        halves = [lambda t, k=k: m.schedule.logsnr_cosine(t) - 2 * math.log(k) for k in (4, 2, 1)]
+        seen["shown_loss"] = loss(view, shown, {}, torch.tensor([0.25]), noises, halves, "v_mse")
+        for name in ("all", "mixed"):
+            seen[f"calls_{name}"] = float(len(looks[name]))
+            seen[f"looks_{name}"] = looks[name][0] if looks[name] else []
+        return dict(seen, shown=view[0][:3] if view else [])
+
+    def see(m, r):
+        def loss(looks, x, cond, t, eps, schedules, kind, **case):
+            measure = functools.partial(m.train.prediction_loss, loss=kind)
+            return m.nested_unet.nested_loss(NestedLoss.model(looks), x, cond, t, eps, schedules, measure, **case)
+        return NestedLoss.seen_of(m, r, loss)
+
+    def slow(looks, x, cond, t, eps, schedules, kind, weights=None, rows=None):
+        """Example by example and level by level, in float64."""
+        z, logsnr, total = [], [], 0.0
+        for level in range(len(x)):
+            z.append([]), logsnr.append([])
+            n, loss = len(x[level]) if rows is None else rows[level], 0.0
+            for i in range(n):
+                l = schedules[level](t[i])
+                alpha, sigma = (part.reshape(1, 1, 1) for part in alpha_and_sigma(l))
+                one, noise = x[level][i].double(), eps[level][i].double()
+                look = alpha * one + sigma * noise
+                error = 0.5 * look.sin() + 0.1 * l - (alpha * noise - sigma * one)
+                loss = loss + (error ** 2).mean() * (1 if kind == "v_mse" else float(alpha) ** 2) / n
+                z[-1].append(look.float()), logsnr[-1].append(l)
+            total = total + (1.0 if weights is None else weights[level]) * loss
+        looks.append([*map(torch.stack, z), *map(torch.stack, logsnr), *cond.values()])
+        return total.float()
+
+    def spec(m, r):
+        return NestedLoss.seen_of(m, r, NestedLoss.slow)
+
+    def laws(seen):
+        yield float(seen["calls_all"]) == 1, "the model must be called once, with the lists of all levels"
+        for name, z, x, eps, logsnr in zip(("highest", "middle", "lowest"), seen["looks_all"], seen["x"], seen["eps"],
+                                           seen["logsnr"]):
+            alpha, sigma = alpha_and_sigma(logsnr)
+            yield float((z - alpha * x - sigma * eps).abs().max()) < 1e-3, (
+                f"the {name} level is not alpha x + sigma eps with its own x, its own noise, and its own schedule at t")
+        yield abs(float(seen["weighted_v_mse"] - seen["all_v_mse"])) > 1e-3, (
+            "the weights change nothing: each multiplies its level's loss")
+        yield abs(float(seen["top_v_mse"] - seen["top_alone"])) < 1e-3, (
+            "with rows, the highest level's loss must be that of its own examples alone: the mean over its rows")
+
+    def picture(seen, axis):
+        image(axis, row_of([enlarged(level[0], 64).clamp(-1.5, 1.5) for level in seen["shown"]]))
+        axis.set_xlabel("one t, three levels, as the network sees them:\n"
+                        "each has its own noise, and more of it the larger it is")
+
+
+def network_7(m, r):
+    """Three levels, 32, 16 and 8 px, random weights everywhere; the innermost one reads a text of width 6."""
+    common = dict(emb_channels=16, channel_mult=(1, 2), num_res_blocks=(1, 1), num_heads=2)
+    inner = m.unet.UNet((8, 8), 8, attn_resolutions=(4,), num_classes=3, text_channels=6, **common)
+    middle, outer = (m.unet.UNet(size, 4, attn_resolutions=(), num_classes=None, middle=False, **common)
+                     for size in ((16, 16), (32, 32)))
+    nested = m.nested_unet.NestedUNet
+    return r.fill(nested(nested(inner, middle), outer))
+
+
+def slow_denoise(network, z, logsnr, condition, text, f=None):
+    """Each example by itself, through the levels that it has: down to the innermost, then up."""
+    made, last = [[] for _ in z], []
+    for i in range(len(z[-1])):
+        inside, levels = network, []
+        while hasattr(inside, "inner"):
+            levels += [inside] if inside.outer is not None else []
+            inside = inside.inner
+        first = [len(level) > i for level in z].index(True)               # its highest level
+        waiting, comes = [], f[i:i + 1] if f is not None and first == 0 else None
+        emb = [embed.of_logsnr(logsnr[k][i:i + 1], 1) + condition[i:i + 1] if k >= first else None
+               for k, embed in enumerate([level.outer.embed for level in levels] + [inside.embed])]
+        for k in range(first, len(levels)):
+            h, skips = levels[k].outer.descend(z[k][i:i + 1], emb[k], f=comes)
+            comes = levels[k].in_adapter(h)
+            waiting.append((k, h, skips))
+        h = inside.features(z[-1][i:i + 1], emb[-1], tuple(part[i:i + 1] for part in text), comes)
+        made[-1].append(inside.output(h))
+        for k, coarsest, skips in reversed(waiting):
+            h = levels[k].outer.ascend(coarsest + levels[k].out_adapter(h), skips, emb[k])
+            made[k].append(levels[k].outer.output(h))
+        if first == 0:
+            last.append(h)
+    return [torch.cat(level) for level in made], torch.cat(last)
+
+
+@exam("7.4", tolerance=1e-3)
+class Denoise:
+    def seen_of(denoise, m, r):
+        network = network_7(m, r)
+        z = [r.normal(3, 3, side, side) for side in (32, 16, 8)]
+        logsnr = [r.uniform(3, low=-8, high=8) for _ in range(3)]
+        condition, f = r.normal(3, 16), r.normal(3, 4, 16, 16)
+        text = r.normal(3, 5, 6), torch.arange(5) < torch.tensor([[2], [5], [3]])
+        rows = [[part[:n] for part, n in zip(parts, (1, 2, 3))] for parts in (z, logsnr)]
+        with torch.no_grad():
+            told, innermost = (condition, text), network.inner.inner
+            seen = dict(three=denoise(network, z, logsnr, *told),
+                        from_above=denoise(network.inner, z[1:], logsnr[1:], *told, f),
+                        single=denoise(m.nested_unet.NestedUNet(innermost), z[2:], logsnr[2:], *told),
+                        mixed=denoise(network, *rows, *told), innermost=denoise(innermost, z[2:], logsnr[2:], *told))
+            moved = []
+            for adapters in ("random", "zero"):
+                if adapters == "zero":
+                    for layer in (network, network.inner):
+                        for p in (*layer.in_adapter.parameters(), *layer.out_adapter.parameters()):
+                            p.zero_()
+                    seen["zero"] = denoise(network, z, logsnr, *told)
+                plain, _ = denoise(network, z, logsnr, *told)
+                for changed in range(3):
+                    other = [-level if k == changed else level for k, level in enumerate(z)]
+                    v, _ = denoise(network, other, logsnr, *told)
+                    moved += [(a - b).abs().mean() for a, b in zip(v, plain)]
+        return dict(seen, moved=torch.stack(moved).reshape(2, 3, 3))      # adapters, input, output
+
+    def see(m, r):
+        return Denoise.seen_of(m.nested_unet.denoise, m, r)
+
+    def spec(m, r):
+        return Denoise.seen_of(slow_denoise, m, r)
+
+    def laws(seen):
+        alone = seen["innermost"][0]
+        yield float((seen["zero"][2] - alone).abs().max()) < 1e-3, (
+            "with both adapters at zero the lowest level must say what the innermost network says by itself")
+        yield float((seen["mixed"][2][2:] - alone[2:]).abs().max()) < 1e-3, (
+            "mixed batch: an example without a higher level must get f = 0: what the innermost network says by itself")
+        for other in (1, 2):
+            yield float(seen["moved"][0, other, 0]) > 1e-4, "out_adapter: the highest level hears nothing of a lower"
+        for other in (0, 1):
+            yield float(seen["moved"][0, other, 2]) > 1e-4, "in_adapter: the lowest level hears nothing of a higher"
+
+    def picture(seen, axis):
+        moved = seen["moved"]
+        table = torch.cat([moved[0], torch.full((3, 1), torch.nan), moved[1]], 1)
+        axis.imshow(table, cmap="Blues", vmin=0, vmax=2 * float(moved.max()))
+        for i in range(3):
+            for j in (0, 1, 2, 4, 5, 6):
+                axis.text(j, i, f"{float(table[i, j]):.2f}", ha="center", va="center", fontsize=8)
+        levels = ["32 px", "16 px", "8 px"]
+        axis.set_xticks((0, 1, 2, 4, 5, 6), [f"v {name}" for name in levels] * 2, fontsize=7)
+        axis.set_yticks(range(3), [f"z {name}" for name in levels], fontsize=7)
+        axis.set_xlabel("how far each v moves when the sign of one z is changed;\n"
+                        "right: the same with both adapters at zero", fontsize=9)
+
+
+# ------------------------------------------------------------------------------------------ 8 cascade and distillation
+
+def slow_blur(x, sigma):
+    """Nine shifted copies of x (C, h, w), weighted by e^(-distance^2 / 2 sigma^2); outside the nearest pixel."""
+    height, width = x.shape[-2:]
+    out, total = torch.zeros_like(x, dtype=torch.float64), 0.0
+    for i in (-1, 0, 1):
+        for j in (-1, 0, 1):
+            weight = math.exp(-(i * i + j * j) / (2 * sigma * sigma))
+            rows = (torch.arange(height) + i).clamp(0, height - 1)
+            columns = (torch.arange(width) + j).clamp(0, width - 1)
+            out, total = out + weight * x.double()[:, rows][:, :, columns], total + weight
+    return out / total
+
+
+@exam("8.1")
+class Augment:
+    def inputs(r):
+        """Eight examples; of each pair of shares a half, one has both spoilings, one each, one none."""
+        draws = r.uniform(3, 8, low=0.05, high=0.45)
+        draws[0, 4:] += 0.5
+        draws[1, [1, 3, 5, 7]] += 0.5
+        return r.normal(8, 3, 6, 5), r.uniform(8, low=0.2, high=0.9), r.normal(8, 3, 6, 5), draws
+
+    def seen_of(augment, m, r):
+        def low_schedule(t):
+            return m.schedule.logsnr_shifted(t, 8, 32)
+        x, s, noise, draws = Augment.inputs(r)
+        call = functools.partial(augment, x, s, noise, low_schedule)
+        flat = torch.full((8, 3, 6, 5), 0.4)
+        four = letter(32).expand(4, -1, -1, -1), torch.full((4,), 0.55), r.normal(4, 3, 32, 32)
+        which = torch.tensor([[0.9, 0.9, 0.1, 0.1], [0.9, 0.1, 0.9, 0.1], [0.5] * 4])
+        return dict(both=call(draws, 0.5, 0.5), noise_alone=call(draws), blur_alone=call(draws, 0.0, 1.0, (0.3, 0.9)),
+                    nothing=call(draws, 0.0, 0.0), flat=augment(flat, s, noise, low_schedule, draws, 1.0, 1.0),
+                    shown=augment(*four, low_schedule, which, 0.5, 0.5, (0.8, 1.2)),
+                    given=[x, noise, draws, low_schedule(s)])
+
+    def see(m, r):
+        return Augment.seen_of(m.cascade.augment, m, r)
+
+    def spec(m, r):
+        def slow(x, s, noise, low_schedule, draws, aug_noise=1.0, aug_blur=0.0, blur_range=(0.4, 0.6)):
+            images, levels = [], []
+            for i in range(len(x)):
+                (some, blurred, amount), one = draws[:, i].tolist(), x[i].double()
+                if blurred < aug_blur:
+                    one = slow_blur(one, blur_range[0] + (blur_range[1] - blur_range[0]) * amount)
+                level = math.inf
+                if some < aug_noise:
+                    level = float(low_schedule(s[i]))
+                    alpha, sigma = (float(part) for part in alpha_and_sigma(level))
+                    one = alpha * one + sigma * noise[i].double()
+                images.append(one.float()), levels.append(level)
+            return torch.stack(images), torch.tensor(levels)
+        return Augment.seen_of(slow, m, r)
+
+    def laws(seen):
+        x, noise, draws, level = seen["given"]
+        same, none = seen["nothing"]
+        yield float((same - x).abs().max()) < 1e-6, "aug_noise = 0, aug_blur = 0: the image must stay as it is"
+        yield bool((none == math.inf).all()), "where there is no noise the level must be told as +inf"
+        told = seen["noise_alone"][1]
+        yield float((told - level).abs().max()) < 1e-3, "each example must be told the level of its own s"
+        alpha, sigma = alpha_and_sigma(told)
+        yield float((seen["noise_alone"][0] - alpha * x - sigma * noise).abs().max()) < 1e-3, (
+            "what is told is not what is there: z must be alpha low_res + sigma noise at the level that is told")
+        noisy = (seen["both"][1] < math.inf).tolist()
+        yield noisy == (draws[0] < 0.5).tolist(), "noise goes to the examples with draws[0] < aug_noise, and only there"
+        alpha, sigma = alpha_and_sigma(level)
+        yield float((seen["flat"][0] - alpha * 0.4 - sigma * noise).abs().max()) < 1e-3, (
+            "a flat image with blur and noise: the noise must come through sharp, so blur first")
+
+    def picture(seen, axis):
+        image(axis, row_of(seen["shown"][0].clamp(-1.5, 1.5)))
+        told = ", ".join("none" if level == math.inf else f"{level:.1f}" for level in seen["shown"][1].tolist())
+        axis.set_xlabel(f"as it is, blurred, noisy, both; level told: {told}")
+
+
+@exam("8.2")
+class HandOver:
+    times = [0.0, 0.2, 0.4, 0.6]
+
+    def seen_of(hand_over, m, r):
+        def low_schedule(t):
+            return m.schedule.logsnr_shifted(t, 16, 32)
+        x, noise, s = r.normal(3, 3, 4, 4), r.normal(3, 3, 4, 4), float(r.uniform(1, low=0.2, high=0.8))
+        words = "truncated", "renoised", "clean"
+        seen = {name: hand_over(x, name, s, low_schedule, noise) for name in words}
+        zero = {f"{name}_0": hand_over(x, name, 0.0, low_schedule, noise) for name in words}
+        big = r.normal(1, 3, 32, 32)
+        shown = [hand_over(letter(32), "renoised", s, low_schedule, big) for s in HandOver.times]
+        return dict(**seen, **zero, shown=[z for z, _ in shown], told=[level for _, level in shown],
+                    given=[x, noise, low_schedule(torch.tensor(s))])
+
+    def see(m, r):
+        x = torch.zeros(1, 3, 4, 4)
+        return dict(HandOver.seen_of(m.cascade.hand_over, m, r),
+                    refused=[refused(m.cascade.hand_over, x, word, 0.5, m.schedule.logsnr_cosine, x)
+                             for word in ("raw", "Clean", "")])
+
+    def spec(m, r):
+        def slow(x, handoff, s, low_schedule, noise):
+            if handoff == "clean" or s == 0:
+                return x, torch.tensor([math.inf] * len(x))
+            levels = [float(low_schedule(torch.tensor(s)))] * len(x)
+            if handoff == "truncated":
+                return x, torch.tensor(levels)
+            alpha, sigma = (float(part) for part in alpha_and_sigma(levels[0]))
+            return torch.stack([alpha * one + sigma * more for one, more in zip(x, noise)]), torch.tensor(levels)
+        return dict(HandOver.seen_of(slow, m, r), refused=[torch.tensor(1.0)] * 3)
+
+    def laws(seen):
+        yield all(float(flag) for flag in seen["refused"]), (
+            "a word that is none of truncated, renoised, clean: want ValueError")
+        x, noise, level = seen["given"]
+        yield torch.equal(seen["truncated"][0], x), "truncated: low_res is z_s already; nothing may be added"
+        alpha, sigma = alpha_and_sigma(level)
+        yield float((seen["renoised"][0] - alpha * x - sigma * noise).abs().max()) < 1e-3, (
+            "renoised: alpha_s low_res + sigma_s noise, at the level of s")
+        for name in ("clean", "truncated_0", "renoised_0"):
+            z, told = seen[name]
+            yield bool((told == math.inf).all()) and float((z - x).abs().max()) < 1e-6, (
+                f"{name.replace('_0', ' with s = 0')}: the image as it is, and the level +inf")
+
+    def picture(seen, axis):
+        image(axis, row_of([z[0].clamp(-1.5, 1.5) for z in seen["shown"]]))
+        told = ", ".join("none" if float(level) == math.inf else f"{float(level):.1f}" for level in seen["told"])
+        axis.set_xlabel(f"renoised, s = 0, 0.2, 0.4, 0.6; level told: {told}")
+
+
+def slow_target(z_t, z_s, logsnr_t, logsnr_s):
+    """The DDIM step is a straight line in x: from where it leads with x = 0 and with x = 1 one reads off which x leads
+    to z_s. In float64."""
+    zero, one = (slow_ddim(z_t, torch.full_like(z_t, x), logsnr_t, logsnr_s) for x in (0.0, 1.0))
+    return (z_s.double() - zero) / (one - zero)
+
+
+@exam("8.3", tolerance=1e-3)
+class StepTarget:
+    def seen_of(target, r):
+        z_t, z_s, t, s = inputs_6(r)
+        s = s + 1
+        x, ends = r.normal(4, 3, 5, 5), torch.full((4,), math.inf)
+        looks = [F.avg_pool2d(letter(48), 12).repeat_interleave(12, 2).repeat_interleave(12, 3), letter(48)]
+        z, levels = [r.normal(1, 3, 48, 48)], [torch.tensor([level]) for level in (-6.0, 0.5, 3.0)]
+        for look, here, there in zip(looks, levels, levels[1:]):
+            z.append(slow_ddim(z[-1], look, here, there).float())
+        return dict(random=target(z_t, z_s, t, s), known=target(z_t, slow_ddim(z_t, x, t, s).float(), t, s),
+                    clean=target(z_t, z_s, t, ends), given=[z_t, z_s, t, s, x], looks=looks,
+                    shown=target(z[0], z[2], levels[0], levels[2]))
+
+    def see(m, r):
+        return StepTarget.seen_of(m.distill.step_target, r)
+
+    def spec(m, r):
+        def slow(z_t, z_s, logsnr_t, logsnr_s):
+            if bool((logsnr_s == math.inf).all()):                        # alpha_s = 1, sigma_s = 0: to x itself
+                return z_s
+            return slow_target(z_t, z_s, logsnr_t, logsnr_s).float()
+        return StepTarget.seen_of(slow, r)
+
+    def laws(seen):
+        z_t, z_s, t, s, x = seen["given"]
+        yield float((seen["clean"] - z_s).abs().max()) < 1e-3, "where sigma_s = 0 the target must be z_s itself"
+        yield float((seen["known"] - x).abs().max()) < 1e-2, "if one DDIM step with an x made z_s, that x is the target"
+        landed = slow_ddim(z_t, seen["random"], t, s)
+        yield float((landed - z_s).abs().max()) < 1e-2, "one DDIM step with this x must land on z_s"
+
+    def picture(seen, axis):
+        image(axis, row_of([part[0].clamp(-1.2, 1.2) for part in (*seen["looks"], seen["shown"])]))
+        axis.set_xlabel("x_hat of a first step, of a second one,\nand the x with which one step lands where the two do")
+
+
+@exam("8.4", tolerance=1e-3)
+class TwoStepTarget:
+    def x_of(z, logsnr):
+        """What the teacher sees in z: not within [-1, 1], and something else at each time."""
+        return 1.5 * (1.5 * z.double()).sin() + 0.1 * logsnr.double().reshape(-1, 1, 1, 1)
+
+    def teacher(walk):
+        """It keeps what it is asked in `walk`."""
+        def predict(z, logsnr):
+            walk.append([*z, *logsnr])
+            return [((alpha * level - TwoStepTarget.x_of(level, l)) / sigma).float()
+                    for level, l, (alpha, sigma) in zip(z, logsnr, map(alpha_and_sigma, logsnr))]
+        return predict
+
+    def faithful(z, logsnr):
+        """A teacher that sees the same x at every time: the number 0.3 everywhere."""
+        return [((alpha * level - 0.3) / sigma).float()
+                for level, (alpha, sigma) in zip(z, map(alpha_and_sigma, logsnr))]
+
+    def schedules(m):
+        def guarded(down):
+            def schedule(t):                                              # no process before t = 0
+                return torch.where(t < 0, torch.nan, m.schedule.logsnr_cosine(t, -8.0, 6.0) - down)
+            return schedule
+        return [guarded(2 * math.log(2)), guarded(0.0)]
+
+    def seen_of(target, m, r):
+        """target(walk, predict, schedules, z, t, steps)"""
+        schedules, steps = TwoStepTarget.schedules(m), 4
+        t = torch.tensor([0.25 - 2e-8, 0.5, 0.75, 1.0])                   # the first is 1/4 but for rounding
+        z, walk = [r.normal(4, 3, 4, 4), r.normal(4, 3, 2, 2)], []
+        seen = dict(random=target(TwoStepTarget.teacher(walk), schedules, z, t, steps), z=z, walk=walk)
+        seen["levels"] = [[f(time) for f in schedules] for time in (t, t - 0.125, (t - 0.25).clamp(min=0))]
+        seen["plain"] = target(TwoStepTarget.teacher([]), schedules[1:], z[1:], t[1:2], 2)
+        seen["same_x"] = target(TwoStepTarget.faithful, schedules, z, t, steps)
+        path, start = [], 1.3 * torch.linspace(-1, 1, 6).reshape(1, 1, 1, 6)
+        shown = [lambda t: m.schedule.logsnr_cosine(t, -2.0, 6.0)]
+        seen["shown"] = target(TwoStepTarget.teacher(path), shown, [start], torch.tensor([1.0]), 1)
+        return dict(seen, path=path, end=shown[0](torch.tensor([0.0])))
+
+    def see(m, r):
+        return TwoStepTarget.seen_of(m.distill.two_step_target, m, r)
+
+    def slow(predict, schedules, z, t, steps):
+        """Two steps of slow_ddim, then slow_target, in float64."""
+        times = t, t - 1 / (2 * steps), torch.tensor([max(0.0, one - 1 / steps) for one in t.tolist()])
+        now = [level.double() for level in z]
+        for here, there in zip(times, times[1:]):
+            said = predict([level.float() for level in now], [schedule(here) for schedule in schedules])
+            for k, (schedule, v) in enumerate(zip(schedules, said)):
+                alpha, sigma = alpha_and_sigma(schedule(here))
+                now[k] = slow_ddim(now[k], alpha * now[k] - sigma * v.double(), schedule(here), schedule(there))
+        out = []
+        for schedule, first, last in zip(schedules, z, now):
+            alpha, sigma = alpha_and_sigma(schedule(t))
+            out.append(((alpha * first - slow_target(first, last, schedule(t), schedule(times[2]))) / sigma).float())
+        return out
+
+    def spec(m, r):
+        return TwoStepTarget.seen_of(TwoStepTarget.slow, m, r)
+
+    def laws(seen):
+        yield all(bool(v.isfinite().all()) for v in seen["random"]), (
+            "the schedule is asked about a time below 0, by rounding: clamp the end of the last step")
+        yield len(seen["walk"]) == 8, "the teacher must be asked twice, each time about all levels"
+        levels = [seen["levels"][i:i + 2] for i in (0, 2, 4)]
+        for ask, asked, says in ((0, seen["walk"][2:4], "t"), (1, seen["walk"][6:], "t - 1/(2 steps)")):
+            yield all(float((one - level).abs().max()) < 1e-3 for one, level in zip(asked, levels[ask])), (
+                f"the teacher's look number {ask + 1} must be at {says}")
+        for k, z in enumerate(seen["z"]):
+            alpha, sigma = alpha_and_sigma(levels[0][k])
+            yield float((alpha * z - sigma * seen["same_x"][k] - 0.3).abs().max()) < 1e-2, (
+                "a teacher that sees the same x at both times: that x must be the target, as v at t")
+            x, z_s = alpha * z - sigma * seen["random"][k], z
+            for here, there in zip(levels, levels[1:]):
+                z_s = slow_ddim(z_s, TwoStepTarget.x_of(z_s, here[k]), here[k], there[k])
+            yield float((slow_ddim(z, x, levels[0][k], levels[2][k]) - z_s).abs().max()) < 1e-2, (
+                "one step of the student does not land where the teacher's two do: v at t of the x that leads there")
+
+    def picture(seen, axis):
+        """In z / alpha against sigma / alpha a DDIM step is a straight line."""
+        (z, here, middle, there), v, end = seen["path"], seen["shown"], seen["end"]
+        alpha, sigma = alpha_and_sigma(here)
+        landed = slow_ddim(z, alpha * z - sigma * v, here, end)
+        points = [(level / a, s / a) for level, (a, s) in ((z, (alpha, sigma)), (middle, alpha_and_sigma(there)),
+                                                           (landed, alpha_and_sigma(end)))]
+        for pixel in range(6):
+            x, y = [float(s) for _, s in points], [float(level[0, 0, 0, pixel]) for level, _ in points]
+            axis.plot(x, y, "o-", color="C0", ms=3, lw=1, label="teacher, two steps" if pixel == 0 else None)
+            axis.plot(x[::2], y[::2], "--", color="C1", label="student, one step" if pixel == 0 else None)
+        axis.set(xlabel="sigma / alpha: from t = 1, right, over t = 1/2 to t = 0", ylabel="z / alpha of six pixels")
+        axis.legend(fontsize=8)
