@@ -184,69 +184,72 @@ EXERCISES = [
              "Which pixel of a map H x W is token n? What would happen to a trained model if tokens were numbered column by "
              "column, in training and in sampling alike?"),
     # ------------------------------------------------------------------------------------ 6 sampling
-    Exercise("6.1", "The deterministic step", "sample.ddim_step", 2, 1, 15, "Song et al. 2020; simple diffusion, section 2",
-             "z_t, x_hat like images, logsnr_t, logsnr_s -> z_s: the eps that x_hat implies at t is kept.",
+    Exercise("6.1", "The deterministic step", "sample.ddim_step", 2, 1, 15,
+             "Song et al. 2020; simple diffusion, section 2",
+             "z_t, x_hat like images, logsnr_t, logsnr_s (B,) or scalar -> z_s: the eps that x_hat implies at t is kept.",
              "eps_from_x, then diffuse.",
              "With a perfect x_hat (data: one point), how many DDIM steps does it take from t = 1 to the image?"),
     Exercise("6.2", "The ancestral step", "sample.ddpm_step", 6, 10, 60, "simple diffusion, eq. 3 and appendix A",
-             "z_t, x_hat like images, logsnr_t, logsnr_s, nu = noise_param, noise (drawn if None) -> z_s: mean of "
-             "q(z_s | z_t, x_hat) plus noise whose log variance lies between log(c sigma_s^2), nu = 0, and "
-             "log(c sigma_t^2), nu = 1; c = 1 - exp(logsnr_t - logsnr_s).",
+             "z_t, x_hat like images, logsnr_t, logsnr_s (B,) or scalar, nu = noise_param, noise N(0, 1) (drawn if None) "
+             "-> z_s: the mean of q(z_s | z_t, x_hat) plus noise whose log variance goes linearly from log(c sigma_s^2) "
+             "at nu = 0 to log(c sigma_t^2) at nu = 1; c = 1 - exp(logsnr_t - logsnr_s).",
              "Mean: e^(l_t - l_s) (alpha_s / alpha_t) z_t + c alpha_s x_hat; expm1 keeps c exact for small steps.",
              "For which data is nu = 0 exact, and for which nu = 1?"),
     Exercise("6.3", "Guidance", "sample.guide", 2, 1, 10, "simple diffusion, eq. 7",
-             "Predictions with and without the condition, scale w -> their mixture; w = 1 is off, to the bit.",
+             "Predictions with and without the condition, scale w -> their mixture; w = 1 is off: v_cond, to the bit.",
              "w = 1 + eta. Start from v_cond.",
              "Eq. 7 is written for eps. Why may v, or x, be mixed by the same rule?"),
     Exercise("6.4", "Dynamic thresholding", "sample.clip_dynamic", 3, 3, 20, "Imagen (Saharia et al. 2022), section 2.3",
              "x (B, C, H, W) -> the same, in [-1, 1]: per image s = the percentile of |x|, at least 1; clip to [-s, s], "
              "divide by s.",
-             "torch.quantile over the flattened image.",
+             "torch.quantile over the flattened image, a number an image.",
              "Which of an image's pixels does static clipping change, and which does dynamic thresholding change?"),
     # ------------------------------------------------------------------------------------ 7 Matryoshka
-    Exercise("7.1", "The pyramid", "nested_unet.pyramid", 3, 7, 20, "Matryoshka Diffusion, eq. 2",
-             "x (B, C, H, W), sizes [(H, W), ...] highest first -> the levels, averages of each other. ValueError if x is "
-             "not of the first size, or a size does not divide the one before by one factor for both sides.",
+    Exercise("7.1", "The pyramid", "nested_unet.pyramid", 3, 8, 20, "Matryoshka Diffusion, eq. 2",
+             "x (B, C, H, W), sizes [(H, W), ...] highest first -> the levels, averages of each other, x itself first. "
+             "ValueError if x is not of the first size, or a size does not divide the one before it by one factor for "
+             "both sides.",
              "F.avg_pool2d of the level above, by the factor between them.",
              "Why averages, and not every second pixel? Think of the schedule of a level."),
     Exercise("7.2", "A schedule a level", "nested_unet.level_schedules", 3, 2, 20,
              "Matryoshka Diffusion 3.1; simple diffusion, eq. 5",
              "base: t -> logsnr of the LOWEST level, sizes highest first -> a list of functions, base minus "
-             "power log(side of the level / side of the lowest).",
+             "power log(side of the level / side of the lowest); the side of H x W is sqrt(H W).",
              "A lambda in a loop sees the loop variable's last value; bind it.",
              "With power 2, what is the log-SNR of every level once it is averaged to the lowest? What does power 1 do?"),
     Exercise("7.3", "The joint loss", "nested_unet.nested_loss", 5, 8, 40, "Matryoshka Diffusion, eq. 3 and section 3.3",
-             "Levels x, one t for all, a noise and a schedule for each level -> the weighted sum of the levels' losses; "
-             "with rows only the first rows[r] examples of level r are run and counted.",
+             "Levels x, one t for all, a noise and a schedule for each level -> the weighted sum of the levels' losses "
+             "(weights None: all 1); with rows only the first rows[r] examples of level r are run and counted.",
              "Diffuse every level with its own noise; cut z, x, eps, logsnr to its rows; call the model once.",
              "What would the inner level learn if its noise were the average of the outer level's noise?"),
-    Exercise("7.4", "One network in another", "nested_unet.denoise", 6, 12, 60, "Matryoshka Diffusion 3.2, figure 3",
-             "network, z, logsnr (lists, highest first), condition (B, E)[, text, f] -> ([v, ...] highest first, the last "
-             "map of this level). Outer: descend; its coarsest map through in_adapter is f of the level below; what that "
-             "gives back goes through out_adapter, is added to the coarsest map; ascend, output. Mixed batch: the level "
-             "below has more rows; those get f = 0 and give nothing back.",
-             "The innermost network has features(z, emb, text, f) and output(h); outer levels descend(z, emb, f=f) and "
-             "ascend(h, skips, emb).",
-             "Both adapters start at zero. What does the nested model predict at its lowest level on the day it is grown, "
-             "and why must out_adapter learn first?"),
+    Exercise("7.4", "One network in another", "nested_unet.denoise", 6, 13, 60, "Matryoshka Diffusion 3.2, figure 3",
+             "network, z, logsnr (lists, highest first), condition (B, E)[, text, f] -> ([v, ...] highest first, the "
+             "last map of this level, before its output). Outer: descend; its coarsest map through in_adapter is f of "
+             "the level below; that level's last map through out_adapter is added to the coarsest map; ascend, output. "
+             "Each level embeds its own log-SNR and adds the condition. Mixed batch: the level below has more rows, the "
+             "first ones are ours; the others get f = 0 and give nothing back.",
+             "The innermost network is no NestedUNet and has features(z, emb, text, f) and output(h); .outer has "
+             "descend(z, emb, f=f) and ascend(h, skips, emb), and is None if there is no level but the inner one.",
+             "Both adapters start at zero. What does the nested model predict at its lowest level on the day it is "
+             "grown, and which level's loss gives each adapter its first gradient?"),
     # ------------------------------------------------------------------------------------ 8 cascade and distillation
     Exercise("8.1", "Conditioning augmentation", "cascade.augment", 5, 6, 40, "Cascaded Diffusion 3.1 and 3.2",
              "low_res (B, 3, h, w), s (B,), noise, the low-res schedule, draws (3, B) ~ U(0, 1) -> (what the model sees, "
-             "the log-SNR it is told). Blur where draws[1] < aug_blur, sigma from blur_range by draws[2]; then noise to "
-             "level s where draws[0] < aug_noise; elsewhere none, and the level is +inf.",
+             "the log-SNR it is told). Blur where draws[1] < aug_blur, sigma linear in draws[2] from end to end of "
+             "blur_range; then noise to level s where draws[0] < aug_noise; elsewhere none, and the level is +inf.",
              "blur_augment and gaussian_augment do the work; torch.where chooses example by example.",
              "Why is the noise added before up-sampling, and not after?"),
     Exercise("8.2", "What a stage hands the next", "cascade.hand_over", 3, 6, 25, "Cascaded Diffusion 3.2, 3.3",
-             "low_res, handoff (truncated, renoised, clean), s, schedule, noise -> (low_res for the next stage, its level "
-             "(B,)). truncated: low_res is z_s already; renoised: noise to level s; clean, or s = 0: as it is, level +inf. "
-             "Another word: ValueError.",
+             "low_res, handoff (truncated, renoised, clean), s, schedule, noise -> (low_res for the next stage, its "
+             "log-SNR (B,)). truncated: low_res is z_s already; renoised: noise to level s; clean, or s = 0: as it is, "
+             "level +inf. Another word: ValueError.",
              "The level that is told must be the level that is there.",
              "Truncated saves the last steps of the first stage. What does renoised save?"),
     Exercise("8.3", "The target of one step", "distill.step_target", 3, 4, 30, "Salimans & Ho 2022",
              "z_t, z_s like images, logsnr_t, logsnr_s (B,) -> the x with which ONE DDIM step goes from z_t to z_s.",
              "Write the DDIM step with that x, and solve: r = sigma_s / sigma_t.",
              "What is the target where sigma_s = 0? What if the teacher's two steps had the same x_hat?"),
-    Exercise("8.4", "Two steps in one", "distill.two_step_target", 5, 9, 45, "Salimans & Ho 2022, algorithm 2",
+    Exercise("8.4", "Two steps in one", "distill.two_step_target", 5, 8, 45, "Salimans & Ho 2022, algorithm 2",
              "predict(z, logsnr) -> [v, ...], the teacher; schedules, z lists of levels; t (B,) in {1..steps}/steps -> "
              "[v, ...] for the student: the teacher goes by DDIM from t over t - 1/(2 steps) to t - 1/steps.",
              "times = t, the middle, the end, never below 0; then step_target and v_from_x at t.",
