@@ -186,22 +186,24 @@ EXERCISES = [
     # ------------------------------------------------------------------------------------ 6 sampling
     Exercise("6.1", "The deterministic step", "sample.ddim_step", 2, 1, 15,
              "Song et al. 2020; simple diffusion, section 2",
-             "z_t, x_hat like images, logsnr_t, logsnr_s (B,) or scalar -> z_s: the eps that x_hat implies at t is kept.",
+             "z_t, x_hat like images, logsnr_t, logsnr_s (B,) or scalar -> z_s: the eps that x_hat implies at t is "
+             "kept.",
              "eps_from_x, then diffuse.",
              "With a perfect x_hat (data: one point), how many DDIM steps does it take from t = 1 to the image?"),
     Exercise("6.2", "The ancestral step", "sample.ddpm_step", 6, 10, 60, "simple diffusion, eq. 3 and appendix A",
-             "z_t, x_hat like images, logsnr_t, logsnr_s (B,) or scalar, nu = noise_param, noise N(0, 1) (drawn if None) "
-             "-> z_s: the mean of q(z_s | z_t, x_hat) plus noise whose log variance goes linearly from log(c sigma_s^2) "
-             "at nu = 0 to log(c sigma_t^2) at nu = 1; c = 1 - exp(logsnr_t - logsnr_s).",
+             "z_t, x_hat like images, logsnr_t, logsnr_s (B,) or scalar, nu = noise_param, noise N(0, 1) (drawn if "
+             "None) -> z_s: the mean of q(z_s | z_t, x_hat) plus noise whose log variance goes linearly from "
+             "log(c sigma_s^2) at nu = 0 to log(c sigma_t^2) at nu = 1; c = 1 - exp(logsnr_t - logsnr_s).",
              "Mean: e^(l_t - l_s) (alpha_s / alpha_t) z_t + c alpha_s x_hat; expm1 keeps c exact for small steps.",
              "For which data is nu = 0 exact, and for which nu = 1?"),
     Exercise("6.3", "Guidance", "sample.guide", 2, 1, 10, "simple diffusion, eq. 7",
              "Predictions with and without the condition, scale w -> their mixture; w = 1 is off: v_cond, to the bit.",
              "w = 1 + eta. Start from v_cond.",
              "Eq. 7 is written for eps. Why may v, or x, be mixed by the same rule?"),
-    Exercise("6.4", "Dynamic thresholding", "sample.clip_dynamic", 3, 3, 20, "Imagen (Saharia et al. 2022), section 2.3",
-             "x (B, C, H, W) -> the same, in [-1, 1]: per image s = the percentile of |x|, at least 1; clip to [-s, s], "
-             "divide by s.",
+    Exercise("6.4", "Dynamic thresholding", "sample.clip_dynamic", 3, 3, 20,
+             "Imagen (Saharia et al. 2022), section 2.3",
+             "x (B, C, H, W) -> the same, in [-1, 1]: per image s = the percentile of |x|, at least 1; clip to "
+             "[-s, s], divide by s.",
              "torch.quantile over the flattened image, a number an image.",
              "Which of an image's pixels does static clipping change, and which does dynamic thresholding change?"),
     # ------------------------------------------------------------------------------------ 7 Matryoshka
@@ -216,8 +218,10 @@ EXERCISES = [
              "base: t -> logsnr of the LOWEST level, sizes highest first -> a list of functions, base minus "
              "power log(side of the level / side of the lowest); the side of H x W is sqrt(H W).",
              "A lambda in a loop sees the loop variable's last value; bind it.",
-             "With power 2, what is the log-SNR of every level once it is averaged to the lowest? What does power 1 do?"),
-    Exercise("7.3", "The joint loss", "nested_unet.nested_loss", 5, 8, 40, "Matryoshka Diffusion, eq. 3 and section 3.3",
+             "With power 2, what is the log-SNR of every level once it is averaged to the lowest? What does power 1 "
+             "do?"),
+    Exercise("7.3", "The joint loss", "nested_unet.nested_loss", 5, 8, 40,
+             "Matryoshka Diffusion, eq. 3 and section 3.3",
              "Levels x, one t for all, a noise and a schedule for each level -> the weighted sum of the levels' losses "
              "(weights None: all 1); with rows only the first rows[r] examples of level r are run and counted.",
              "Diffuse every level with its own noise; cut z, x, eps, logsnr to its rows; call the model once.",
@@ -226,17 +230,17 @@ EXERCISES = [
              "network, z, logsnr (lists, highest first), condition (B, E)[, text, f] -> ([v, ...] highest first, the "
              "last map of this level, before its output). Outer: descend; its coarsest map through in_adapter is f of "
              "the level below; that level's last map through out_adapter is added to the coarsest map; ascend, output. "
-             "Each level embeds its own log-SNR and adds the condition. Mixed batch: the level below has more rows, the "
-             "first ones are ours; the others get f = 0 and give nothing back.",
+             "Each level embeds its own log-SNR and adds the condition. Mixed batch: the level below has more rows, "
+             "the first ones are ours; the others get f = 0 and give nothing back.",
              "The innermost network is no NestedUNet and has features(z, emb, text, f) and output(h); .outer has "
              "descend(z, emb, f=f) and ascend(h, skips, emb), and is None if there is no level but the inner one.",
              "Both adapters start at zero. What does the nested model predict at its lowest level on the day it is "
              "grown, and which level's loss gives each adapter its first gradient?"),
     # ------------------------------------------------------------------------------------ 8 cascade and distillation
     Exercise("8.1", "Conditioning augmentation", "cascade.augment", 5, 6, 40, "Cascaded Diffusion 3.1 and 3.2",
-             "low_res (B, 3, h, w), s (B,), noise, the low-res schedule, draws (3, B) ~ U(0, 1) -> (what the model sees, "
-             "the log-SNR it is told). Blur where draws[1] < aug_blur, sigma linear in draws[2] from end to end of "
-             "blur_range; then noise to level s where draws[0] < aug_noise; elsewhere none, and the level is +inf.",
+             "low_res (B, 3, h, w), s (B,), noise, the low-res schedule, draws (3, B) ~ U(0, 1) -> (what the model "
+             "sees, the log-SNR it is told). Blur where draws[1] < aug_blur, sigma linear in draws[2] from end to end "
+             "of blur_range; then noise to level s where draws[0] < aug_noise; elsewhere none, and the level is +inf.",
              "blur_augment and gaussian_augment do the work; torch.where chooses example by example.",
              "Why is the noise added before up-sampling, and not after?"),
     Exercise("8.2", "What a stage hands the next", "cascade.hand_over", 3, 6, 25, "Cascaded Diffusion 3.2, 3.3",
