@@ -6,6 +6,7 @@
 """
 import argparse
 import ast
+import functools
 import importlib
 import io
 import json
@@ -24,6 +25,9 @@ import torch
 
 from exams import EXAMS, Inputs
 from exercises import CHAPTERS, EXERCISES, Fault, body, chosen, find, make, put_back, read, strip, to_grade
+
+for chapter in CHAPTERS:
+    importlib.import_module(f"chapter{chapter}")                          # they enter their exams into EXAMS
 
 PROJECT = {name[:-3] for name in os.listdir(HERE) if name.endswith(".py")}
 MEMORY = 6 * 2 ** 30                                                      # bytes of address space beyond what is in use
@@ -141,10 +145,15 @@ def compare(seen, wanted, tolerance, shapes_only=False):
     return None
 
 
+@functools.lru_cache(maxsize=None)
+def specified(number, seed):
+    return {key: plain(value) for key, value in EXAMS[number].spec(Modules(), Inputs(seed)).items()}
+
+
 def judge_one(exercise, folder, seed, limit, mistakes=()):
     """-> (status, message, seen). status: passed, not done, wrong."""
     if exercise.number not in EXAMS:
-        raise Fault(f"exercise {exercise.number} has no exam in course/exams.py")
+        raise Fault(f"exercise {exercise.number} has no exam in course/chapter{exercise.chapter}.py")
     exam = EXAMS[exercise.number]
     kind, seen = testimony(exercise, to_grade(folder, exercise), seed, limit)
     if kind == "not done" and f"exercise {exercise.number}:" in seen:
@@ -158,7 +167,7 @@ def judge_one(exercise, folder, seed, limit, mistakes=()):
             if kind == "wrong" and failed.split(" (line")[0] == seen.split(" (line")[0]:
                 return "wrong", f"{says} [{seen}]", None
         return "wrong", seen, None
-    wanted = {key: plain(value) for key, value in exam.spec(Modules(), Inputs(seed)).items()}
+    wanted = specified(exercise.number, seed)
     fault = compare({key: seen.get(key, []) for key in wanted}, wanted, exam.tolerance, shapes_only=True)
     if not fault:
         try:
@@ -176,6 +185,7 @@ def judge_one(exercise, folder, seed, limit, mistakes=()):
     return "wrong", fault, seen
 
 
+@functools.lru_cache(maxsize=None)                                        # check asks for each mistake several times
 def testimony(exercise, source, seed, limit):
     with tempfile.TemporaryDirectory() as folder:
         with open(os.path.join(folder, exercise.file), "w", encoding="utf-8") as file:
@@ -258,7 +268,7 @@ def check(args):
     canonical = {exercise.file: read(os.path.join(HERE, exercise.file)) for exercise in EXERCISES}
     numbers = [exercise.number for exercise in EXERCISES]
     expect(set(numbers) == set(EXAMS) == set(MUTANTS) and len(set(numbers)) == len(numbers),
-           "the table, course/exams.py and course/mutants.py do not name the same exercises")
+           "the table, the exams and course/mutants.py do not name the same exercises")
     answers = read(os.path.join(COURSE, "answers.md"))
     with tempfile.TemporaryDirectory() as folder:
         args.folder, args.chapter, args.limit, args.json, args.no_pictures = HERE, None, 20, None, True

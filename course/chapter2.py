@@ -1,0 +1,177 @@
+"""Exams of chapter 2, parameterisations and losses: schedule.py and train.py. How they are made is told in exams.py."""
+import math
+
+import torch
+
+from exams import alpha_and_sigma, curves, exam, image, letter, refused, row_of
+
+
+def inputs_2(r):
+    """x, eps (4, 3, 6, 6) and logsnr (4,), from -8 to 8 so that a division does not hide an error."""
+    return r.normal(4, 3, 6, 6), r.normal(4, 3, 6, 6), r.uniform(4, low=-8, high=8)
+
+
+@exam("2.1")
+class Diffuse:
+    def see(m, r):
+        x, eps, logsnr = inputs_2(r)
+        levels = torch.tensor([8.0, 3.0, 0.0, -3.0, -8.0])
+        return dict(z=m.schedule.diffuse(x, eps, logsnr), scalar=m.schedule.diffuse(x, eps, 0.7),
+                    shown=m.schedule.diffuse(letter().expand(5, -1, -1, -1), r.normal(5, 3, 32, 32), levels))
+
+    def spec(m, r):
+        x, eps, logsnr = inputs_2(r)
+        levels = torch.tensor([8.0, 3.0, 0.0, -3.0, -8.0])
+
+        def slow(x, eps, logsnr):
+            return torch.stack([math.sqrt(1 / (1 + math.exp(-l))) * a + math.sqrt(1 / (1 + math.exp(l))) * b
+                                for a, b, l in zip(x, eps, torch.as_tensor(logsnr).expand(len(x)).tolist())])
+        return dict(z=slow(x, eps, logsnr), scalar=slow(x, eps, 0.7),
+                    shown=slow(letter().expand(5, -1, -1, -1), r.normal(5, 3, 32, 32), levels))
+
+    def laws(seen):
+        noise = seen["shown"][4]
+        yield abs(float(noise.std()) - 1) < 0.1, f"at log-SNR -8 z has deviation {float(noise.std()):.2f}, want about 1"
+        yield float((seen["shown"][0] - letter()[0]).abs().mean()) < 0.1, "at log-SNR 8 z must look like the image"
+
+    def picture(seen, axis):
+        image(axis, row_of(seen["shown"].clamp(-1.5, 1.5)))
+        axis.set_xlabel("log-SNR 8, 3, 0, -3, -8")
+
+
+def conversion(number, name, given, slow, laws, picture):
+    """Exams of the conversions: `name`(*given(x, eps, z, v), logsnr), `slow` in float64 with alpha and sigma."""
+    def faces(r):
+        x, eps, logsnr = inputs_2(r)
+        alpha, sigma = alpha_and_sigma(logsnr)
+        return x, eps, (alpha * x + sigma * eps).float(), (alpha * eps - sigma * x).float(), logsnr
+
+    def seen_of(call, r):
+        *four, logsnr = faces(r)
+        a, b = given(*four)
+        ends = given(*(torch.ones(2, 1, 1, 1) * k for k in (0.5, -1.0, 0.25, 2.0)))
+        return dict(random=call(a, b, logsnr), one=call(a, b, logsnr[0]),
+                    ends=call(*ends, torch.tensor([-6.0, 6.0])), truth=four, level=logsnr)
+
+    class Conversion:
+        def see(m, r):
+            return seen_of(getattr(m.schedule, name), r)
+
+        def spec(m, r):
+            return seen_of(lambda a, b, logsnr: slow(a.double(), b.double(), *alpha_and_sigma(logsnr)).float(), r)
+    Conversion.laws, Conversion.picture = staticmethod(laws), staticmethod(picture)
+    exam(number, tolerance=1e-3)(Conversion)
+
+
+def laws_v(seen):
+    x, eps, z, _ = seen["truth"]
+    v, (alpha, sigma) = seen["random"], alpha_and_sigma(seen["level"])
+    yield float((alpha * z - sigma * v - x).abs().max()) < 1e-3, "x = alpha z - sigma v must give x back"
+    yield float((x.square() + eps.square() - z.square() - v.square()).abs().max()) < 1e-2, (
+        "(z, v) is (x, eps) turned: x^2 + eps^2 = z^2 + v^2, pixel by pixel")
+
+
+def laws_eps(seen):
+    yield float((seen["random"] - seen["truth"][1]).abs().max()) < 1e-3, "from the true v must come the true noise"
+
+
+def laws_x(seen):
+    alpha, _ = alpha_and_sigma(seen["level"])
+    yield float(((seen["random"] - seen["truth"][0]) * alpha).abs().max()) < 1e-3, (
+        "from the true noise must come the true image")
+
+
+def picture_v(seen, axis):
+    x, eps, z, _ = seen["truth"]
+    for name, part in (("z", z), ("v", seen["random"])):
+        axis.scatter(x[0].flatten(), part[0].flatten(), s=6, label=f"{name} against x")
+    axis.set(xlabel="x", ylabel=f"log-SNR {float(seen['level'][0]):.1f}")
+    axis.legend(fontsize=8)
+
+
+def picture_truth(which, label):
+    def picture(seen, axis):
+        axis.plot([-3, 3], [-3, 3], color="0.8")
+        axis.scatter(seen["truth"][which].flatten(), seen["random"].flatten(), s=4)
+        axis.set(xlabel=f"the true {label}", ylabel=f"{label} as computed")
+    return picture
+
+
+conversion("2.2", "v_from_x_eps", lambda x, eps, z, v: (x, eps), lambda x, eps, a, s: a * eps - s * x, laws_v,
+           picture_v)
+conversion("2.3", "eps_from_v", lambda x, eps, z, v: (z, v), lambda z, v, a, s: s * z + a * v, laws_eps,
+           picture_truth(1, "eps"))
+conversion("2.4", "x_from_eps", lambda x, eps, z, v: (z, eps), lambda z, eps, a, s: (z - s * eps) / a, laws_x,
+           picture_truth(0, "x"))
+
+
+@exam("2.5")
+class PredictionLoss:
+    def see(m, r):
+        x, eps, logsnr = inputs_2(r)
+        z, v = m.schedule.diffuse(x, eps, logsnr), r.normal(4, 3, 6, 6)
+        losses = {}
+        for loss in ("eps_mse", "v_mse"):
+            losses[loss] = [m.train.prediction_loss(*(part[i:i + 1] for part in (v, z, x, eps, logsnr)), loss)
+                            for i in range(4)]
+            losses[loss + "_all"] = m.train.prediction_loss(v, z, x, eps, logsnr, loss)
+            losses[loss + "_multiscale"] = m.train.prediction_loss(v, z, x, eps, logsnr, loss, 3)
+        perfect = m.schedule.v_from_x_eps(x, eps, logsnr)
+        return dict(**losses, perfect=m.train.prediction_loss(perfect, z, x, eps, logsnr, "v_mse"),
+                    default=m.train.prediction_loss(v, z, x, eps, logsnr), level=logsnr)
+
+    def spec(m, r):
+        x, eps, logsnr = inputs_2(r)
+        v, (alpha, sigma) = r.normal(4, 3, 6, 6).double(), alpha_and_sigma(logsnr)
+        z = alpha * x + sigma * eps
+        errors = dict(eps_mse=sigma * z + alpha * v - eps, v_mse=v - (alpha * eps - sigma * x))
+        out = {}
+        for loss, error in errors.items():
+            out[loss] = [(error[i] ** 2).mean().float() for i in range(4)]
+            out[loss + "_all"] = (error ** 2).mean().float()
+            halves = torch.stack([error[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]).mean(0)
+            out[loss + "_multiscale"] = ((error ** 2).mean() / 6 + (halves ** 2).mean() / 3).float()
+        return dict(**out, perfect=torch.tensor(0.0), default=out["eps_mse_all"], level=logsnr)
+
+    def laws(seen):
+        snr = torch.exp(seen["level"])
+        ratio = torch.stack(seen["eps_mse"]) / torch.stack(seen["v_mse"]) / (snr / (1 + snr))
+        yield abs(float(seen["perfect"])) < 1e-6, "the true v must have no loss"
+        yield float((ratio - 1).abs().max()) < 1e-2, "the loss on eps must be SNR / (1 + SNR) times that on v"
+
+    def picture(seen, axis):
+        order = seen["level"].argsort()
+        curves(axis, seen["level"][order], {name: torch.stack(seen[name])[order] for name in ("eps_mse", "v_mse")},
+               "log-SNR", "loss of a random prediction")
+
+
+@exam("2.6")
+class Multiscale:
+    def see(m, r):
+        error = r.normal(2, 3, 16, 16)
+        f = m.train.multiscale_mse
+        return dict(bases=[f(error, base) for base in (2, 4, 8, 16)], odd=f(r.normal(2, 3, 12, 12), 3),
+                    flat=f(torch.ones(1, 3, 16, 16), 2), wide=f(r.normal(1, 1, 8, 32), 4),
+                    refused=[refused(f, error, 0), refused(f, error, 17)])
+
+    def spec(m, r):
+        def slow(error, base):
+            height, width = error.shape[-2:]
+            d, k, total = math.sqrt(height * width), 1, 0.0
+            while d / k >= base and height % k == 0 and width % k == 0:
+                blocks = error.double().reshape(*error.shape[:2], height // k, k, width // k, k).mean((3, 5))
+                total, k = total + (blocks ** 2).mean() * k / d, 2 * k
+            return total.float()
+        error = r.normal(2, 3, 16, 16)
+        return dict(bases=[slow(error, base) for base in (2, 4, 8, 16)], odd=slow(r.normal(2, 3, 12, 12), 3),
+                    flat=slow(torch.ones(1, 3, 16, 16), 2), wide=slow(r.normal(1, 1, 8, 32), 4),
+                    refused=[torch.tensor(1.0)] * 2)
+
+    def laws(seen):
+        yield abs(float(seen["flat"]) - 15 / 16) < 1e-4, (
+            f"an error of 1 everywhere, 16 px, base 2: {float(seen['flat']):.4g}, want 1/16 + 1/8 + 1/4 + 1/2 = 0.9375")
+        yield float(seen["bases"][3]) < float(seen["bases"][0]), "with base = d only the full resolution counts"
+
+    def picture(seen, axis):
+        axis.bar([str(base) for base in (2, 4, 8, 16)], [float(value) for value in seen["bases"]])
+        axis.set(xlabel="base, of white noise at 16 px", ylabel="loss")

@@ -1,0 +1,150 @@
+"""Exams of chapter 4, the U-Net: unet.py. How they are made is told in exams.py."""
+import math
+
+import torch
+import torch.nn.functional as F
+
+from exams import curves, exam, image, letter, row_of, slow_norm, swish
+
+
+@exam("4.1")
+class LevelEmbedding:
+    def seen(m, r, call):
+        moved, plain = m.unet.Embedding(16, -19.16, 10.84, 5), m.unet.Embedding(16, -15.0, 15.0, 5)
+        plain.load_state_dict(r.fill(moved).state_dict())
+        curve = torch.linspace(-19.16, 10.84, 61)
+        ends = torch.tensor([-19.16, 10.84]), torch.tensor([-15.0, 15.0])
+        return dict(random=call(moved, r.uniform(4, low=-18, high=10), 4), scalar=call(moved, torch.tensor(0.5), 3),
+                    moved=call(moved, ends[0], 2), plain=call(plain, ends[1], 2), curve=call(moved, curve, 61))
+
+    def see(m, r):
+        return LevelEmbedding.seen(m, r, lambda layer, logsnr, batch: layer.of_logsnr(logsnr, batch))
+
+    def spec(m, r):
+        def slow(layer, logsnr, batch):
+            places = [(float(l) - layer.logsnr_min) / (layer.logsnr_max - layer.logsnr_min)
+                      for l in logsnr.reshape(-1).expand(batch)]
+            return layer.time(m.unet.sinusoid(torch.tensor(places), layer.width))
+        return LevelEmbedding.seen(m, r, slow)
+
+    tolerance = 1e-2                                                      # sines of angles up to 1000
+
+    def laws(seen):
+        yield float((seen["moved"] - seen["plain"]).abs().max()) < 2e-2, (
+            "the ends of a shifted schedule, -19.16 and 10.84, must be told as the plain one's ends, -15 and 15, are")
+        yield float(seen["scalar"].std(0).max()) < 1e-6, "one level for all must give every example the same row"
+
+    def picture(seen, axis):
+        channels = {f"channel {i}": seen["curve"][:, i] for i in range(4)}
+        curves(axis, torch.linspace(-19.16, 10.84, 61), channels, "log-SNR", "embedding")
+
+
+@exam("4.2", tolerance=1e-3)
+class ResBlock:
+    def seen(m, r, call):
+        x, skip, emb = r.normal(2, 8, 6, 6) + 0.5, 3 * r.normal(2, 8, 6, 6), r.normal(2, 12)
+        plain, joined = r.fill(m.unet.ResBlock(8, 12)), r.fill(m.unet.ResBlock(8, 12, skip=True))
+        dropped = r.fill(m.unet.ResBlock(8, 12, dropout=1.0)).train()
+        picture, shown = r.fill(m.unet.ResBlock(3, 12)), letter().expand(3, -1, -1, -1)
+        return dict(plain=call(plain, x, emb, None), joined=call(joined, x, emb, skip),
+                    louder=call(joined, x, emb, 5 * skip), dropped=call(dropped, x, emb, None), x=x,
+                    bias=dropped.conv2.bias,
+                    shown=call(picture, shown, r.normal(3, 12), None))
+
+    def see(m, r):
+        return ResBlock.seen(m, r, lambda block, x, emb, skip: block(x, emb) if skip is None else block(x, emb, skip))
+
+    def spec(m, r):
+        def slow(block, x, emb, skip):
+            norm = lambda layer, a: slow_norm(a, layer.num_groups, layer.weight, layer.bias)
+            conv = lambda layer, a: F.conv2d(a, layer.weight.double(), layer.bias.double(), padding=1)
+            h = norm(block.norm1, x)
+            if skip is not None:
+                h = (h + norm(block.norm_skip, skip)) / math.sqrt(2)
+            h = norm(block.norm2, conv(block.conv1, swish(h)))
+            film = emb.double() @ block.film.weight.double().T + block.film.bias.double()
+            C = x.shape[1]
+            h = torch.stack([torch.stack([h[b, c] * (1 + film[b, c]) + film[b, C + c] for c in range(C)])
+                             for b in range(len(x))])
+            h = swish(h) * (0 if block.training else 1)                   # the only one in training drops everything
+            return (x.double() + conv(block.conv2, h)).float()
+        return ResBlock.seen(m, r, slow)
+
+    def laws(seen):
+        yield float((seen["dropped"] - seen["x"] - seen["bias"].reshape(1, -1, 1, 1)).abs().max()) < 1e-4, (
+            "with dropout 1 must remain x and the bias of conv2: dropout stands right before conv2")
+        yield float((seen["joined"] - seen["louder"]).abs().max()) < 1e-2, (
+            "a skip five times as loud must change nothing: both sides are normalised before they are added")
+
+    def picture(seen, axis):
+        image(axis, row_of([letter()[0], *seen["shown"]]))
+        axis.set_xlabel("x, and x + h by random weights under three embeddings")
+
+
+SIDES = [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (8, 32), (8, 16), (12, 20), (24, 40), (23, 22)]
+RESOLUTIONS = (0, 8, 16, 32)
+
+
+@exam("4.3")
+class Dropout:
+    def see(m, r):
+        sizes = SIDES + [(r.integer(3, 90), r.integer(3, 90)) for _ in range(10)]
+        return dict(table=[bool(m.unet.at_or_below(h, w, d)) for h, w in sizes for d in RESOLUTIONS])
+
+    def spec(m, r):
+        sizes = SIDES + [(r.integer(3, 90), r.integer(3, 90)) for _ in range(10)]
+        return dict(table=[float(d > 0 and h * w < 2 * d * d) for h, w in sizes for d in RESOLUTIONS])
+
+    def laws(seen):
+        table = {(*size, d): bool(seen["table"][4 * i + j]) for i, size in enumerate(SIDES)
+                 for j, d in enumerate(RESOLUTIONS)}
+        yield not any(table[h, w, 0] for h, w in SIDES), "resolution 0 means never"
+        yield table[16, 16, 16], "from 16 x 16 down: 16 x 16 itself has dropout"
+        yield table[8, 8, 16] and not table[32, 32, 16], "smaller maps have it, larger ones have not"
+        yield table[8, 32, 16], "8 x 32 has the area of 16 x 16"
+
+    def picture(seen, axis):
+        table = torch.stack(seen["table"])[:20].reshape(5, 4)
+        axis.imshow(table, cmap="Blues", vmin=0, vmax=1.5)
+        axis.set(xticks=range(4), xticklabels=["never (0)", "8", "16", "32"], yticks=range(5), xlabel="dropout from",
+                 yticklabels=[f"{h} x {w}" for h, w in SIDES[:5]])
+
+
+@exam("4.4", tolerance=1e-3)
+class WayUp:
+    def seen(m, r, call):
+        net = r.fill(m.unet.UNet((16, 24), 8, 12, (1, 2, 2), (1, 2, 1), attn_resolutions=(5,), num_heads=2,
+                                 num_classes=3))
+        emb, z = r.normal(2, 12), r.normal(2, 3, 16, 24)
+        h, skips = net.descend(z, emb)
+        out = call(net, h, list(skips), emb)
+        uses = []
+        for i, skip in enumerate(skips):
+            other = call(net, h, [*skips[:i], skip + r.normal(*skip.shape), *skips[i + 1:]], emb)
+            uses.append(float((other - out).abs().mean()))
+        return dict(out=out, uses=uses)
+
+    def see(m, r):
+        with torch.no_grad():
+            return WayUp.seen(m, r, lambda net, h, skips, emb: net.ascend(h, skips, emb))
+
+    def spec(m, r):
+        def slow(net, h, skips, emb):
+            last = len(skips)
+            for level in range(3):
+                for i in range((2, 3, 2)[level]):                         # k + 1, coarsest level first
+                    last -= 1
+                    block, attention = net.up[level][i]
+                    h = attention(block(h, emb, skips[last]), None)
+                h = net.upsample[level](h) if level < 2 else h
+            return h
+        with torch.no_grad():
+            return WayUp.seen(m, r, slow)
+
+    def laws(seen):
+        for i, use in enumerate(seen["uses"]):
+            yield float(use) > 1e-6, f"skip {i} of {len(seen['uses'])} changes nothing: each of them has its block"
+
+    def picture(seen, axis):
+        axis.bar(range(len(seen["uses"])), [float(use) for use in seen["uses"]])
+        axis.set(xlabel="skip, the finest first", ylabel="what it changes at the end")
