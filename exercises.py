@@ -11,8 +11,8 @@ How it works. An exercise is a function of the project, named in the table below
 keeps signature and docstring and puts `raise NotImplementedError("exercise 1.3: ...")` in the place of the rest; so the
 files themselves carry no marks, and an exercise is added by a row here and an exam in course/chapterN.py.
 
-`grade` takes each exercise by itself: of the student's file everything is kept, but the functions of all OTHER exercises
-are put back. So a mistake costs its own points only, whatever it breaks elsewhere. The student's code runs in a process
+`grade` takes each exercise by itself: of the student's file everything is kept, but the functions of all OTHER
+exercises are put back. So a mistake costs its own points only, whatever it breaks elsewhere. The student's code runs in a process
 of its own with a limit of time and memory, and only returns numbers; they are judged where it cannot reach
 (course/judge.py): shapes first, then the laws, then equality with a slow specification on random inputs. If the numbers
 are those of a well-known mistake (course/mutants.py), its name is the message.
@@ -68,7 +68,7 @@ class Exercise:
 
 
 EXERCISES = [
-    # ------------------------------------------------------------------------------------ 1 noise schedules
+    # ---------------------------------------------------------------------------------- 1 noise schedules
     Exercise("1.1", "The cosine schedule in log-SNR", "schedule.logsnr_cosine", 3, 4, 15,
              "simple diffusion, appendix A",
              "t of any shape -> logsnr of that shape: -2 log tan of an angle that goes linearly from t_min to t_max, "
@@ -91,7 +91,7 @@ EXERCISES = [
              "At t = 1 sampling begins: there the low one holds. Eq. 6 has it the other way round.",
              "With the weights of eq. 6, for which ratio of high to low does the curve stop falling, and why is that "
              "bad?"),
-    # ------------------------------------------------------------------------------------ 2 parameterisations and losses
+    # ---------------------------------------------------------------------------------- 2 parameterisations and losses
     Exercise("2.1", "Diffuse", "schedule.diffuse", 2, 2, 10, "simple diffusion, eq. 1",
              "x, eps (B, C, H, W), logsnr (B,) or scalar -> z_t like x, each example at its own level.",
              "alpha_sigma_for(x, logsnr) gives both with axes to broadcast.",
@@ -121,7 +121,7 @@ EXERCISES = [
              "F.avg_pool2d(error, k) averages windows of k; s = d / k. Start at k = 1.",
              "White noise of variance 1: what does the term of s contribute? And an error that is constant over the "
              "image?"),
-    # ------------------------------------------------------------------------------------ 3 the wavelet
+    # ---------------------------------------------------------------------------------- 3 the wavelet
     Exercise("3.1", "One level of the 5/3 wavelet", "dwt._split", 4, 6, 30, "simple diffusion, section 3.3; JPEG 2000",
              "x (..., N), N even -> low, high (..., N/2) each, by lifting: high = odd minus the mean of its even "
              "neighbours, then low = even plus a quarter of the sum of its high neighbours; mirrored at both ends.",
@@ -143,7 +143,7 @@ EXERCISES = [
              "the sum of x adjoint(y), whatever x and y.",
              "The gradient of x -> sum(dwt(x) y) is W^T y: let autograd do it.",
              "Is adjoint(dwt(x)) = x? What would the transform have to be, and what would that mean for white noise?"),
-    # ------------------------------------------------------------------------------------ 4 the U-Net
+    # ---------------------------------------------------------------------------------- 4 the U-Net
     Exercise("4.1", "Where is the noise level?", "unet.Embedding.of_logsnr", 3, 3, 20,
              "simple diffusion, appendix A and B.2 ('linear' log-SNR input)",
              "logsnr (B,) or scalar -> emb (B, E): sinusoid of its place between the END POINTS OF THE SCHEDULE IN "
@@ -169,7 +169,7 @@ EXERCISES = [
              "self.upsample.",
              "Skips are taken from the end of the list: what was put down last is picked up first.",
              "Why has each level one block more on the way up than on the way down?"),
-    # ------------------------------------------------------------------------------------ 5 the U-ViT
+    # ---------------------------------------------------------------------------------- 5 the U-ViT
     Exercise("5.1", "Attention with normalised q and k", "unet.Attention.forward", 5, 7, 45,
              "simple diffusion, B.2.1 (printed self_attention)",
              "x (B, N, C)[, mask (B, N) of tokens that may be looked at] -> x + attention(norm(x)). qkv gives q, then "
@@ -190,7 +190,7 @@ EXERCISES = [
              "check_input(z, self.size); h.flatten(2).transpose(1, 2) makes tokens of a map.",
              "Which pixel of a map H x W is token n? What would happen to a trained model if tokens were numbered "
              "column by column, in training and in sampling alike?"),
-    # ------------------------------------------------------------------------------------ 6 sampling
+    # ---------------------------------------------------------------------------------- 6 sampling
     Exercise("6.1", "The deterministic step", "sample.ddim_step", 2, 1, 15,
              "Song et al. 2020; simple diffusion, section 2",
              "z_t, x_hat like images, logsnr_t, logsnr_s (B,) or scalar -> z_s: the eps that x_hat implies at t is "
@@ -213,7 +213,7 @@ EXERCISES = [
              "s], divide by s.",
              "torch.quantile over the flattened image, a number an image.",
              "Which of an image's pixels does static clipping change, and which does dynamic thresholding change?"),
-    # ------------------------------------------------------------------------------------ 7 matryoshka
+    # ---------------------------------------------------------------------------------- 7 matryoshka
     Exercise("7.1", "The pyramid", "nested_unet.pyramid", 3, 8, 20, "Matryoshka Diffusion, eq. 2",
              "x (B, C, H, W), sizes [(H, W), ...] highest first -> the levels, averages of each other, x itself "
              "first. ValueError if x is not of the first size, or a size does not divide the one before it by one "
@@ -243,7 +243,7 @@ EXERCISES = [
              "descend(z, emb, f=f) and ascend(h, skips, emb), and is None if there is no level but the inner one.",
              "Both adapters start at zero. What does the nested model predict at its lowest level on the day it is "
              "grown, and which level's loss gives each adapter its first gradient?"),
-    # ------------------------------------------------------------------------------------ 8 cascade and distillation
+    # ---------------------------------------------------------------------------------- 8 cascade and distillation
     Exercise("8.1", "Conditioning augmentation", "cascade.augment", 5, 6, 40, "Cascaded Diffusion 3.1 and 3.2",
              "low_res (B, 3, h, w), s (B,), noise, the low-res schedule, draws (3, B) ~ U(0, 1) -> (what the model "
              "sees, the log-SNR it is told). Blur where draws[1] < aug_blur, sigma linear in draws[2] from end to end "

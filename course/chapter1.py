@@ -82,7 +82,7 @@ class Shift:
             f"128 px at noise_d 64 move by {float(moved.mean()):.3f}, want 2 log(64 / 128) = -1.386")
         ends = float(seen["shift_512"][0]), float(seen["shift_512"][-1])
         yield abs(ends[0] - 10.84) < 0.02 and abs(ends[1] + 19.16) < 0.02, (
-            f"512 px at noise_d 64: the end points are {ends[0]:.2f} and {ends[1]:.2f}: they move, too: 10.84 and -19.16")
+            f"512 px at noise_d 64: the end points are {ends[0]:.2f}, {ends[1]:.2f}; they move, too: 10.84, -19.16")
 
     def picture(seen, axis):
         curves(axis, TIMES, {"64 px": seen["same"], "128 px": seen["shift_128"], "512 px": seen["shift_512"]}, "t",

@@ -4,7 +4,7 @@
     python course/reading_a_run.py runs/reading --draw   draws the figure anew from course/reading_a_run.json
 
 Both runs have the same network, settings and seed, at 16 px without classes. "last week" learns from a flat folder of
-2,400 drawn scenes, "today" from the first 12 of them. Distances are to 3,000 scenes that neither has seen, by the network
+2,400 drawn scenes, "today" from 12 of them. Distances are to 3,000 scenes that neither has seen, by the network
 of features.py. What is done is kept in the folder: begun again, it goes on.
 """
 import argparse
@@ -48,13 +48,13 @@ def prepare(folder, name):
         if not os.path.exists(path):
             Image.fromarray(scenes.draw(i)).save(path)
     if not os.path.exists(os.path.join(out, f"checkpoint_{STEPS:07d}.pt")):
-        subprocess.run([sys.executable, os.path.join(HERE, "train.py"), *SETTINGS.split(), "--data", data, "--out", out],
-                       check=True)
+        command = [sys.executable, os.path.join(HERE, "train.py"), *SETTINGS.split(), "--data", data, "--out", out]
+        subprocess.run(command, check=True)
     return data, out
 
 
 def by_logsnr(model, config, source):
-    """(log-SNR, squared error of v) in 16 equal parts of the schedule; of ASKED images, with the same noises each time."""
+    """(log-SNR, error of v) in 16 equal parts of the schedule; of ASKED images, the same noises each time."""
     x = torch.stack([source.image(i % len(source)) for i in range(ASKED)])
     with torch.no_grad():
         bound = variational_bound(model, x, {}, make_schedule(config), generator=torch.Generator().manual_seed(0))
@@ -65,11 +65,13 @@ def measured(name, data, out, yardstick):
     """Everything that the plots show of one run, and how near its samples are to its own images."""
     with open(os.path.join(out, "log.csv"), newline="") as file:
         rows = list(csv.DictReader(file))
-    result = dict(images=RUNS[name], step=[int(row["step"]) for row in rows], loss=[float(row["loss"]) for row in rows],
-                  grad_norm=[float(row["grad_norm"]) for row in rows], seconds=float(rows[-1]["seconds"]), checkpoints=[])
+    column = lambda name: [float(row[name]) for row in rows]
+    result = dict(images=RUNS[name], step=[int(row["step"]) for row in rows], loss=column("loss"),
+                  grad_norm=column("grad_norm"), seconds=column("seconds")[-1], checkpoints=[])
     own, unseen = open_source(data, (16, 16)), Glyphs(size=(16, 16), held_out=True)
     describe = lambda images: yardstick.features(images)["features"]
-    ours = describe(torch.stack([((own.image(i) + 1) * 127.5).round().byte().permute(1, 2, 0) for i in range(len(own))]))
+    as_bytes = lambda image: ((image + 1) * 127.5).round().byte().permute(1, 2, 0)
+    ours = describe(torch.stack([as_bytes(own.image(i)) for i in range(len(own))]))
     nearest = lambda features: torch.cdist(features, ours).amin(1).mean().item()
     for checkpoint in kept_checkpoints(out):
         state = read_checkpoint(out, checkpoint)
@@ -91,7 +93,8 @@ def measured(name, data, out, yardstick):
 
 
 def smooth(values, width=10):
-    return [sum(values[max(0, i - width + 1):i + 1]) / len(values[max(0, i - width + 1):i + 1]) for i in range(len(values))]
+    windows = (values[max(0, i - width + 1):i + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def draw(result):
@@ -106,13 +109,13 @@ def draw(result):
         run, label = result["runs"][name], name.replace("_", " ")
         points = run["checkpoints"]
         steps = [point["step"] for point in points]
-        top.errorbar(steps, [point["fd"] for point in points], [point["fd_pm"] for point in points], marker="o", capsize=3,
-                     color=colour, label=label)
+        top.errorbar(steps, [point["fd"] for point in points], [point["fd_pm"] for point in points], marker="o",
+                     capsize=3, color=colour, label=label)
         four[0].plot(run["step"], smooth(run["loss"]), color=colour, label=label)
         four[1].plot(run["step"], smooth(run["grad_norm"]), color=colour, label=label)
         four[3].plot(steps, [point["colour_spread"] for point in points], "o-", color=colour, label=label)
-        four[2].plot(run["logsnr"], run["error_own"], "o-", markersize=4, color=colour, label=f"{label}, its own images")
-        four[2].plot(run["logsnr"], run["error_unseen"], "s--", markersize=4, color=colour, label=f"{label}, unseen ones")
+        for key, style, whose in (("error_own", "o-", "its own images"), ("error_unseen", "s--", "unseen ones")):
+            four[2].plot(run["logsnr"], run[key], style, markersize=4, color=colour, label=f"{label}, {whose}")
     four[3].axhline(1, color="k", linewidth=0.8)
     top.set(title="The symptom: Fréchet distance to unseen scenes (less is better)", xlabel="step", ylabel="FD",
             ylim=(0, None))
@@ -121,7 +124,8 @@ def draw(result):
     four[1].set(title="(b) norm of the gradient, likewise", xlabel="step", ylim=(0, None))
     four[2].set(title="(c) loss by log-SNR, last checkpoint", xlabel="log-SNR  (noise ←  → clean)",
                 ylabel="squared error of v", yscale="log")
-    four[3].set(title="(d) spread of the samples' colours", xlabel="step", ylabel="share of real scenes'", ylim=(0, 1.25))
+    four[3].set(title="(d) spread of the samples' colours", xlabel="step", ylabel="share of real scenes'",
+                ylim=(0, 1.25))
     for axis in (top, four[0], four[1], four[3]):
         axis.set_xlim(0, STEPS * 1.03)
     for axis in (top, *four):
@@ -147,7 +151,8 @@ def main():
     judge = dataclasses.replace(PRESETS["glyphs16"], class_names=Glyphs().classes, num_classes=len(Glyphs().classes))
     yardstick = Yardstick(args.folder, judge, SAMPLES, REAL)
     real = moments_of(yardstick.held_out)
-    result = dict(command="python course/reading_a_run.py runs/reading", commit=git.stdout.strip(), torch=torch.__version__,
+    result = dict(command="python course/reading_a_run.py runs/reading", commit=git.stdout.strip(),
+                  torch=torch.__version__,
                   machine=f"{platform.machine()}, {os.cpu_count()} cores, one used", settings=SETTINGS, samples=SAMPLES,
                   held_out=REAL, fd_real=frechet_distance(real, moments_of(yardstick.real)),
                   runs={name: measured(name, *place, yardstick) for name, place in places.items()})
