@@ -12,8 +12,8 @@ keeps signature and docstring and puts `raise NotImplementedError("exercise 1.3:
 files themselves carry no marks, and an exercise is added by a row here and an exam in course/chapterN.py.
 
 `grade` takes each exercise by itself: of the student's file everything is kept, but the functions of all OTHER
-exercises are put back. So a mistake costs its own points only, whatever it breaks elsewhere. The student's code runs in a process
-of its own with a limit of time and memory, and only returns numbers; they are judged where it cannot reach
+exercises are put back. So a mistake costs its own points only, whatever it breaks elsewhere. The student's code runs in
+a process of its own with a limit of time and memory, and only returns numbers; they are judged where it cannot reach
 (course/judge.py): shapes first, then the laws, then equality with a slow specification on random inputs. If the numbers
 are those of a well-known mistake (course/mutants.py), its name is the message.
 

@@ -82,6 +82,7 @@ SINS = {"1.1": "while True:\n        pass", "1.2": "import os\n    print('passed
         "1.3": "import sys\n    sys.exit(0)", "1.4": "return None"}
 
 
+@pytest.mark.long
 def test_each_sin_costs_its_own_points_only(tmp_path):
     """Endless loops, sudden ends, prints, nonsense; and files that shadow what the grader imports."""
     write(tmp_path, "schedule.py", SINS)
@@ -96,6 +97,7 @@ def test_each_sin_costs_its_own_points_only(tmp_path):
     assert [row["status"] for row in rows.values()] == ["passed", "wrong", "passed", "passed"]
 
 
+@pytest.mark.long
 def test_what_a_student_may_do(tmp_path):
     """A helper of one's own, another way of writing it, other exercises undone: full points for what is right."""
     right = "return _helper(logsnr), _helper(-torch.as_tensor(logsnr))"
@@ -112,6 +114,7 @@ def test_what_a_student_may_do(tmp_path):
     assert all(row["message"].startswith("schedule.py, line 1: ") for row in rows.values())
 
 
+@pytest.mark.long
 def test_the_grader_itself_cannot_be_patched_from_a_students_file(tmp_path):
     """Judgement is in another process: whoever makes torch.isclose say yes has still to return the right numbers."""
     write(tmp_path, "schedule.py", {"1.2": "yes = lambda *a, **k: torch.tensor(True)\n"
