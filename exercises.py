@@ -23,6 +23,7 @@ import argparse
 import ast
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,8 +117,8 @@ EXERCISES = [
              "Show that the squared error of eps is SNR / (1 + SNR) times that of v. Which times of the process does "
              "it neglect?"),
     Exercise("2.6", "The multiscale loss", "train.multiscale_mse", 4, 7, 30, "simple diffusion, section 3.2",
-             "error (B, C, H, W) -> scalar: the sum over s = d, d/2, ... down to base of (1/s) times the mean square "
-             "of the error averaged to s x s. ValueError unless 0 < base <= d.",
+             "error (B, C, H, W) -> scalar: the sum over s = d, d/2, ... down to base, while both sides divide, of "
+             "(1/s) times the mean square of the error averaged to s x s. ValueError unless 0 < base <= d.",
              "F.avg_pool2d(error, k) averages windows of k; s = d / k. Start at k = 1.",
              "White noise of variance 1: what does the term of s contribute? And an error that is constant over the "
              "image?"),
@@ -279,6 +280,12 @@ def find(tree, name):
     return where
 
 
+def lines_of(source):
+    """Lines as Python counts them; str.splitlines would also cut at form feeds and at what PDFs have in their place."""
+    lines = re.split(r"\r\n|\r|\n", source)
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def span(node):
     """First and last line of a definition, decorators included, counted from 1."""
     return min([node.lineno] + [d.lineno for d in node.decorator_list]), node.end_lineno
@@ -290,7 +297,7 @@ def text_of(source, name):
     if not nodes:
         return None
     first, last = span(nodes[-1])
-    return "\n".join(source.splitlines()[first - 1:last])
+    return "\n".join(lines_of(source)[first - 1:last])
 
 
 def body(node, lines):
@@ -305,7 +312,7 @@ def body(node, lines):
 
 def strip(source, exercises):
     """The source with the bodies of these exercises' functions gone; signatures and docstrings stay."""
-    lines, cuts = source.splitlines(), []
+    lines, cuts = lines_of(source), []
     for exercise in exercises:
         nodes = find(ast.parse(source), exercise.name)
         if not nodes:
@@ -322,8 +329,8 @@ def put_back(source, canonical, exercises):
     for exercise in exercises:
         right = text_of(canonical, exercise.name)
         for node in reversed(find(ast.parse(source), exercise.name)):
-            lines, (first, last) = source.splitlines(), span(node)
-            lines[first - 1:last] = right.splitlines()
+            lines, (first, last) = lines_of(source), span(node)
+            lines[first - 1:last] = lines_of(right)
             source = "\n".join(lines) + "\n"
         if not find(ast.parse(source), exercise.name) and "." not in exercise.name:
             source += "\n\n" + right + "\n"
@@ -332,8 +339,10 @@ def put_back(source, canonical, exercises):
 
 def read(path):
     """Text of a file. Raises Fault."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise Fault(f"{path}: no plain file")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise Fault(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
@@ -349,7 +358,7 @@ def to_grade(folder, exercise):
         line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
         raise Fault(f"{exercise.file}{line}: {getattr(error, 'msg', None) or 'not Python'}") from None
     if not find(ast.parse(source), exercise.name):
-        raise Fault(f"{exercise.file} has no {exercise.name}")
+        raise Fault(f"{exercise.file} has no plain def of {exercise.name}")
     return put_back(source, canonical, [other for other in EXERCISES if other.file == exercise.file
                                         and other is not exercise])
 

@@ -63,6 +63,7 @@ class Shift:
         t = r.uniform(7, low=0.05, high=0.95)
         shifted = m.schedule.logsnr_shifted
         return dict(random=shifted(t, image_d, noise_d, -12.0, 9.0), same=shifted(TIMES, 64, 64),
+                    smaller=shifted(TIMES, 32, 64),
                     shift_128=shifted(TIMES, 128, 64), shift_512=shifted(TIMES, 512, 64))
 
     def spec(m, r):
@@ -73,6 +74,7 @@ class Shift:
             snr = torch.exp(m.schedule.logsnr_cosine(t, *ends).double())
             return torch.log(snr * noise_d ** 2 / image_d ** 2).float()
         return dict(random=slow(t, image_d, noise_d, -12.0, 9.0), same=slow(TIMES, 64, 64),
+                    smaller=slow(TIMES, 32, 64),
                     shift_128=slow(TIMES, 128, 64), shift_512=slow(TIMES, 512, 64))
 
     def laws(seen):

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from exams import alpha_and_sigma, curves, exam, image, letter, refused, row_of
+from exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
 
 
 def inputs_2(r):
@@ -50,7 +50,7 @@ def conversion(number, name, given, slow, laws, picture):
         *four, logsnr = faces(r)
         a, b = given(*four)
         ends = given(*(torch.ones(2, 1, 1, 1) * k for k in (0.5, -1.0, 0.25, 2.0)))
-        return dict(random=call(a, b, logsnr), one=call(a, b, logsnr[0]),
+        return dict(random=call(a.clone(), b.clone(), logsnr), one=call(a.clone(), b.clone(), logsnr[0]),
                     ends=call(*ends, torch.tensor([-6.0, 6.0])), truth=four, level=logsnr)
 
     class Conversion:
@@ -118,6 +118,8 @@ class PredictionLoss:
             losses[loss + "_multiscale"] = m.train.prediction_loss(v, z, x, eps, logsnr, loss, 3)
         perfect = m.schedule.v_from_x_eps(x, eps, logsnr)
         return dict(**losses, perfect=m.train.prediction_loss(perfect, z, x, eps, logsnr, "v_mse"),
+                    learns=[learns(lambda v: m.train.prediction_loss(v, z, x, eps, logsnr, *more), v)
+                            for more in (("eps_mse",), ("v_mse",), ("v_mse", 3))],
                     default=m.train.prediction_loss(v, z, x, eps, logsnr), level=logsnr)
 
     def spec(m, r):
@@ -131,12 +133,13 @@ class PredictionLoss:
             out[loss + "_all"] = (error ** 2).mean().float()
             halves = torch.stack([error[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]).mean(0)
             out[loss + "_multiscale"] = ((error ** 2).mean() / 6 + (halves ** 2).mean() / 3).float()
-        return dict(**out, perfect=torch.tensor(0.0), default=out["eps_mse_all"], level=logsnr)
+        return dict(**out, perfect=torch.tensor(0.0), default=out["eps_mse_all"], level=logsnr, learns=[1.0] * 3)
 
     def laws(seen):
         snr = torch.exp(seen["level"])
         ratio = torch.stack(seen["eps_mse"]) / torch.stack(seen["v_mse"]) / (snr / (1 + snr))
         yield abs(float(seen["perfect"])) < 1e-6, "the true v must have no loss"
+        yield all(map(float, seen["learns"])), NO_GRADIENT
         yield float((ratio - 1).abs().max()) < 1e-2, "the loss on eps must be SNR / (1 + SNR) times that on v"
 
     def picture(seen, axis):
@@ -152,7 +155,8 @@ class Multiscale:
         f = m.train.multiscale_mse
         return dict(bases=[f(error, base) for base in (2, 4, 8, 16)], odd=f(r.normal(2, 3, 12, 12), 3),
                     flat=f(torch.ones(1, 3, 16, 16), 2), wide=f(r.normal(1, 1, 8, 32), 4),
-                    refused=[refused(f, error, 0), refused(f, error, 17)])
+                    ends=f(r.normal(1, 1, 12, 12), 1),
+                    refused=[refused(f, error, base) for base in (0, 17, -1)], learns=learns(lambda e: f(e, 4), error))
 
     def spec(m, r):
         def slow(error, base):
@@ -165,11 +169,13 @@ class Multiscale:
         error = r.normal(2, 3, 16, 16)
         return dict(bases=[slow(error, base) for base in (2, 4, 8, 16)], odd=slow(r.normal(2, 3, 12, 12), 3),
                     flat=slow(torch.ones(1, 3, 16, 16), 2), wide=slow(r.normal(1, 1, 8, 32), 4),
-                    refused=[torch.tensor(1.0)] * 2)
+                    ends=slow(r.normal(1, 1, 12, 12), 1), refused=[1.0] * 3, learns=1.0)
 
     def laws(seen):
         yield abs(float(seen["flat"]) - 15 / 16) < 1e-4, (
             f"an error of 1 everywhere, 16 px, base 2: {float(seen['flat']):.4g}, want 1/16 + 1/8 + 1/4 + 1/2 = 0.9375")
+        yield bool(seen["learns"]), NO_GRADIENT
+        yield all(map(float, seen["refused"])), "bases 0, -1 and 17 of 16 px must be refused: ValueError"
         yield float(seen["bases"][3]) < float(seen["bases"][0]), "with base = d only the full resolution counts"
 
     def picture(seen, axis):

@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from exams import curves, exam, image, letter, refused, row_of
+from exams import curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
 
 
 def slow_level(x):
@@ -42,16 +42,18 @@ class Split:
         wave = torch.sin(torch.arange(64) / 5.0) + (torch.arange(64) > 40)
         return dict(random=m.dwt._split(r.normal(2, 3, 10)), two=m.dwt._split(r.normal(1, 2)),
                     line=m.dwt._split(torch.arange(12.0)), flat=m.dwt._split(torch.full((8,), 3.0)),
-                    wave=m.dwt._split(wave))
+                    wave=m.dwt._split(wave), learns=learns(m.dwt._split, r.normal(2, 8)))
 
     def spec(m, r):
         wave = torch.sin(torch.arange(64) / 5.0) + (torch.arange(64) > 40)
         return dict(random=slow_split(r.normal(2, 3, 10)), two=slow_split(r.normal(1, 2)),
-                    line=slow_split(torch.arange(12.0)), flat=slow_split(torch.full((8,), 3.0)), wave=slow_split(wave))
+                    line=slow_split(torch.arange(12.0)), flat=slow_split(torch.full((8,), 3.0)), wave=slow_split(wave),
+                    learns=1.0)
 
     def laws(seen):
         low, high = seen["flat"]
         yield float(high.abs().max()) < 1e-5, "the high band of a constant must be zero"
+        yield bool(seen["learns"]), NO_GRADIENT
         yield float((low - 3).abs().max()) < 1e-5, (
             f"the low band of a constant 3 is {float(low[1]):.4g}: its gain must be 1")
         yield float(seen["line"][1][:-1].abs().max()) < 1e-5, (
@@ -69,7 +71,8 @@ class Merge:
         wave = torch.sin(torch.arange(64) / 5.0) + (torch.arange(64) > 40)
         parts = slow_split(wave)
         return dict(random=m.dwt._merge(low, high), back=m.dwt._merge(*slow_split(r.normal(4, 12))),
-                    smooth=m.dwt._merge(parts[0], torch.zeros(32)), wave=m.dwt._merge(*parts))
+                    smooth=m.dwt._merge(parts[0], torch.zeros(32)), wave=m.dwt._merge(*parts),
+                    learns=learns(m.dwt._merge, low, high))
 
     def spec(m, r):
         low, high = r.normal(2, 3, 5), r.normal(2, 3, 5)
@@ -80,11 +83,13 @@ class Merge:
             return torch.linalg.solve(matrix, torch.cat([low, high], -1).double().unsqueeze(-1)).squeeze(-1).float()
         x = r.normal(4, 12)
         wave = torch.sin(torch.arange(64) / 5.0) + (torch.arange(64) > 40)
-        return dict(random=solve(low, high), back=x, smooth=solve(slow_split(wave)[0], torch.zeros(32)), wave=wave)
+        return dict(random=solve(low, high), back=x, smooth=solve(slow_split(wave)[0], torch.zeros(32)), wave=wave,
+                    learns=1.0)
 
     def laws(seen):
         wave = torch.sin(torch.arange(64) / 5.0) + (torch.arange(64) > 40)
         yield float((seen["wave"] - wave).abs().max()) < 1e-4, "what _split has taken apart must come back"
+        yield bool(seen["learns"]), NO_GRADIENT
 
     def picture(seen, axis):
         curves(axis, range(64), {"both bands": seen["wave"], "the low band alone": seen["smooth"]}, "n", "")
@@ -95,13 +100,14 @@ class Packing:
     def see(m, r):
         shown = m.dwt.dwt(letter(64), 1)
         return dict(one=m.dwt.dwt(r.normal(2, 3, 8, 12), 1), two=m.dwt.dwt(r.normal(1, 2, 16, 8), 2),
-                    none=m.dwt.dwt(r.normal(1, 2, 4, 4), 0),
+                    three=m.dwt.dwt(r.normal(1, 1, 8, 16), 3), none=m.dwt.dwt(r.normal(1, 2, 4, 4), 0),
                     refused=[refused(m.dwt.dwt, torch.zeros(1, 1, *size), 2) for size in ((6, 8), (8, 6))],
                     shown=shown)
 
     def spec(m, r):
         return dict(one=slow_dwt(r.normal(2, 3, 8, 12), 1), two=slow_dwt(r.normal(1, 2, 16, 8), 2),
-                    none=r.normal(1, 2, 4, 4), refused=[torch.tensor(1.0)] * 2, shown=slow_dwt(letter(64), 1))
+                    three=slow_dwt(r.normal(1, 1, 8, 16), 3), none=r.normal(1, 2, 4, 4), refused=[1.0] * 2,
+                    shown=slow_dwt(letter(64), 1))
 
     def laws(seen):
         yield all(map(float, seen["refused"])), "6 x 8 does not divide by 4, nor does 8 x 6: want ValueError"

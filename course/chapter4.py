@@ -4,7 +4,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from exams import curves, exam, image, letter, row_of, slow_norm, swish
+from exams import curves, exam, image, learns, letter, NO_GRADIENT, row_of, slow_norm, swish, unbiased
 
 
 @exam("4.1")
@@ -12,10 +12,12 @@ class LevelEmbedding:
     def seen(m, r, call):
         moved, plain = m.unet.Embedding(16, -19.16, 10.84, 5), m.unet.Embedding(16, -15.0, 15.0, 5)
         plain.load_state_dict(r.fill(moved).state_dict())
-        curve = torch.linspace(-19.16, 10.84, 61)
+        odd, curve = m.unet.Embedding(16, -20.0, 14.0, 5), torch.linspace(-19.16, 10.84, 61)
+        odd.load_state_dict(moved.state_dict())
         ends = torch.tensor([-19.16, 10.84]), torch.tensor([-15.0, 15.0])
         return dict(random=call(moved, r.uniform(4, low=-18, high=10), 4), scalar=call(moved, torch.tensor(0.5), 3),
-                    moved=call(moved, ends[0], 2), plain=call(plain, ends[1], 2), curve=call(moved, curve, 61))
+                    odd=call(odd, r.uniform(4, low=-18, high=12), 4), moved=call(moved, ends[0], 2),
+                    plain=call(plain, ends[1], 2), curve=call(moved, curve, 61))
 
     def see(m, r):
         return LevelEmbedding.seen(m, r, lambda layer, logsnr, batch: layer.of_logsnr(logsnr, batch))
@@ -45,14 +47,20 @@ class ResBlock:
         x, skip, emb = r.normal(2, 8, 6, 6) + 0.5, 3 * r.normal(2, 8, 6, 6), r.normal(2, 12)
         plain, joined = r.fill(m.unet.ResBlock(8, 12)), r.fill(m.unet.ResBlock(8, 12, skip=True))
         dropped = r.fill(m.unet.ResBlock(8, 12, dropout=1.0)).train()
+        half = r.fill(m.unet.ResBlock(8, 12, dropout=0.5))
         picture, shown = r.fill(m.unet.ResBlock(3, 12)), letter().expand(3, -1, -1, -1)
         return dict(plain=call(plain, x, emb, None), joined=call(joined, x, emb, skip),
                     louder=call(joined, x, emb, 5 * skip), dropped=call(dropped, x, emb, None), x=x,
-                    bias=dropped.conv2.bias,
+                    bias=dropped.conv2.bias, rested=call(half, x, emb, None),
                     shown=call(picture, shown, r.normal(3, 12), None))
 
     def see(m, r):
-        return ResBlock.seen(m, r, lambda block, x, emb, skip: block(x, emb) if skip is None else block(x, emb, skip))
+        call = lambda block, x, emb, skip: block(x.clone(), emb.clone(), *(() if skip is None else (skip.clone(),)))
+        seen, half = ResBlock.seen(m, r, call), r.fill(m.unet.ResBlock(8, 12, dropout=0.5, skip=True))
+        x, emb, skip = r.normal(1, 8, 6, 6), r.normal(1, 12), r.normal(1, 8, 6, 6)
+        many = lambda n: half(*(one.repeat_interleave(n, 0) for one in (x, emb, skip)))
+        return dict(seen, unbiased=unbiased(many, half),
+                    learns=learns(half.eval(), x, emb, skip))
 
     def spec(m, r):
         def slow(block, x, emb, skip):
@@ -68,11 +76,14 @@ class ResBlock:
                              for b in range(len(x))])
             h = swish(h) * (0 if block.training else 1)                   # the only one in training drops everything
             return (x.double() + conv(block.conv2, h)).float()
-        return ResBlock.seen(m, r, slow)
+        return dict(ResBlock.seen(m, r, slow), unbiased=1.0, learns=1.0)
 
     def laws(seen):
         yield float((seen["dropped"] - seen["x"] - seen["bias"].reshape(1, -1, 1, 1)).abs().max()) < 1e-4, (
             "with dropout 1 must remain x and the bias of conv2: dropout stands right before conv2")
+        yield bool(seen["unbiased"]), (
+            "dropout in training must act, and leave the mean as in evaluation: it stands right before conv2, once")
+        yield bool(seen["learns"]), NO_GRADIENT
         yield float((seen["joined"] - seen["louder"]).abs().max()) < 1e-2, (
             "a skip five times as loud must change nothing: both sides are normalised before they are added")
 
@@ -81,18 +92,22 @@ class ResBlock:
         axis.set_xlabel("x, and x + h by random weights under three embeddings")
 
 
-SIDES = [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (8, 32), (8, 16), (12, 20), (24, 40), (23, 22)]
+SIDES = [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (8, 32), (8, 12), (12, 20), (24, 40), (23, 22)]
 RESOLUTIONS = (0, 8, 16, 32)
 
 
 @exam("4.3")
 class Dropout:
+    def sizes(r):
+        pairs = [(r.integer(3, 90), r.integer(3, 90)) for _ in range(10)]
+        return SIDES + [(h, w) for h, w in pairs if all(h * w != 2 * d * d for d in RESOLUTIONS)]    # no ties
+
     def see(m, r):
-        sizes = SIDES + [(r.integer(3, 90), r.integer(3, 90)) for _ in range(10)]
+        sizes = Dropout.sizes(r)
         return dict(table=[bool(m.unet.at_or_below(h, w, d)) for h, w in sizes for d in RESOLUTIONS])
 
     def spec(m, r):
-        sizes = SIDES + [(r.integer(3, 90), r.integer(3, 90)) for _ in range(10)]
+        sizes = Dropout.sizes(r)
         return dict(table=[float(d > 0 and h * w < 2 * d * d) for h, w in sizes for d in RESOLUTIONS])
 
     def laws(seen):
@@ -122,21 +137,25 @@ class WayUp:
         for i, skip in enumerate(skips):
             other = call(net, h, [*skips[:i], skip + r.normal(*skip.shape), *skips[i + 1:]], emb)
             uses.append(float((other - out).abs().mean()))
-        return dict(out=out, uses=uses)
+        reader = r.fill(m.unet.UNet((8, 8), 8, 12, (1, 2), (1, 1), attn_resolutions=(8, 4), num_heads=2, num_classes=3,
+                                    text_channels=6))
+        text = r.normal(2, 3, 6), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
+        h, skips = reader.descend(r.normal(2, 3, 8, 8), emb, text)
+        return dict(out=out, uses=uses, text=call(reader, h, skips, emb, text))
 
     def see(m, r):
         with torch.no_grad():
-            return WayUp.seen(m, r, lambda net, h, skips, emb: net.ascend(h, skips, emb))
+            return WayUp.seen(m, r, lambda net, h, skips, emb, *text: net.ascend(h, list(skips), emb, *text))
 
     def spec(m, r):
-        def slow(net, h, skips, emb):
-            last = len(skips)
-            for level in range(3):
-                for i in range((2, 3, 2)[level]):                         # k + 1, coarsest level first
+        def slow(net, h, skips, emb, text=None):
+            last, levels = len(skips), len(net.up)
+            for level in range(levels):
+                for i in range((2, 3, 2)[level] if levels == 3 else 2):   # k + 1, coarsest level first
                     last -= 1
                     block, attention = net.up[level][i]
-                    h = attention(block(h, emb, skips[last]), None)
-                h = net.upsample[level](h) if level < 2 else h
+                    h = attention(block(h, emb, skips[last]), text)
+                h = net.upsample[level](h) if level < levels - 1 else h
             return h
         with torch.no_grad():
             return WayUp.seen(m, r, slow)

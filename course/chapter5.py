@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from exams import exam, image, refused, row_of, slow_norm, swish
+from exams import exam, image, learns, NO_GRADIENT, refused, row_of, slow_norm, swish, unbiased
 
 
 @exam("5.1", tolerance=1e-3)
@@ -21,7 +21,11 @@ class Attention:
         return dict(out, loud=call(layer, x, None), x=x)
 
     def see(m, r):
-        return Attention.seen(m, r, lambda layer, x, mask: layer(x) if mask is None else layer(x, mask))
+        call = lambda layer, x, mask: layer(x.clone()) if mask is None else layer(x.clone(), mask)
+        seen, layer = Attention.seen(m, r, call), r.fill(m.unet.Attention(12, 3))
+        x = r.normal(2, 5, 12)
+        layers = lambda q, out: torch.func.functional_call(layer, {"qkv.weight": q, "out.weight": out}, x)
+        return dict(seen, learns=[learns(layer, x), learns(layers, layer.qkv.weight, layer.out.weight)])
 
     def spec(m, r):
         def slow(layer, x, mask):
@@ -40,11 +44,12 @@ class Attention:
                         out[b, i, head * d:(head + 1) * d] = sum(w * v[j] for j, w in enumerate(weights)) / sum(weights)
             return (x.double() + out @ layer.out.weight.double().T + layer.out.bias.double()).float()
         with torch.no_grad():
-            return Attention.seen(m, r, slow)
+            return dict(Attention.seen(m, r, slow), learns=[1.0] * 2)
 
     def laws(seen):
         yield float((seen["out"] - seen["loud"]).abs().max()) < 1e-2, (
             "q and k a thousand times as loud must change nothing: they are normalised, per head")
+        yield all(map(float, seen["learns"])), NO_GRADIENT
         yield float((seen["out"] - seen["shuffled"]).abs().max()) < 1e-3, (
             "tokens in another order must give the same in that order: attention knows no places")
         visible = seen["mask"].bool()
@@ -61,13 +66,19 @@ class MLP:
     def seen(m, r, call):
         x, skip, emb = r.normal(2, 5, 8) + 0.5, 3 * r.normal(2, 5, 8), r.normal(2, 12)
         plain, joined = r.fill(m.uvit.MLPBlock(8, 12)), r.fill(m.uvit.MLPBlock(8, 12, skip=True))
-        dropped = r.fill(m.uvit.MLPBlock(8, 12, dropout=1.0)).train()
+        dropped, half = r.fill(m.uvit.MLPBlock(8, 12, dropout=1.0)).train(), r.fill(m.uvit.MLPBlock(8, 12, dropout=0.5))
         return dict(plain=call(plain, x, emb, None), joined=call(joined, x, emb, skip),
                     louder=call(joined, x, emb, 5 * skip), alone=call(plain, x[:, 2:3], emb, None),
-                    dropped=call(dropped, x, emb, None), x=x, bias=dropped.out.bias)
+                    dropped=call(dropped, x, emb, None), x=x, bias=dropped.out.bias,
+                    rested=call(half, x, emb, None))
 
     def see(m, r):
-        return MLP.seen(m, r, lambda block, x, emb, skip: block(x, emb) if skip is None else block(x, emb, skip))
+        call = lambda block, x, emb, skip: block(x.clone(), emb.clone(), *(() if skip is None else (skip.clone(),)))
+        seen, half = MLP.seen(m, r, call), r.fill(m.uvit.MLPBlock(8, 12, dropout=0.5, skip=True))
+        x, emb, skip = r.normal(1, 5, 8), r.normal(1, 12), r.normal(1, 5, 8)
+        many = lambda n: half(*(one.repeat_interleave(n, 0) for one in (x, emb, skip)))
+        return dict(seen, unbiased=unbiased(many, half),
+                    learns=learns(half.eval(), x, emb, skip))
 
     def spec(m, r):
         def slow(block, x, emb, skip):
@@ -84,11 +95,14 @@ class MLP:
                     out[b, n] = (x[b, n].double() + dense(block.out, h)).float()
             return out
         with torch.no_grad():
-            return MLP.seen(m, r, slow)
+            return dict(MLP.seen(m, r, slow), unbiased=1.0, learns=1.0)
 
     def laws(seen):
         yield float((seen["dropped"] - seen["x"] - seen["bias"]).abs().max()) < 1e-4, (
             "with dropout 1 must remain x and the bias of the last layer: dropout stands right before it")
+        yield bool(seen["unbiased"]), (
+            "dropout in training must act, and leave the mean as in evaluation: right before the last layer, once")
+        yield bool(seen["learns"]), NO_GRADIENT
         yield float((seen["joined"] - seen["louder"]).abs().max()) < 1e-2, (
             "a skip five times as loud must change nothing: both sides are normalised before they are added")
         yield float((seen["plain"][:, 2:3] - seen["alone"]).abs().max()) < 1e-4, "a token's result depends on others"
@@ -107,14 +121,17 @@ class Tokens:
         z, emb, f = r.normal(2, 3, 16, 24), r.normal(2, 12), r.normal(2, 8, 16, 24)
         text = r.normal(2, 3, 6), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
         out = dict(out=call(net, z, emb, None, None), text=call(reader, z, emb, text, None),
-                   f=call(net, z, emb, None, f), refused=refused(lambda: net.features(z[..., :16], emb)))
+                   f=call(net, z, emb, None, f),
+                   refused=[refused(net.features, small, emb) for small in (z[..., :16], z[..., :8, :])])
         with torch.no_grad():
             net.position[7] += 3 * r.normal(16)                           # the token of row 1, column 1 of 4 x 6
         return dict(out, moved=call(net, z, emb, None, None))
 
     def see(m, r):
         with torch.no_grad():
-            return Tokens.seen(m, r, lambda net, *given: net.features(*given))
+            seen = Tokens.seen(m, r, lambda net, *given: net.features(*given))
+            net = r.fill(m.uvit.UViT((8, 8), 8, 12, (1, 2), (1,), 1, num_heads=2, num_classes=3))
+            return dict(seen, learns=learns(net.features, r.normal(1, 3, 8, 8), r.normal(1, 12)))
 
     def spec(m, r):
         def slow(net, z, emb, text, f):
@@ -135,10 +152,11 @@ class Tokens:
                     h = net.up[1 - level][i][0](h, emb, skips.pop())
             return h
         with torch.no_grad():
-            return dict(Tokens.seen(m, r, slow), refused=1.0)
+            return dict(Tokens.seen(m, r, slow), refused=[1.0] * 2, learns=1.0)
 
     def laws(seen):
-        yield bool(seen["refused"]), "an image of another size must be refused: ValueError"
+        yield all(map(float, seen["refused"])), "an image of another size must be refused: ValueError"
+        yield bool(seen["learns"]), NO_GRADIENT
         yield float((seen["out"] - seen["moved"]).abs().max()) > 1e-4, "the position embedding changes nothing"
         yield float((seen["out"] - seen["f"]).abs().max()) > 1e-4, "f, the map of an outer level, changes nothing"
 

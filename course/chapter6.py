@@ -84,8 +84,8 @@ class Ddpm:
                     deviation=[step(zero, zero, *Ddpm.ends, nu, one) for nu in Ddpm.share], given=[x, t, s])
 
     def see(m, r):
-        seen, (zero, one) = Ddpm.seen_of(m.sample.ddpm_step, r), (torch.zeros(1, 1, 128, 128), torch.ones(1, 1, 1, 1))
-        seen["default"] = m.sample.ddpm_step(zero[..., :1, :1], zero[..., :1, :1], *Ddpm.ends, noise=one)
+        seen, (zero, one) = Ddpm.seen_of(m.sample.ddpm_step, r), (torch.zeros(2, 2, 128, 128), torch.ones(1, 1, 1, 1))
+        seen["default"] = m.sample.ddpm_step(0 * one, 0 * one, *Ddpm.ends, noise=one)
         seen["drawn"] = [m.sample.ddpm_step(zero, zero, *Ddpm.ends) for _ in range(2)]
         return seen
 
@@ -112,6 +112,9 @@ class Ddpm:
         yield abs(float(first.std()) / want - 1) < 0.05 and abs(float(first.mean())) < 0.05 * want, (
             f"noise = None: it must be drawn; the result has deviation {float(first.std()):.3g}, want {want:.3g}")
         yield abs(float((first * second).mean())) < 0.1 * want ** 2, "noise = None: two calls must draw two noises"
+        maps = torch.corrcoef(seen["drawn"][0].reshape(4, -1))
+        yield bool((maps - torch.eye(4)).abs().max() < 0.1), (
+            "noise = None: each image and each channel must have a noise of its own")
 
     def picture(seen, axis):
         variance = [float(one) ** 2 for one in seen["deviation"]]

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from exams import alpha_and_sigma, curves, exam, image, letter, refused, row_of, TIMES
+from exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of, TIMES
 
 
 def enlarged(x, side):
@@ -145,7 +145,11 @@ class NestedLoss:
         def loss(looks, x, cond, t, eps, schedules, kind, **case):
             measure = functools.partial(m.train.prediction_loss, loss=kind)
             return m.nested_unet.nested_loss(NestedLoss.model(looks), x, cond, t, eps, schedules, measure, **case)
-        return NestedLoss.seen_of(m, r, loss)
+        seen = NestedLoss.seen_of(m, r, loss)
+        x, eps, _, t, schedules = NestedLoss.inputs(m, r)
+        model = lambda weight: lambda z, logsnr, cond: [w * level for w, level in zip(weight, z)]
+        return dict(seen, learns=learns(lambda weight: m.nested_unet.nested_loss(
+            model(weight), x, {}, t, eps, schedules, m.train.prediction_loss), torch.ones(3)))
 
     def slow(looks, x, cond, t, eps, schedules, kind, weights=None, rows=None):
         """Example by example and level by level, in float64."""
@@ -166,10 +170,11 @@ class NestedLoss:
         return total.float()
 
     def spec(m, r):
-        return NestedLoss.seen_of(m, r, NestedLoss.slow)
+        return dict(NestedLoss.seen_of(m, r, NestedLoss.slow), learns=1.0)
 
     def laws(seen):
         yield float(seen["calls_all"]) == 1, "the model must be called once, with the lists of all levels"
+        yield bool(seen["learns"]), NO_GRADIENT
         for name, z, x, eps, logsnr in zip(("highest", "middle", "lowest"), seen["looks_all"], seen["x"], seen["eps"],
                                            seen["logsnr"]):
             alpha, sigma = alpha_and_sigma(logsnr)
@@ -252,15 +257,24 @@ class Denoise:
         return dict(seen, moved=torch.stack(moved).reshape(2, 3, 3))      # adapters, input, output
 
     def see(m, r):
-        return Denoise.seen_of(m.nested_unet.denoise, m, r)
+        seen, network = Denoise.seen_of(m.nested_unet.denoise, m, r), network_7(m, r)
+        z, logsnr = [r.normal(1, 3, side, side) for side in (32, 16, 8)], [r.uniform(1, high=2) for _ in range(3)]
+        text = r.normal(1, 5, 6), torch.ones(1, 5).bool()
+        adapters = [layer.weight for level in (network, network.inner)
+                    for layer in (level.in_adapter, level.out_adapter)]
+        v, _ = m.nested_unet.denoise(network, z, logsnr, r.normal(1, 16), text)
+        value = sum(level.square().sum() for level in v)
+        reached = torch.autograd.grad(value, adapters, allow_unused=True) if value.requires_grad else [None]
+        return dict(seen, learns=float(all(g is not None and bool(g.any()) for g in reached)))
 
     def spec(m, r):
-        return Denoise.seen_of(slow_denoise, m, r)
+        return dict(Denoise.seen_of(slow_denoise, m, r), learns=1.0)
 
     def laws(seen):
         alone = seen["innermost"][0]
         yield float((seen["zero"][2] - alone).abs().max()) < 1e-3, (
             "with both adapters at zero the lowest level must say what the innermost network says by itself")
+        yield bool(seen["learns"]), "the adapters get no gradient, so they stay at zero: .detach() or no_grad?"
         yield float((seen["mixed"][2][2:] - alone[2:]).abs().max()) < 1e-3, (
             "mixed batch: an example without a higher level must get f = 0: what the innermost network says by itself")
         for other in (1, 2):

@@ -55,6 +55,37 @@ def refused(function, *args):
     return 0.0
 
 
+def unbiased(many, module, n=3000):
+    """Of a module with dropout, many(n) = its results of one example n times over: 1 if in training these differ, and
+    their mean is what evaluation gives."""
+    with torch.no_grad():
+        module.eval()
+        rested = many(1).double()
+        module.train()
+        drawn = many(n).double()
+    deviation = drawn.std(0, keepdim=True)
+    away = ((drawn.mean(0, keepdim=True) - rested) / (deviation / n ** 0.5 + 1e-6)).abs()
+    return float(bool(deviation.max() > 1e-3) and bool(away.max() < 6))
+
+
+NO_GRADIENT = "no gradient comes back, so nothing could be learnt: .item(), .detach() or no_grad?"
+
+
+def learns(function, *inputs):
+    """1 if gradients of function(*inputs), a tensor or a nest of them, reach all the inputs; 0 if not."""
+    inputs = [one.detach().clone().requires_grad_() for one in inputs]
+
+    def total(out):
+        if isinstance(out, (list, tuple)):
+            return sum(total(part) for part in out)
+        return out.square().sum() if isinstance(out, torch.Tensor) else 0.0
+    with torch.enable_grad():
+        value = total(function(*(one * 1.0 for one in inputs)))           # no leaves: one may write into them
+    if not isinstance(value, torch.Tensor) or not value.requires_grad:
+        return 0.0
+    return float(all(g is not None and bool(g.any()) for g in torch.autograd.grad(value, inputs, allow_unused=True)))
+
+
 def curves(axis, x, lines, xlabel, ylabel):
     for name, y in lines.items():
         axis.plot(x, y, label=name)

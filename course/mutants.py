@@ -40,6 +40,8 @@ MUTANTS = {
          "clipped to the old end points: they move, too"),
         ("2.0 * math.log(noise_d / image_d)", "2.0 * math.log2(noise_d / image_d)",
          "log2 instead of the natural log"),
+        ("2.0 * math.log(noise_d / image_d)", "-2.0 * abs(math.log(noise_d / image_d))",
+         "the sign is lost: an image smaller than noise_d gets LESS noise"),
     ],
     "1.4": [
         ("t * low + (1.0 - t) * high", "t * high + (1.0 - t) * low",
@@ -102,6 +104,8 @@ MUTANTS = {
          "v compared with eps: first turn it into one"),
         ("multiscale_mse(error, multiscale) if multiscale else error.square().mean()", "error.square().mean()",
          "multiscale is not heard"),
+        ("eps_from_v(z, v, logsnr) - eps", "eps_from_v(z, v.detach(), logsnr) - eps",
+         "v is detached: nothing could be learnt from this loss"),
     ],
     "2.6": [
         ("* k / d", "* (k / d) ** 2",
@@ -114,6 +118,8 @@ MUTANTS = {
          "the last scale, s = base, is left out"),
         ("0 < base <= d", "base <= d",
          "base 0 is not refused"),
+        ("F.avg_pool2d(error, k)", "F.avg_pool2d(error.detach(), k)",
+         "the error is detached: nothing could be learnt from this loss"),
     ],
     "3.1": [
         ("0.5 * (even + after)", "even",
@@ -175,6 +181,8 @@ MUTANTS = {
          "a sigmoid: B.2's input is 'linear'"),
         ("self.time(sinusoid(place, self.width))", "self.time(sinusoid(logsnr, self.width))",
          "log-SNR itself, not its place between the ends"),
+        ("(self.logsnr_max - self.logsnr_min)", "30.0",
+         "divided by 30: the range of the schedule in use is logsnr_max - logsnr_min"),
     ],
     "4.2": [
         ("* (1 + scale) + shift", "* scale + shift",
@@ -191,6 +199,10 @@ MUTANTS = {
          "dropout after conv2: it stands before"),
         ("self.norm2(h) * (1 + scale) + shift", "self.norm2(h * (1 + scale) + shift)",
          "scale and shift before the norm, which takes them away again"),
+        ("self.dropout(F.silu(h))", "F.silu(self.dropout(h))",
+         "dropout before the swish; it stands right before conv2"),
+        ("self.dropout(F.silu(h))", "F.dropout(F.silu(h), self.dropout.p)",
+         "F.dropout drops in evaluation, too: it knows nothing of the module's mode"),
     ],
     "4.3": [
         ("resolution > 0 and ", "",
@@ -213,6 +225,8 @@ MUTANTS = {
          "attention is left out"),
         ("attention(block(h, emb, skips.pop()), text)", "h + attention(block(h, emb, skips.pop()), text)",
          "a residual too many: the block has its own"),
+        ("skips.pop()), text)", "skips.pop()))",
+         "the text is not handed on to the attention"),
     ],
     "5.1": [
         ("q, k = self.norm_q(q), self.norm_k(k)", "q, k = q, k",
@@ -244,6 +258,8 @@ MUTANTS = {
          "the skip is not normalised"),
         ("return x + self.out(h)", "return x + self.dropout(self.out(h))",
          "dropout after the last layer: it stands before"),
+        ("self.dropout(h * (1 + scale) + shift)", "F.dropout(h * (1 + scale) + shift, self.dropout.p)",
+         "F.dropout drops in evaluation, too: it knows nothing of the module's mode"),
     ],
     "5.3": [
         ("x = h.flatten(2).transpose(1, 2) + self.position", "x = h.flatten(2).transpose(1, 2)",
@@ -286,6 +302,8 @@ MUTANTS = {
          "alpha_s and alpha_t are exchanged in the mean"),
         ("mean = r * (alpha_s / alpha_t) * z_t + c * alpha_s * x_hat", "mean = alpha_s * x_hat",
          "the mean of q(z_s | x_hat): given z_t, too, it is pulled towards z_t"),
+        ("torch.randn_like(z_t) if noise is None", "torch.randn_like(z_t[:1]) if noise is None",
+         "one noise for the whole batch: each image needs its own"),
     ],
     "6.3": [
         ("v_cond + (w - 1) * (v_cond - v_null)", "v_null + w * (v_cond - v_null)",
@@ -367,6 +385,8 @@ MUTANTS = {
          "f given to the last rows: the FIRST rows have the higher level"),
         ("[outer.output(h)] + v", "v + [outer.output(h)]",
          "lowest first: lists go from the highest level down"),
+        ("network.in_adapter(h)", "network.in_adapter(h).detach()",
+         "in_adapter is detached: it gets no gradient and stays at zero"),
     ],
     "8.1": [
         ("gaussian_augment(low_res, logsnr, noise)",

@@ -98,6 +98,28 @@ def test_each_sin_costs_its_own_points_only(tmp_path):
 
 
 @pytest.mark.long
+def test_strange_results_and_strange_files_end_no_grading(tmp_path):
+    """What cannot be judged, and characters at which Python does not break lines though str.splitlines does."""
+    write(tmp_path, "schedule.py", {
+        "1.1": "return torch.zeros(t.shape).to_sparse()", "1.3": "return torch.zeros(10, device='meta')",
+        "1.2": "torch.save = lambda what, file: file.write(b'nothing')\n    return logsnr, logsnr",
+        "1.4": "import os\n    for fd in range(3, 64):\n        try:\n            os.write(fd, b'\\0\\0\\xff\\xff')\n"
+               "        except OSError:\n            pass\n    raise KeyboardInterrupt"})
+    rows, done = grade(tmp_path, "--chapter", 1)
+    assert "Traceback" not in done.stderr and all(row["status"] == "wrong" for row in rows.values())
+    ours = X.read(os.path.join(ROOT, "schedule.py"))
+    pasted = ours.replace("import math\n", "import math  # pasted\u2028from a PDF\nNOTE = 'a\x85b'  # \x0c\n", 1)
+    (tmp_path / "schedule.py").write_bytes(("\ufeff" + pasted.replace("\n", "\r\n")).encode())
+    rows, _ = grade(tmp_path, "--chapter", 1)
+    assert [row["status"] for row in rows.values()] == ["passed"] * 4, rows
+    (tmp_path / "schedule.py").unlink()
+    os.mkfifo(tmp_path / "schedule.py")
+    (tmp_path / "dwt.py").mkdir()
+    rows, _ = grade(tmp_path, "--chapter", 1)
+    assert "no plain file" in rows["1.1"]["message"]
+
+
+@pytest.mark.long
 def test_what_a_student_may_do(tmp_path):
     """A helper of one's own, another way of writing it, other exercises undone: full points for what is right."""
     right = "return _helper(logsnr), _helper(-torch.as_tensor(logsnr))"
