@@ -262,7 +262,8 @@ COLUMNS = (("FD train", "unguided", "fd_train", 1), ("FD held-out", "unguided", 
 
 def kinds(results):
     """Equal time; and equal steps where that is something else."""
-    return ["time", "steps"] if len({result["steps"] for result in results}) > 1 else ["time"]
+    rows = {result["row"] for result in results}
+    return ["time", "steps"] if len({(result["row"], result["steps"]) for result in results}) > len(rows) else ["time"]
 
 
 def show(table, claim, paper, results, args):
@@ -294,13 +295,14 @@ def draw(path, rows, results, sheets, many=9):
     for column, (what, label, scale) in enumerate((("fd_held_out", "Fréchet distance to held-out scenes", 1),
                                                    ("read_rate", "read rate, %", 100)), 1):
         axis = figure.add_subplot(cells[:, column], ylim=(len(rows) - 0.5, -0.5), yticks=[], xlabel=label)
-        for key, color, below in (("unguided", "C0", -0.1), ("guided", "C1", 0.1)):
+        for key, name, color, below in (("unguided", "no guidance", "C0", -0.1),
+                                        ("guided", f"guidance {GUIDANCE:g}", "C1", 0.1)):
             for equal in kinds(results):
                 points = [over_seeds(results, row, equal, key, what) for row in rows]
                 axis.errorbar([scale * value for value, _ in points], np.arange(len(rows)) + below, capsize=3,
                               xerr=[scale * bar for _, bar in points], fmt="o", color=color, markersize=5,
                               mfc=color if equal == "time" else "white",
-                              label=key + f", equal {equal}" * (len(kinds(results)) > 1))
+                              label=name + f", equal {equal}" * (len(kinds(results)) > 1))
         axis.grid(alpha=0.3, axis="x")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=4, fontsize=9, frameon=False)
     figure.savefig(path, dpi=100)
@@ -367,8 +369,9 @@ def parse():
     for name, least in (("seeds", 1), ("n", 2), ("minutes", 0.01)):
         if getattr(args, name) is not None and not least <= getattr(args, name) < math.inf:
             raise UserError(f"--{name} {getattr(args, name)}: want {least} or more")
-    if args.table in OTHERS and (args.budget != "cpu-small" or args.seeds > 1 or args.only):
-        raise UserError(f"{args.table}: only with the budget cpu-small, one seed, and all rows")
+    if args.table in OTHERS and (
+            args.budget != "cpu-small" or args.seeds > 1 or args.only or args.device != "auto"):
+        raise UserError(f"{args.table}: takes no --budget, --seeds, --only, --device; its scripts choose")
     if args.minutes and args.table in ("best", "table9"):
         raise UserError(f"--minutes {args.minutes:g}: those of {args.table} are fixed")
     args.folder = os.path.abspath(args.folder)
