@@ -102,7 +102,7 @@ def train(args):
         common += ["--grow-from", below] if use == "grow" else []
         if not finished(os.path.join(args.folder, name), (3 if first else 4) * every):
             run("--preset", preset, "--steps", 3 * every if first else 4 * every, "--keep-every", every, "--save-every",
-            every, "--out", os.path.join(args.folder, name), *common)
+                every, "--out", os.path.join(args.folder, name), *common)
 
 
 def judge(args):

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-
 from programs import ROOT, run_here
 
 sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
