@@ -27,7 +27,7 @@ import evaluate
 import speed
 from config import PRESETS
 from features import Yardstick
-from runs import choose_device, choose_precision, kept_checkpoints, read_checkpoint
+from runs import choose_device, choose_precision, has_checkpoint, kept_checkpoints, read_checkpoint
 from sample import averaged_model
 
 # folder: (what it is, preset, run that comes first, what it is for)
@@ -76,7 +76,13 @@ def steps_of(args, preset, share=1.0):
 
 
 def run(*args):
-    subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *map(str, args)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *map(str, args), "--auto-resume"], check=True,
+                   cwd=ROOT)
+
+
+def finished(folder, steps):
+    """Has an earlier call trained this run to its end? One that was interrupted goes on."""
+    return has_checkpoint(folder) and read_checkpoint(folder)["step"] >= steps
 
 
 def train(args):
@@ -87,17 +93,16 @@ def train(args):
     with open(os.path.join(args.folder, "minutes.json"), "w") as file:
         json.dump(args.minutes, file)
     for name, (_, preset, first, use) in RUNS.items():
-        if os.path.exists(os.path.join(args.folder, name, "log.csv")):    # from an earlier call
-            continue
         common = ["--sample-every", 0, "--seed", args.seed]
         below = first and os.path.join(args.folder, first)
-        if first and not os.path.exists(os.path.join(below, "log.csv")):
+        if first and not finished(below, steps_of(args, first, FIRST)):
             run("--preset", first, "--steps", steps_of(args, first, FIRST), "--out", below, *common)
         steps = steps_of(args, preset, 1 - FIRST if first else 1)
         every = steps // (3 if first else 4)                              # a checkpoint each quarter of the time
         common += ["--grow-from", below] if use == "grow" else []
-        run("--preset", preset, "--steps", 3 * every if first else 4 * every, "--keep-every", every, "--save-every",
-            every, "--out", os.path.join(args.folder, name), *common)
+        if not finished(os.path.join(args.folder, name), (3 if first else 4) * every):
+            run("--preset", preset, "--steps", 3 * every if first else 4 * every, "--keep-every", every, "--save-every",
+                every, "--out", os.path.join(args.folder, name), *common)
 
 
 def judge(args):
@@ -130,9 +135,9 @@ def judge(args):
                   f"{row['fd_held_out_pm']:.2f}  read {row['read_rate']:.1%} ± {row['read_rate_pm']:.1%}  "
                   f"{row['seconds_an_image']:.2f} s an image", flush=True)
         sheets.append((title, images))
-    save("equal_time.json", dict(n=args.n, seed_of_training=config.seed, seed_of_samples=0, minutes=total,
-                                 s_of_cascade=args.s, runs=result))
-    evaluate.draw_comparison(sheets, [], os.path.join(ROOT, "figures", "equal_time_samples.png"))
+    save(args.name + ".json", dict(n=args.n, seed_of_training=config.seed, seed_of_samples=0, minutes=total,
+                                   s_of_cascade=args.s, runs=result))
+    evaluate.draw_comparison(sheets, [], os.path.join(ROOT, "figures", args.name + "_samples.png"))
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     for axis, key, label in ((axes[0], "fd_held_out", "Fréchet distance to held-out scenes"),
@@ -144,7 +149,7 @@ def judge(args):
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(os.path.join(ROOT, "figures", "equal_time.png"), dpi=120)
+    figure.savefig(os.path.join(ROOT, "figures", args.name + ".png"), dpi=120)
 
 
 def save(name, values):
@@ -166,6 +171,7 @@ def main():
     parser.add_argument("--n", type=int, default=360)
     parser.add_argument("--s", type=float, default=0.3, help="of the cascade's handoff")
     parser.add_argument("--seed", type=int, default=0, help="of training")
+    parser.add_argument("--name", default="equal_time", help="of the files that judge leaves")
     args = parser.parse_args()
     {"cost": cost, "train": train, "judge": judge}[args.what](args)
 

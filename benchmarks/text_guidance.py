@@ -68,16 +68,16 @@ def judge(args):
                       + (f", of withheld pairs {row['withheld']['all_right']:.1%}" if "withheld" in row else ""),
                       flush=True)
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    with open(os.path.join(ROOT, "benchmarks", "results", "text_guidance.json"), "w") as file:
+    with open(os.path.join(ROOT, "benchmarks", "results", args.name + ".json"), "w") as file:
         json.dump(dict(command=" ".join(["python", "benchmarks/text_guidance.py", *sys.argv[1:]]),
                        commit=commit.stdout.strip(), torch=torch.__version__,
                        machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}", n=args.n,
                        steps_of_training=state["step"], seed_of_training=config.seed, seed_of_samples=0, rows=rows),
                   file, indent=1)
-    draw(rows)
+    draw(rows, args.name)
 
 
-def draw(rows):
+def draw(rows, name):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -100,7 +100,7 @@ def draw(rows):
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(os.path.join(ROOT, "figures", "text_guidance.png"), dpi=110)
+    figure.savefig(os.path.join(ROOT, "figures", name + ".png"), dpi=110)
 
 
 def main():
@@ -109,6 +109,7 @@ def main():
     parser.add_argument("folder", help="where the runs are")
     parser.add_argument("--n", type=int, default=360)
     parser.add_argument("--guidance", default="1,1.5,2,3,5,8", type=lambda text: [float(w) for w in text.split(",")])
+    parser.add_argument("--name", default="text_guidance", help="of the files that judge leaves")
     args = parser.parse_args()
     {"train": train, "judge": judge}[args.what](args)
 

@@ -1,0 +1,406 @@
+"""The papers' tables in small: one command trains the rows of a table, judges them, and prints the paper's beside ours.
+
+    python benchmarks/paper_tables.py table2                 shift of the schedule: 128 px, noise_d 128, 64, 32, 16
+    python benchmarks/paper_tables.py table3                 where dropout begins, on 2,000 scenes alone
+    python benchmarks/paper_tables.py table4                 blocks at the lowest resolution
+    python benchmarks/paper_tables.py table5                 none, dwt_1, dwt_2, conv_2, conv_4 at 128 and 256 px
+    python benchmarks/paper_tables.py table6                 multiscale loss at 64, 128, 256 px
+    python benchmarks/paper_tables.py table9 | mdm | cdm | best        by the scripts that are here for these (OTHERS)
+                                             -> results/paper_TABLE.json, figures/paper_TABLE.png
+
+Equal time, as in equal_time.py: the pace of train.py is measured first, then each row gets the steps that fit into
+--minutes; rows whose networks are alike share a pace, so they get equal steps. Where paces differ a checkpoint is kept
+at the steps of the slowest, so that rows are compared at equal steps, too. Call again to go on: what is trained, drawn,
+or half done is not begun anew, and tables share runs.
+
+Judged without guidance, as the papers' tables are, and with GUIDANCE, at which these small models can be read.
+--budget gpu-30min has the papers' kind of model at a quarter of its width. It was never run: no GPU was at hand.
+"""
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import numpy as np
+import torch
+
+import evaluate
+from config import PRESETS, Parser, override
+from data import UserError
+from dwt import patch_factor
+from features import Yardstick
+from runs import choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program, read_checkpoint
+from sample import averaged_model, grid
+
+GUIDANCE = 5.0
+COSTLESS = ("noise_d", "multiscale", "dropout_from_resolution", "scenes")  # fields that leave the pace as it is
+
+# A budget: the settings of all its models; the side at which they end; widths by the side of the map, the same whatever
+# the patching (as nearly in B.1), lowest last; minutes of a run by the side of its images.
+_gpu = dict(data="glyphs", flip=False, base_channels=64, emb_channels=512, batch=128, lr=3e-4, warmup=500, ema=0.999,
+            sampler="ddim", sample_steps=24)
+BUDGETS = {
+    "cpu-small": dict(
+        uvit=dict(preset="glyphs64"), unet=dict(preset="glyphs64_unet"), low=8, blocks=1, widths=(1, 1, 1, 2, 3, 6),
+        patching={64: "dwt_1", 128: "dwt_2", 256: "dwt_2"}, multiscale=16, low_blocks=(1, 2, 4, 6), unet_size=64,
+        dropout=(32, 16, 8, 0), minutes={64: 8, 128: 12, 256: 20}),
+    "gpu-30min": dict(                                                    # half an hour for the four rows of table 2
+        uvit=dict(_gpu, preset="imagenet128_uvit", num_transformer_blocks=8, position_std=1.0, transformer_dropout=0.0),
+        unet=dict(_gpu, preset="imagenet128_unet"), low=16, blocks=2, widths=(1, 1, 2, 4, 8),
+        patching={64: "none", 128: "none", 256: "dwt_1"}, multiscale=32, low_blocks=(2, 4, 8, 12), unet_size=128,
+        dropout=(128, 64, 32, 16, 0), minutes={64: 5, 128: 7.5, 256: 10})}
+
+
+def sized(budget, size, model="uvit", patching=None):
+    """The settings of this budget's model for images of this size."""
+    kind = BUDGETS[budget]
+    patching = patching or kind["patching"][size]
+    levels = int(math.log2(size // patch_factor(patching) // kind["low"])) + 1
+    return dict(kind[model], size=size, patching=patching, channel_mult=kind["widths"][-levels:],
+                num_res_blocks=(kind["blocks"],) * (levels - (model == "uvit")))
+
+
+# ------------------------------------------------------------------------------------------ the tables
+
+# Each: (claim, fields that its rows differ in, {row: (settings, the paper's row)}). The paper's are FIDs of ImageNet,
+# train / held-out; they can be compared with ours by their order alone.
+
+def table2(budget):
+    paper = {128: "2.96 / 3.38", 64: "2.41 / 3.03", 32: "2.26 / 2.88"}
+    return ("shifting the schedule helps: at 128 px the plain cosine (128) is worst, 32 best", ["noise_d"],
+            {f"noise_d {d}": (dict(sized(budget, 128), noise_d=d), paper.get(d, "")) for d in (128, 64, 32, 16)})
+
+
+def table3(budget):
+    base = dict(sized(budget, BUDGETS[budget]["unet_size"], "unet"), scenes=2000, dropout=0.1)
+    paper = {128: "3.19 / 3.85", 64: "2.27 / 2.85", 32: "2.31 / 2.87", 16: "2.41 / 3.03", 0: "3.74 / 3.91"}
+    return ("dropout at the low resolutions alone beats dropout everywhere, and none", ["dropout_from_resolution"],
+            {f"dropout from {side}" if side else "no dropout": (dict(base, dropout_from_resolution=side),
+             f"{side}: {paper[side]}" if side in paper else "") for side in BUDGETS[budget]["dropout"]})
+
+
+def table4(budget):
+    base, paper = sized(budget, BUDGETS[budget]["unet_size"], "unet"), (
+        "2+3: 3.42 / 3.59, 114 %", "4+5: 2.98 / 3.29, 100 %", "8+9: 2.46 / 3.00, 76 %", "12+13: 2.41 / 3.03, 62 %")
+    return ("more blocks at the low resolution are better, at little cost", ["num_res_blocks"],
+            {f"{k}+{k + 1} blocks": (dict(base, num_res_blocks=base["num_res_blocks"][:-1] + (k,)), row)
+             for k, row in zip(BUDGETS[budget]["low_blocks"], paper)})
+
+
+def table5(budget):
+    paper = dict(none="5.60 / 5.23, 100 %", dwt_1="5.42 / 4.97, 139 %", dwt_2="4.85 / 4.58, 146 %",
+                 conv_2="5.99 / 5.33, 137 %", conv_4="5.04 / 4.80, 146 %")
+    return ("patching is faster and no worse; two levels beat one, wavelets beat convolutions",
+            ["size", "patching", "channel_mult", "num_res_blocks"],
+            {f"{size} px, {patching}": (sized(budget, size, patching=patching), "512: " + row)
+             for size in (128, 256) for patching, row in paper.items()})
+
+
+def table6(budget):
+    paper = {(256, 0): "3.76", (256, BUDGETS[budget]["multiscale"]): "4.00"}
+    return ("the multiscale loss hurts a little at 256 px, helps at 512 (4.85 to 4.30) and more at 1024 (8.10 to 6.06)",
+            ["size", "patching", "channel_mult", "num_res_blocks", "multiscale"],
+            {f"{size} px, {'multiscale' if base else 'plain loss'}": (
+                dict(sized(budget, size), multiscale=base), paper.get((size, base), ""))
+             for size in (64, 128, 256) for base in (0, BUDGETS[budget]["multiscale"])})
+
+
+TABLES = dict(table2=table2, table3=table3, table4=table4, table5=table5, table6=table6)
+
+BEST = (10, 30, 60)
+_equal = [["benchmarks/equal_time.py", "train", "{folder}/mdm", "--minutes", "{minutes}"]]
+OTHERS = {                                                                # table: the commands that make it
+    "table9": [["benchmarks/text_guidance.py", "train", "{folder}/text"],
+               ["benchmarks/text_guidance.py", "judge", "{folder}/text", "--n", "{n}", "--name", "paper_table9"]],
+    "mdm": _equal + [["benchmarks/equal_time.py", "judge", "{folder}/mdm", "--n", "{n}", "--s", "0", "--name",
+                      "paper_mdm"]],
+    "cdm": _equal + [["evaluate.py", "{folder}/mdm/glyphs16", "{folder}/mdm/cascade", "--handoff", "renoised", "--n",
+                      "{n}", "--sweep", "s=0,0.1,0.2,0.3,0.4,0.5,0.7,0.9"]],
+    "best": [["benchmarks/equal_time.py", what, f"{{folder}}/best-{minutes}", *more] for minutes in BEST
+             for what, more in (("train", ["--minutes", str(minutes)]),
+                                ("judge", ["--n", "{n}", "--s", "0", "--name", f"paper_best_{minutes}"]))]}
+
+
+# ------------------------------------------------------------------------------------------ training
+
+def started(args):
+    """Run a program of the project. On Ctrl-C it is waited for: train.py saves and leaves."""
+    child = subprocess.Popen([sys.executable, os.path.join(ROOT, args[0]), *map(str, args[1:])], cwd=ROOT)
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:
+        child.wait()
+        raise
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if status:
+        raise UserError(f"{' '.join(map(str, args[:3]))} ...: ended with status {status}")
+
+
+def flags(settings):
+    """Settings as train.py's flags."""
+    for name, value in settings.items():
+        yield f"--{'no-' * (value is False)}{name.replace('_', '-')}"
+        if not isinstance(value, bool):
+            yield ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def name_of(budget, settings, *more):
+    """cpu-small-128px-noise_d64-...: what is not as the preset and `sized` have it. So tables share runs."""
+    model = "unet" if settings["preset"] == BUDGETS[budget]["unet"]["preset"] else "uvit"
+    usual = {**vars(PRESETS[settings["preset"]]), **sized(budget, settings["size"], model, settings["patching"])}
+    patching = settings["patching"] * (settings["patching"] != BUDGETS[budget]["patching"][settings["size"]])
+    other = [key + re.sub(r"\W+", "_", str(value)).strip("_") for key, value in settings.items()
+             if value != usual.get(key, value)]
+    return "-".join(filter(None, [budget, model, f"{settings['size']}px", patching, *other, *more]))
+
+
+def remembered(args, key, compute):
+    """A fact about this machine, from the folder if it is there: its paces must not change between two calls."""
+    path = os.path.join(args.folder, "machine.json")
+
+    def read():
+        return json.load(open(path)) if os.path.exists(path) else {}
+    if key not in read():
+        value = compute()
+        with open(path + ".new", "w") as file:
+            json.dump({**read(), key: value}, file, indent=1)
+        os.replace(path + ".new", path)
+    return read()[key]
+
+
+def seconds_a_step(args, settings):
+    """The pace of train.py, loading and averaging included; measured once for all rows with networks that are alike."""
+    settings = {key: value for key, value in settings.items() if key not in COSTLESS}
+    name = name_of(args.budget, settings, "pace")
+
+    def measured():
+        out = os.path.join(args.folder, "paces", name)
+        shutil.rmtree(out, ignore_errors=True)
+        started(["train.py", *flags(settings), "--steps", 100, "--sample-every", 0, "--sample-steps", 1, "--precision",
+                 args.precision, "--device", args.device, "--out", out])
+        with open(os.path.join(out, "log.csv")) as file:                  # less the warm-up: the first 40 steps
+            rates = [float(line.split(",")[5]) for line in file.read().splitlines()[3:]]
+        batch = settings.get("batch", PRESETS[settings["preset"]].batch)
+        return batch * len(rates) / sum(rates)
+    return remembered(args, name, measured)
+
+
+def train(args, rows):
+    """({row: [(seed, folder), ...]}, all trained; {row: seconds a step})."""
+    paces = {row: seconds_a_step(args, settings) for row, settings in rows.items()}
+    minutes = {row: args.minutes or BUDGETS[args.budget]["minutes"][rows[row]["size"]] for row in rows}
+    steps = {row: max(1, round(60 * minutes[row] / pace)) for row, pace in paces.items()}
+    trained = {row: [] for row in rows}
+    for seed in range(args.seeds):
+        for row, settings in rows.items():
+            equal = min(steps[other] for other in rows if rows[other]["size"] == settings["size"])
+            early = f"each{equal}" * (equal < steps[row])
+            name = name_of(args.budget, settings, f"{steps[row]}steps", early, f"seed{seed}")
+            folder = os.path.join(args.folder, name)
+            if not has_checkpoint(folder) or read_checkpoint(folder)["step"] < steps[row]:
+                print(f"{row}, seed {seed}: {steps[row]:,} steps at {paces[row]:.3f} s", flush=True)
+                started(["train.py", *flags(settings), "--steps", steps[row], "--seed", seed, "--keep-every", equal,
+                         "--save-every", 200, "--sample-every", 0, "--precision", args.precision, "--device",
+                         args.device, "--out", folder, "--auto-resume"])
+            trained[row].append((seed, folder))
+    return trained, paces
+
+
+# ------------------------------------------------------------------------------------------ judging
+
+def judge(args, rows, trained, paces):
+    """([figures of a row, a seed, a checkpoint], {row: guided samples})."""
+    device, _ = choose_device(args.device)
+    options = argparse.Namespace(n=args.n, first_seed=0, handoff=None, s=0.0)
+    results, sheets = [], {}
+    for row in rows:
+        for seed, folder in trained[row]:
+            last = read_checkpoint(folder)
+            config = last["config"]
+            yardstick = Yardstick(args.folder, config, args.n, device=device)
+            early = [kept for kept in kept_checkpoints(folder)[:1] if config.keep_every < config.steps]
+            for at, state in [("steps", read_checkpoint(folder, kept)) for kept in early] + [("time", last)]:
+                model, found = averaged_model(state, folder, device), {}
+                for key, guidance in (("unguided", 1.0), ("guided", GUIDANCE)):
+                    setting = override(config, guidance=guidance)
+                    found[key], _, images, _ = evaluate.measure(folder, model, setting, options, yardstick, device,
+                                                                ("fd", "is", "read"))
+                if seed == 0 and at == "time":
+                    sheets[row] = images
+                # Where no checkpoint was kept early, the row's last is both.
+                for equal in [at] if early else ["steps", "time"]:
+                    results.append(dict(row=row, seed=seed, equal=equal, steps=state["step"], images=state["images"],
+                                        minutes=state["step"] * paces[row] / 60, steps_a_second=1 / paces[row],
+                                        parameters=sum(p.numel() for p in model.parameters()), **found))
+                print(f"{row}, seed {seed}, step {state['step']:,}: FD {found['unguided']['fd_held_out']:.2f}, guided "
+                      f"{found['guided']['fd_held_out']:.2f}", flush=True)
+    return results, sheets
+
+
+def over_seeds(results, row, equal, key, figure):
+    """(mean, half of an interval): with one seed the samples' 95 %, with more half the range of the seeds."""
+    chosen = [result[key] for result in results if (result["row"], result["equal"]) == (row, equal)]
+    values = [each.get(figure, math.nan) for each in chosen]
+    bar = (max(values) - min(values)) / 2 if len(values) > 1 else chosen[0].get(figure + "_pm", math.nan)
+    return sum(values) / len(values), bar
+
+
+COLUMNS = (("FD train", "unguided", "fd_train", 1), ("FD held-out", "unguided", "fd_held_out", 1),
+           ("read, %", "unguided", "read_rate", 100), ("guided: FD held-out", "guided", "fd_held_out", 1),
+           ("guided: read, %", "guided", "read_rate", 100))
+
+
+def kinds(results):
+    """Equal time; and equal steps where that is something else."""
+    rows = {result["row"] for result in results}
+    return ["time", "steps"] if len({(result["row"], result["steps"]) for result in results}) > len(rows) else ["time"]
+
+
+def show(table, claim, paper, results, args):
+    """The paper's row beside ours."""
+    print(f"\n{table}: {claim}\npaper: FID of ImageNet; ours: distance by glyph features, {args.n} samples, ± "
+          + ("half the range of the seeds" if args.seeds > 1 else "95 % of the samples, one seed of training"))
+    for equal in kinds(results):
+        print(f"\nequal {equal:22s}{'the paper':>24s}{'steps/s':>9s}{'steps':>8s}"
+              + "".join(f"{head:>22s}" for head, *_ in COLUMNS))
+        for row in paper:
+            result = next(each for each in results if (each["row"], each["equal"]) == (row, equal))
+            cells = [over_seeds(results, row, equal, *column[1:3]) for column in COLUMNS]
+            print(f"{row:28s}{paper[row]:>24s}{result['steps_a_second']:9.2f}{result['steps']:8,}" + "".join(
+                f"{scale * value:15.2f} ± {scale * bar:4.2f}" for (value, bar), (*_, scale) in zip(cells, COLUMNS)))
+
+
+def draw(path, rows, results, sheets, many=9):
+    """A line for each row: guided samples of the same letters and seeds, the distance, the read rate."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure = plt.figure(figsize=(14, 0.9 * len(rows) + 1), layout="constrained")
+    cells = figure.add_gridspec(len(rows), 3, width_ratios=(8.5, 2.8, 2.8))
+    for i, row in enumerate(rows):
+        axis = figure.add_subplot(cells[i, 0], xticks=[], yticks=[])
+        at = torch.arange(many) * 37 % len(sheets[row])                   # labels come in turn: A, B, C, ...
+        axis.imshow(np.asarray(grid(sheets[row][at].permute(0, 3, 1, 2) / 127.5 - 1, many)))
+        axis.set_ylabel(row.replace(", ", "\n"), rotation=0, ha="right", va="center")
+    for column, (what, label, scale) in enumerate((("fd_held_out", "Fréchet distance to held-out scenes", 1),
+                                                   ("read_rate", "read rate, %", 100)), 1):
+        axis = figure.add_subplot(cells[:, column], ylim=(len(rows) - 0.5, -0.5), yticks=[], xlabel=label)
+        for key, name, color, below in (("unguided", "no guidance", "C0", -0.1),
+                                        ("guided", f"guidance {GUIDANCE:g}", "C1", 0.1)):
+            for equal in kinds(results):
+                points = [over_seeds(results, row, equal, key, what) for row in rows]
+                axis.errorbar([scale * value for value, _ in points], np.arange(len(rows)) + below, capsize=3,
+                              xerr=[scale * bar for _, bar in points], fmt="o", color=color, markersize=5,
+                              mfc=color if equal == "time" else "white",
+                              label=name + f", equal {equal}" * (len(kinds(results)) > 1))
+        axis.grid(alpha=0.3, axis="x")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=4, fontsize=9, frameon=False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def save(name, args, **what):
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    device, _ = choose_device(args.device)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {args.cores} a run, {device}"
+    if device.type == "cuda":
+        machine += f" ({torch.cuda.get_device_name(device)})"
+    path = os.path.join(ROOT, "benchmarks", "results", name)
+    with open(path, "w") as file:
+        json.dump(dict(command=" ".join(["python", "benchmarks/paper_tables.py", *sys.argv[1:]]),
+                       commit=commit.stdout.strip(), torch=torch.__version__, machine=machine, precision=args.precision,
+                       budget=args.budget, minutes=args.minutes or BUDGETS[args.budget]["minutes"], seeds=args.seeds,
+                       seed_of_samples=0, n=args.n, **what), file, indent=1)
+
+
+# ------------------------------------------------------------------------------------------ the program
+
+def others(args):
+    """The tables that other scripts make, started as a user would; with their own names for what they leave."""
+    for command in OTHERS[args.table]:
+        started([part.format(folder=args.folder, minutes=args.minutes or 20, n=args.n) for part in command])
+    results, figures = os.path.join(ROOT, "benchmarks", "results"), os.path.join(ROOT, "figures")
+    if args.table == "cdm":
+        for kind, folder in ((".json", results), (".png", figures)):
+            shutil.copy(os.path.join(args.folder, "mdm", "cascade", "sweep_s_renoised" + kind),
+                        os.path.join(folder, "paper_cdm" + kind))
+    if args.table == "best":
+        import matplotlib
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+        found = {}
+        for minutes in BEST:
+            with open(os.path.join(results, f"paper_best_{minutes}.json")) as file:
+                found[minutes] = json.load(file)["runs"]
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+        for axis, key, label in zip(axes, ("fd_held_out", "read_rate"), ("Fréchet distance to held-out", "read rate")):
+            for name in found[BEST[0]]:
+                last = [found[minutes][name][-1] for minutes in BEST]
+                axis.errorbar(BEST, [row[key] for row in last], [row[key + "_pm"] for row in last], marker="o",
+                              capsize=2, label=name)
+            axis.set(xlabel="minutes of training", ylabel=label, xscale="log", xticks=BEST, xticklabels=BEST)
+        axes[1].legend(fontsize=8)
+        figure.savefig(os.path.join(figures, "paper_best.png"), dpi=110)
+
+
+def parse():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", help=", ".join([*TABLES, *OTHERS]))
+    parser.add_argument("--budget", default="cpu-small", choices=BUDGETS)
+    parser.add_argument("--minutes", type=float, help="of each run; without it by the size of the images: BUDGETS")
+    parser.add_argument("--seeds", type=int, default=1, help="of training: 0, 1, ...")
+    parser.add_argument("--only", default="", help="rows whose names hold this or that: '64 px; 128 px'")
+    parser.add_argument("--n", type=int, default=360, help="samples")
+    parser.add_argument("--folder", default="runs/tables")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    if args.table not in {**TABLES, **OTHERS}:
+        raise UserError(f"{args.table}: want one of {', '.join([*TABLES, *OTHERS])}")
+    for name, least in (("seeds", 1), ("n", 2), ("minutes", 0.01)):
+        if getattr(args, name) is not None and not least <= getattr(args, name) < math.inf:
+            raise UserError(f"--{name} {getattr(args, name)}: want {least} or more")
+    if args.table in OTHERS and (
+            args.budget != "cpu-small" or args.seeds > 1 or args.only or args.device != "auto"):
+        raise UserError(f"{args.table}: takes no --budget, --seeds, --only, --device; its scripts choose")
+    if args.minutes and args.table in ("best", "table9"):
+        raise UserError(f"--minutes {args.minutes:g}: those of {args.table} are fixed")
+    args.folder = os.path.abspath(args.folder)
+    return args
+
+
+def main():
+    args = parse()
+    device, _ = choose_device(args.device)
+    try:
+        os.makedirs(args.folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--folder {args.folder}: {error.strerror}") from None
+    if args.table in OTHERS:
+        return others(args)
+    claim, _, table = TABLES[args.table](args.budget)
+    only = args.only.split(";")
+    rows = {row: settings for row, (settings, _) in table.items() if any(part.strip() in row for part in only)}
+    if not rows:
+        raise UserError(f"--only {args.only}: want a part of one of these names: {'; '.join(table)}")
+    args.precision = remembered(args, "precision", lambda: choose_precision("auto", device))
+    args.cores = remembered(args, "cores", cores)
+    trained, paces = train(args, rows)
+    results, sheets = judge(args, rows, trained, paces)
+    paper = {row: table[row][1] for row in rows}
+    show(args.table, claim, paper, results, args)
+    save(f"paper_{args.table}.json", args, claim=claim, paper=paper, settings=rows, rows=results)
+    draw(os.path.join(ROOT, "figures", f"paper_{args.table}.png"), rows, results, sheets)
+
+
+if __name__ == "__main__":
+    main_program(main)
