@@ -27,7 +27,7 @@ import evaluate
 import speed
 from config import PRESETS
 from features import Yardstick
-from runs import choose_device, choose_precision, has_checkpoint, kept_checkpoints, read_checkpoint
+from runs import choose_device, choose_precision, has_checkpoint, kept_checkpoints, main_program, read_checkpoint
 from sample import averaged_model
 
 # folder: (what it is, preset, run that comes first, what it is for)
@@ -177,4 +177,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main_program(main)

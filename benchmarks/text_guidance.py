@@ -26,7 +26,7 @@ import evaluate
 from config import PRESETS
 from data import open_run
 from features import Yardstick
-from runs import choose_device, read_checkpoint
+from runs import choose_device, main_program, read_checkpoint
 from sample import averaged_model
 
 SCHEDULES = ("interpolated", "shifted")
@@ -115,4 +115,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main_program(main)
