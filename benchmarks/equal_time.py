@@ -26,6 +26,7 @@ import torch
 import evaluate
 import speed
 from config import PRESETS
+from data import UserError
 from features import Yardstick
 from runs import choose_device, choose_precision, has_checkpoint, kept_checkpoints, main_program, read_checkpoint
 from sample import averaged_model
@@ -108,6 +109,9 @@ def train(args):
 def judge(args):
     device, _ = choose_device()
     result, sheets = {}, []
+    if not os.path.exists(os.path.join(args.folder, "minutes.json")):
+        raise UserError(f"{args.folder}: nothing was trained there; first python benchmarks/equal_time.py train "
+                        f"{args.folder}")
     with open(os.path.join(args.folder, "minutes.json")) as file:
         total = json.load(file)
     for name, (title, preset, first, use) in RUNS.items():
