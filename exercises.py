@@ -2,7 +2,7 @@
 
     python exercises.py list                        chapters, exercises, points, minutes
     python exercises.py make my_work                a copy in which the bodies of the exercises' functions are gone
-    python exercises.py make my_work --chapter 3    of one chapter only: everything else works, train.py too
+    python exercises.py make my_work --chapter 3    of one chapter only: all else as it is
     python exercises.py grade my_work               points, a line an exercise, and a picture for each that is right
     python exercises.py grade my_work --chapter 3 --seed 4711 --json points.json         other random inputs
     python exercises.py check                       the lecturer's own test of all this
