@@ -32,8 +32,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 COURSE = os.path.join(HERE, "course")
 CHAPTERS = {1: "Noise schedules", 2: "Parameterisations and losses", 3: "The wavelet", 4: "The U-Net", 5: "The U-ViT",
             6: "Sampling", 7: "Matryoshka", 8: "Cascade and distillation"}
-# What students do not get: the answers, the usual mistakes (each shows what stands beside it), the test of both, and how
-# the plots of course/reading_a_run.md, which they do get, were made.
+# What students do not get: the answers, the usual mistakes (each shows what stands beside it), the test of both, and
+# how the plots of course/reading_a_run.md, which they do get, were made.
 KEPT_BACK = ("course/answers.md", "course/mutants.py", "tests/test_exercises.py", "course/reading_a_run.py")
 
 

@@ -47,7 +47,8 @@ def main_program(main):
         sys.exit(2)
     except RuntimeError as error:
         if re.search(r"No working C\+\+ compiler|Failed to find C compiler", str(error)):
-            print(f"{program}: torch.compile finds no C++ compiler here: go without (train.py: --compile off)", file=sys.stderr)
+            print(f"{program}: torch.compile finds no C++ compiler here: go without (train.py: --compile off)",
+                  file=sys.stderr)
             sys.exit(2)
         # Another process of the run is gone: torchrun names it, and why; what is worth saying here is one line.
         if not dist.is_initialized() or not (isinstance(error, dist.DistError) or "gloo" in str(error)):

@@ -54,8 +54,8 @@ from text import Encoder, check_moved
 def multiscale_mse(error, base):
     """Section 3.2: sum over s in {base, ..., d} of (1/s) mean(D_s[error]^2). error (B, C, H, W) -> scalar.
 
-    D_s averages the image down to s x s; it is linear, so it may act on the difference. Most values of a large image are
-    fine detail, so detail dominates its plain loss; the averages keep the coarse part, and give it weight.
+    D_s averages the image down to s x s; it is linear, so it may act on the difference. Most values of a large image
+    are fine detail, so detail dominates its plain loss; the averages keep the coarse part, and give it weight.
     s runs from the image's own side d down by halves while s >= base. An image that is not square: s = sqrt(H W) / k.
     # Paper: L^{s x s} divides by s^2, the number of pixels; we take the mean over pixels and channels. D is
     # "downsampling", no more; we average, as 3.1 does. Section 5.1 refers to "Figure 6" where it means table 6.

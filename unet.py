@@ -182,8 +182,8 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """The printed self_attention of B.2.1, with its residual: tokens (B, N, C) -> (B, N, C).
 
-    q and k are normalised (with bias) per head: their product then cannot grow without bound. The scale d^-1/2 stays, as
-    printed; scaled_dot_product_attention applies it. Raises ValueError if num_heads does not divide channels.
+    q and k are normalised (with bias) per head: their product then cannot grow without bound. The scale d^-1/2 stays,
+    as printed; scaled_dot_product_attention applies it. Raises ValueError if num_heads does not divide channels.
     # Paper: "Normalize" (without bias) is not defined; we take layer norm with a scale and no bias.
     # Paper: the printed function takes text_emb and never uses it; cross-attention (5.2) is not printed.
     """

@@ -6,8 +6,8 @@ Read before: unet.py (embedding, ResBlock, attention). Read after: train.py.
 Take the U-Net, and at the resolution that has attention (16 x 16) replace each convolutional block by an MLP block. MLP
 and attention together are a transformer block; those blocks are joined by residual connections alone. Only the
 ResBlocks above keep skips. The result is easy to scale (36 blocks of width 2048, 2 billion parameters) and keeps
-accelerators busy. For text to image (3.6, 5.2) each transformer block has cross-attention to the caption as well, and at
-32 x 32 self-attention takes the place of the convolutions, too.
+accelerators busy. For text to image (3.6, 5.2) each transformer block has cross-attention to the caption as well, and
+at 32 x 32 self-attention takes the place of the convolutions, too.
 
 Legend of shapes: B batch, C width, N = H W tokens at the bottom, E emb_channels.
 

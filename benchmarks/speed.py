@@ -2,7 +2,7 @@
 
 Paper: simple diffusion, section 5 and tables 4, 5 (steps a second), figure 9 (latency; benchmarks/distillation.py).
 
-    python benchmarks/speed.py [--compile] [--batch 8] [--models glyphs64,unet64]  -> results/speed[_compile]_DEVICE.json
+    python benchmarks/speed.py [--compile] [--batch 8] [--models glyphs64,unet64] -> results/speed[_compile]_DEVICE.json
     python benchmarks/speed.py growth        what resolution costs, by patching    -> results/speed_growth_DEVICE.json
     python benchmarks/speed.py paper         on a GPU: the models of tables 4 and 5, and the 2 B U-ViT
 

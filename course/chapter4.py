@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from exams import curves, exam, image, learns, letter, NO_GRADIENT, row_of, slow_norm, swish, unbiased
 
 
-@exam("4.1")
+@exam("4.1", tolerance=1e-3)                                              # sines of angles up to 1000
 class LevelEmbedding:
     def seen(m, r, call):
         moved, plain = m.unet.Embedding(16, -19.16, 10.84, 5), m.unet.Embedding(16, -15.0, 15.0, 5)
@@ -28,8 +28,6 @@ class LevelEmbedding:
                       for l in logsnr.reshape(-1).expand(batch)]
             return layer.time(m.unet.sinusoid(torch.tensor(places), layer.width))
         return LevelEmbedding.seen(m, r, slow)
-
-    tolerance = 1e-2                                                      # sines of angles up to 1000
 
     def laws(seen):
         yield float((seen["moved"] - seen["plain"]).abs().max()) < 2e-2, (
