@@ -1,0 +1,503 @@
+"""Us beside what people use today: the same scenes, minutes, cores and judge.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/peers.py train runs/peers [--minutes 5] [--seeds 3] [--beside 2]
+    python benchmarks/peers.py judge runs/peers [--n 360]              -> results/peers.json, figures/peers.png
+
+The default preset against denoising-diffusion-pytorch (its U-Net with classes, and the U-ViT of simple_diffusion.py,
+which has none) and diffusers (UNet2DModel, v-prediction), each with the settings that its own examples have and with
+ours: batch, rate, averages, v, dropped classes, guidance, and a network with about as many parameters, narrow where the
+maps are large, which is where they cost. A U-ViT of ours without classes is there for theirs. bf16 for all: it is
+faster for each.
+
+All learn from the same 20,000 scenes, drawn beforehand and held in memory. They train in turns, `--round` seconds of
+the wall clock each, until each has had its minutes; what a turn needs to start and to save is not counted. So what
+disturbs the machine disturbs all, and with a longer --minutes the same runs go on. --beside 2 has two at a time, each
+with half of the cores; who is beside whom changes from round to round.
+
+Judged as evaluate.py does, by samples of the averaged weights, CALLS network calls each: with guidance half as many
+steps. Of the large networks of the peers' own settings FEW samples: a core draws three a minute.
+"""
+import argparse
+import concurrent.futures
+import copy
+import importlib
+import importlib.machinery
+import importlib.metadata
+import inspect
+import json
+import math
+import os
+import platform
+import queue
+import random
+import resource
+import subprocess
+import sys
+import time
+import unittest.mock
+
+os.environ.setdefault("TQDM_DISABLE", "1")                                  # a bar for every batch otherwise
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import evaluate
+from config import PRESETS, Parser, build_model, make_optimizer, make_schedule, override
+from data import Stream, UserError, open_run
+from features import Yardstick, described
+from runs import autocast, main_program
+from sample import grid, sample_run, to_uint8
+from train import conditions, draw, make_loss, update_ema
+
+CPU = torch.device("cpu")
+CALLS, FEW = 48, 72                                                       # network calls an image, for all
+CLASSES = 36
+SCENES = override(PRESETS["glyphs64"], scenes=20_000)
+
+
+# ------------------------------------------------------------------------------------------ ours
+
+class Ours:
+    """`python train.py --scenes 20000`: its loss, its draws, its optimiser."""
+    title, classes, own_steps, large = "ours: python train.py", True, 24, False
+
+    def __init__(self, seed):
+        self.config = self.settings(seed)
+        self.batch, self.seed = self.config.batch, seed
+        self.model = build_model(self.config)
+        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer, self.loss_of = make_optimizer(self.model, self.config), make_loss(self.config, self.batch)
+
+    def settings(self, seed):
+        return override(SCENES, num_classes=CLASSES, seed=seed)
+
+    def learn(self, x, labels, step):
+        config, shape = self.config, (3, *self.config.size)
+        t, eps, u = draw(self.seed, step, range(config.batch), [shape], CPU)
+        labels = labels if self.classes else torch.full_like(labels, -1)
+        cond = conditions(config, dict(label=labels), u < config.cond_drop)
+        self.optimizer.param_groups[0]["lr"] = config.lr * min(1, (step + 1) / config.warmup)
+        with autocast("bf16", CPU):
+            loss = self.loss_of(self.model, x, cond, t, eps)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        update_ema(self.averaged, self.model, config.ema, step)
+
+    def images(self, labels, steps, seeds):
+        return sample_run(self.averaged, override(self.config, sample_steps=steps), labels, seeds, CPU, "bf16")
+
+
+class OursWithoutClasses(Ours):
+    title, classes, own_steps = "ours, without classes", False, 48
+
+    def settings(self, seed):
+        return override(SCENES, num_classes=0, seed=seed)
+
+
+# ------------------------------------------------------------------------------------------ the peers
+
+class Peer:
+    """What a user of a library writes around it: one step of the loop."""
+
+    def optimise(self, network, lr, betas, warmup, decay, every=1):
+        self.optimizer, self.warmup = torch.optim.Adam(network.parameters(), lr=lr, betas=betas), warmup
+        self.lr, self.decay, self.every, self.model = lr, decay, every, network
+        self.averaged = copy.deepcopy(network).eval().requires_grad_(False)
+
+    def learn(self, x, labels, step):
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * min(1, (step + 1) / self.warmup)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.loss(x, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if step % self.every == 0:
+            update_ema(self.averaged, self.model, self.decay, step // self.every)
+
+    ours = dict(lr=1e-3, betas=(0.9, 0.99), warmup=100, decay=0.998)
+    batch, large = 16, True
+
+
+class DdpUnet(Peer):
+    """denoising-diffusion-pytorch, classifier_free_guidance.py; the numbers of its README and of its Trainer."""
+    title, classes, own_steps = "denoising-diffusion-pytorch, U-Net, own settings", True, 250
+    net, settings, scale = dict(dim=64, dim_mults=(1, 2, 4, 8)), dict(objective="pred_noise"), dict(cond_scale=6.0)
+    training = dict(lr=1e-4, betas=(0.9, 0.99), warmup=1, decay=0.995, every=10)
+
+    def __init__(self, seed):
+        from denoising_diffusion_pytorch.classifier_free_guidance import GaussianDiffusion, Unet
+        self.diffusion = GaussianDiffusion(Unet(num_classes=CLASSES, **self.net), image_size=64, timesteps=1000,
+                                           sampling_timesteps=250, ddim_sampling_eta=0.0, **self.settings)
+        self.optimise(self.diffusion.model, **self.training)
+
+    def loss(self, x, labels):
+        return self.diffusion((x + 1) / 2, classes=labels)
+
+    def images(self, labels, steps, seeds):
+        self.diffusion.model, self.diffusion.sampling_timesteps = self.averaged, steps
+        return 2 * self.diffusion.sample(classes=torch.tensor(labels), **self.scale) - 1
+
+
+class DdpUnetAtOurs(DdpUnet):
+    title = "denoising-diffusion-pytorch, U-Net, at ours"
+    net, settings = dict(dim=16, dim_mults=(1, 2, 6, 12), cond_drop_prob=0.1), dict(objective="pred_v")
+    scale, training, large = dict(cond_scale=5.0, rescaled_phi=0.0), Peer.ours, False
+
+
+class DdpUvit(Peer):
+    """denoising-diffusion-pytorch, simple_diffusion.py: its defaults; no classes, ancestral sampling alone."""
+    title, classes, own_steps = "denoising-diffusion-pytorch, U-ViT, own settings", False, 500
+    net, settings, training = dict(dim=64), {}, DdpUnet.training
+
+    def __init__(self, seed):
+        from denoising_diffusion_pytorch.simple_diffusion import GaussianDiffusion, UViT
+        self.diffusion = GaussianDiffusion(UViT(**self.net), image_size=64, **self.settings)
+        self.optimise(self.diffusion.model, **self.training)
+
+    def loss(self, x, labels):
+        return self.diffusion((x + 1) / 2)
+
+    def images(self, labels, steps, seeds):
+        self.diffusion.model, self.diffusion.num_sample_steps = self.averaged, steps
+        return 2 * self.diffusion.sample(batch_size=len(labels)) - 1
+
+
+class DdpUvitAtOurs(DdpUvit):
+    # Its init_img_transform cannot take our wavelet: the check of it builds torch.Size(1, 1, 32, 32), a TypeError. So
+    # patches of 2, its own way to 32 x 32.
+    title = "denoising-diffusion-pytorch, U-ViT, at ours"
+    net = dict(dim=32, dim_mults=(3, 6), patch_size=2, vit_depth=4, vit_dropout=0.0)
+    settings, training, large = dict(noise_d=32, min_snr_loss_weight=False), Peer.ours, False
+
+
+class DiffusersUnet(Peer):
+    """diffusers: the network of its training example, v-prediction as its documentation advises (zero terminal SNR)."""
+    title, classes, own_steps = "diffusers, UNet2DModel, own settings", True, 50
+    net = dict(layers_per_block=2, block_out_channels=(128, 128, 256, 256, 512, 512),
+               down_block_types=("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
+               up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4)
+    training = dict(lr=1e-4, betas=(0.95, 0.999), warmup=500, decay=0.9999)
+    guidance = 4.0
+
+    def betas(self):
+        return {}
+
+    def __init__(self, seed):
+        from diffusers import DDIMScheduler, UNet2DModel
+        self.scheduler = DDIMScheduler(1000, prediction_type="v_prediction", rescale_betas_zero_snr=True,
+                                       timestep_spacing="trailing", **self.betas())
+        self.optimise(UNet2DModel(sample_size=64, num_class_embeds=CLASSES + 1, **self.net), **self.training)
+
+    def loss(self, x, labels):
+        labels = torch.where(torch.rand(len(x)) < 0.1, CLASSES, labels)   # the last class: none
+        t, noise = torch.randint(0, 1000, (len(x),)), torch.randn_like(x)
+        v = self.model(self.scheduler.add_noise(x, noise, t), t, class_labels=labels).sample
+        return F.mse_loss(v, self.scheduler.get_velocity(x, noise, t))
+
+    def images(self, labels, steps, seeds):
+        z, both = torch.randn(len(labels), 3, 64, 64), torch.tensor(labels + [CLASSES] * len(labels))
+        self.scheduler.set_timesteps(steps)
+        for t in self.scheduler.timesteps:
+            v, null = self.averaged(torch.cat([z, z]), t, class_labels=both).sample.float().chunk(2)
+            z = self.scheduler.step(null + self.guidance * (v - null), t, z).prev_sample
+        return z
+
+
+class DiffusersUnetAtOurs(DiffusersUnet):
+    title = "diffusers, UNet2DModel, at ours"
+    net = dict(layers_per_block=1, block_out_channels=(16, 32, 96, 192), norm_num_groups=16,
+               down_block_types=("DownBlock2D",) * 3 + ("AttnDownBlock2D",),
+               up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 3)
+    training, guidance, large = Peer.ours, 5.0, False
+
+    def betas(self):
+        """Our schedule, as the betas of 1000 steps."""
+        kept = torch.sigmoid(make_schedule(SCENES)(torch.linspace(0, 1, 1001, dtype=torch.float64)))
+        return dict(trained_betas=(1 - kept[1:] / kept[:-1]).numpy())
+
+
+CONTESTANTS = {"ours": Ours, "ddp-unet-at-ours": DdpUnetAtOurs, "diffusers-at-ours": DiffusersUnetAtOurs,
+               "ours-without-classes": OursWithoutClasses, "ddp-uvit-at-ours": DdpUvitAtOurs, "ddp-unet": DdpUnet,
+               "ddp-uvit": DdpUvit, "diffusers": DiffusersUnet}
+
+
+def find_peers():
+    """torchvision serves parts of the peers that are not used here: where its build is not torch's they do without."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.utils"):
+            sys.modules[name] = unittest.mock.MagicMock(__spec__=importlib.machinery.ModuleSpec(name, None))
+    try:
+        for name in ("denoising_diffusion_pytorch", "diffusers"):
+            importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{error.name or error} is not installed: pip install -r benchmarks/requirements.txt") from None
+
+
+def lines_of(contestant):
+    """Lines that a user writes who has the library: what is in the class, its bases and the step, without comments."""
+    if issubclass(contestant, Ours):
+        return 0
+    source = "".join(inspect.getsource(kind) for kind in contestant.__mro__ if kind is not object)
+    return sum(bool(line.strip()) and line.strip()[0] not in '#"' for line in source.splitlines())
+
+
+# ------------------------------------------------------------------------------------------ training, in turns
+
+def scenes_of(folder):
+    """(images uint8 (N, 3, 64, 64), labels (N,)), drawn once."""
+    path = os.path.join(folder, "scenes.pt")
+    if not os.path.exists(path):
+        source = open_run(SCENES)
+        images = torch.stack([to_uint8(source.image(i)[None])[0] for i in range(len(source))]).permute(0, 3, 1, 2)
+        torch.save((images.contiguous(), torch.tensor([source.label(i) for i in range(len(source))])), path + ".new")
+        os.replace(path + ".new", path)
+    return torch.load(path, mmap=True)
+
+
+def checkpoint_of(folder, name, seed):
+    path = os.path.join(folder, f"{name}-seed{seed}.pt")
+    return path, torch.load(path, mmap=True) if os.path.exists(path) else dict(step=0, images=0, seconds=0.0, peak=0.0)
+
+
+def take_turn(args):
+    """One contestant trains until it has had so many seconds; in a process of its own, with the cores it is given."""
+    find_peers()
+    path, state = checkpoint_of(args.folder, args.name, args.seed)
+    images, labels = scenes_of(args.folder)
+    torch.manual_seed(args.seed)
+    contestant = CONTESTANTS[args.name](args.seed)
+    if state["step"]:
+        contestant.model.load_state_dict(state["model"])
+        contestant.averaged.load_state_dict(state["averaged"])
+        contestant.optimizer.load_state_dict(state["optimizer"])
+    step, batch = state["step"], contestant.batch
+    order = Stream(images, args.seed).order
+    torch.manual_seed(args.seed * 1_000_003 + step)
+    contestant.model.train()
+    start, seconds = time.perf_counter(), state["seconds"]
+    while seconds < args.until:
+        epoch, place = divmod(step * batch, len(images))
+        chosen = np.concatenate([order(epoch), order(epoch + 1)])[place:place + batch]
+        contestant.learn(images[chosen].float() / 127.5 - 1, labels[chosen], step)
+        step, seconds = step + 1, state["seconds"] + time.perf_counter() - start
+    # ru_maxrss: KiB. Of a process that has scenes, libraries and all.
+    torch.save(dict(step=step, images=step * batch, seconds=seconds, model=contestant.model.state_dict(),
+                    averaged=contestant.averaged.state_dict(), optimizer=contestant.optimizer.state_dict(),
+                    peak=max(state["peak"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)),
+               path + ".new")
+    os.replace(path + ".new", path)
+    print(f"{args.name}, seed {args.seed}: {seconds:.0f} s, step {step:,}, {step * batch / seconds:.1f} images/s",
+          flush=True)
+
+
+def train(args):
+    find_peers()
+    scenes_of(args.folder)
+    cores = sorted(os.sched_getaffinity(0))
+    with open(os.path.join(args.folder, "cores.json"), "w") as file:
+        json.dump(dict(beside=args.beside, cores=len(cores) // args.beside), file)
+    slots = queue.Queue()
+    for slot in range(args.beside):
+        slots.put(cores[slot::args.beside])
+
+    def turn(name, seed, until):
+        slot = slots.get()
+        try:
+            command = [sys.executable, os.path.abspath(__file__), "turn", args.folder, "--name", name, "--seed",
+                       str(seed), "--until", str(until)]
+            done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(len(slot))},
+                                  preexec_fn=lambda: os.sched_setaffinity(0, slot))
+            if done.returncode:
+                raise UserError(f"{name}, seed {seed}: its turn ended with status {done.returncode}")
+        finally:
+            slots.put(slot)
+    rounds = math.ceil(60 * args.minutes / args.round)
+    for number in range(1, rounds + 1):
+        until = min(number * args.round, 60 * args.minutes)
+        turns = [(name, seed, until) for name in args.names for seed in range(args.seeds)]
+        turns = [each for each in turns if checkpoint_of(args.folder, *each[:2])[1]["seconds"] < until]
+        random.Random(number).shuffle(turns)
+        with concurrent.futures.ThreadPoolExecutor(args.beside) as pool:
+            list(pool.map(turn, *zip(*turns))) if turns else None
+
+
+# ------------------------------------------------------------------------------------------ judging
+
+@torch.no_grad()
+def drawn(contestant, labels, steps, batch=60):
+    """(images uint8 (N, H, W, 3), seconds an image), the same noise for all that begin with torch.randn."""
+    images, start = [], time.perf_counter()
+    for first in range(0, len(labels), batch):
+        torch.manual_seed(first)
+        part = labels[first:first + batch]
+        with torch.autocast("cpu", torch.bfloat16, enabled=not isinstance(contestant, Ours)):
+            images.append(contestant.images(part, steps, range(first, first + len(part))).float())
+    return to_uint8(torch.cat(images).clamp(-1, 1)), (time.perf_counter() - start) / len(labels)
+
+
+def judge(args):
+    find_peers()
+    states = {(name, seed): state for name in args.names for seed in range(args.seeds)
+              if (state := checkpoint_of(args.folder, name, seed)[1])["step"]}
+    seconds = [state["seconds"] for state in states.values()]
+    if missing := set(args.names) - {name for name, _ in states}:
+        raise UserError(f"{', '.join(missing)}: not trained; first python benchmarks/peers.py train {args.folder}")
+    if max(seconds) > min(seconds) + args.round / 2:
+        raise UserError(f"trained from {min(seconds):.0f} to {max(seconds):.0f} s: first train to the same --minutes")
+    yardstick = Yardstick(args.folder, override(SCENES, class_names=tuple(open_run(SCENES).classes)), args.n)
+    labels = yardstick.subjects(args.n, SCENES)["labels"]
+
+    def judged(name, seed, steps=None):
+        state, path = states[name, seed], checkpoint_of(args.folder, name, seed)[0]
+        contestant = CONTESTANTS[name](seed)
+        contestant.averaged.load_state_dict(state["averaged"])
+        told = (labels if contestant.classes else [-1] * args.n)[:FEW if contestant.large else args.n]
+        steps = steps or CALLS // (1 + contestant.classes)
+        kept = path.replace(".pt", f"-{state['step']}-{steps}steps-{len(told)}.samples")
+        if not os.path.exists(kept):
+            images, seconds = drawn(contestant, told, steps)
+            torch.save((images, seconds), kept + ".new")
+            os.replace(kept + ".new", kept)
+        images, seconds = torch.load(kept)
+        set_ = described(zip(torch.arange(len(told)).split(100), images.split(100)), yardstick.features)
+        found = evaluate.figures(set_, told, yardstick, ("fd", "is", "read"))
+        found = dict(name=name, seed=seed, steps=steps, n=len(told), minutes=state["seconds"] / 60,
+                     trained_steps=state["step"], images=state["images"], peak_gib=state["peak"],
+                     images_a_second=state["images"] / state["seconds"],
+                     seconds_an_image=seconds, seconds_at_own_steps=seconds / steps * contestant.own_steps,
+                     parameters=sum(p.numel() for p in contestant.model.parameters()), **found)
+        print(f"{name}, seed {seed}, {steps} steps: FD {found['fd_held_out']:.1f}, {seconds:.2f} s an image",
+              flush=True)
+        return found, images
+    results, sheets = [], {}
+    for name, seed in states:
+        found, images = judged(name, seed)
+        results.append(found)
+        sheets.setdefault(name, images)
+    # Of the same quality: the fewest steps in which ours comes below a peer's distance.
+    ladder = [judged("ours", 0, steps)[0] for steps in (1, 2, 3, 4, 6, 8, 12, 16, 24)] if "ours" in args.names else []
+    show(args, results, ladder)
+    save(args, results, ladder)
+    draw_samples(args, results, sheets)
+
+
+def of(results, name, key):
+    """(mean, half the range of the seeds, or of one seed the 95 % interval of the samples)."""
+    values = [result[key] for result in results if result["name"] == name and key in result]
+    if not values:
+        return math.nan, math.nan
+    alone = next(result for result in results if result["name"] == name).get(key + "_pm", 0.0)
+    return sum(values) / len(values), (max(values) - min(values)) / 2 if len(values) > 1 else alone
+
+
+def as_good(ladder, distance):
+    """The first rung of the ladder that is no worse, or None."""
+    return next((rung for rung in ladder if rung["fd_held_out"] <= distance), None)
+
+
+COLUMNS = (("FD held-out", "fd_held_out", 1, 1), ("read, %", "read_rate", 100, 1), ("IS", "is", 1, 1),
+           ("images/s", "images_a_second", 1, 1), ("peak, GiB", "peak_gib", 1, 2),
+           ("s an image", "seconds_an_image", 1, 2))
+
+
+def show(args, results, ladder):
+    print(f"\n{results[0]['minutes']:.1f} minutes; ± half the range of the seeds; {args.n} samples, {FEW} of large "
+          "networks\n" + " " * 52 + "".join(f"{head:>15s}" for head, *_ in COLUMNS)
+          + f"{'its own steps':>15s}{'ours as good in':>17s}{'lines':>7s}{'parameters':>13s}{'seeds':>7s}")
+    for name in args.names:
+        cells = []
+        for _, key, scale, digits in COLUMNS:
+            value, bar = (scale * each for each in of(results, name, key))
+            cells.append("–" if math.isnan(value) else f"{value:.{digits}f} ± {bar:.{digits}f}")
+        rung = as_good(ladder, of(results, name, "fd_held_out")[0])
+        print(f"{CONTESTANTS[name].title:52s}" + "".join(f"{cell:>15s}" for cell in cells)
+              + f"{of(results, name, 'seconds_at_own_steps')[0]:13.1f} s"
+              + (f"{rung['seconds_an_image']:14.2f} s " if rung else f"{'never':>17s}")
+              + f"{lines_of(CONTESTANTS[name]):7d}{of(results, name, 'parameters')[0]:13,.0f}"
+              + f"{sum(result['name'] == name for result in results):7d}")
+
+
+def save(args, results, ladder):
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    with open(os.path.join(args.folder, "cores.json")) as file:
+        cores = json.load(file)
+    with open(os.path.join(ROOT, "benchmarks", "results", "peers.json"), "w") as file:
+        json.dump(dict(command=" ".join(["python", "benchmarks/peers.py", *sys.argv[1:]]), commit=commit.stdout.strip(),
+                       machine=f"{platform.machine()}, {os.cpu_count()} cores, {cores['cores']} for each, "
+                               f"{cores['beside']} at a time",
+                       torch=torch.__version__, precision="bf16", seed_of_samples=0,
+                       scenes=SCENES.scenes, versions={name: importlib.metadata.version(name) for name in
+                                                       ("denoising-diffusion-pytorch", "diffusers")},
+                       lines={name: lines_of(CONTESTANTS[name]) for name in args.names},
+                       titles={name: CONTESTANTS[name].title for name in args.names}, results=results,
+                       fewer_steps_of_ours=ladder), file, indent=1)
+
+
+def draw_samples(args, results, sheets, many=12):
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(len(sheets), 1, figsize=(12, 1.02 * len(sheets)), layout="constrained", squeeze=False)
+    for axis, (name, images) in zip(axes[:, 0], sheets.items()):
+        at = torch.arange(many) * 37 % len(images)                        # A, B, C, ... where there are classes
+        axis.imshow(np.asarray(grid(images[at].permute(0, 3, 1, 2) / 127.5 - 1, many)))
+        distance, read = of(results, name, "fd_held_out")[0], of(results, name, "read_rate")[0]
+        axis.set_ylabel(CONTESTANTS[name].title.replace(", ", "\n") + f"\nFD {distance:.0f}" + (
+            "" if math.isnan(read) else f", {100 * read:.0f} % read"), rotation=0, ha="right", va="center", fontsize=8)
+        axis.set(xticks=[], yticks=[])
+    figure.savefig(os.path.join(ROOT, "figures", "peers.png"), dpi=100)
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------------ the program
+
+def parse():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "judge", "turn"), help="turn: what train starts")
+    parser.add_argument("folder", help="where the runs are")
+    parser.add_argument("--minutes", type=float, default=5, help="of training, each")
+    parser.add_argument("--round", type=float, default=100, help="seconds of a turn")
+    parser.add_argument("--seeds", type=int, default=3, help="of training: 0, 1, ...")
+    parser.add_argument("--beside", type=int, default=2, help="how many train at a time, each on its cores")
+    parser.add_argument("--only", default=",".join(CONTESTANTS), help="contestants")
+    parser.add_argument("--n", type=int, default=360, help="samples")
+    parser.add_argument("--name", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.names, args.folder = args.only.split(","), os.path.abspath(args.folder)
+    for name in args.names:
+        if name not in CONTESTANTS:
+            raise UserError(f"--only {name}: want some of {','.join(CONTESTANTS)}")
+    for name, least in (("minutes", 0.01), ("round", 1), ("seeds", 1), ("beside", 1), ("n", 2)):
+        if not least <= getattr(args, name) < math.inf:
+            raise UserError(f"--{name} {getattr(args, name)}: want {least} or more")
+    if args.what == "train" and args.beside > (cores := len(os.sched_getaffinity(0))):
+        raise UserError(f"--beside {args.beside}: there are {cores} cores")
+    try:
+        os.makedirs(args.folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{args.folder}: {error.strerror}") from None
+    return args
+
+
+def main():
+    args = parse()
+    {"train": train, "judge": judge, "turn": take_turn}[args.what](args)
+
+
+if __name__ == "__main__":
+    main_program(main)
