@@ -2,14 +2,16 @@
 
     python benchmarks/equal_time.py cost   runs/equal              seconds and memory of a step, all in one run
     python benchmarks/equal_time.py train  runs/equal [--minutes 20]
-    python benchmarks/equal_time.py judge  runs/equal [--n 360]    -> results/equal_time.json, figures/equal_time*.png
+    python benchmarks/equal_time.py judge  runs/equal [--n 360] [--at 10,20]
+                                                                   -> results/equal_time.json, figures/equal_time*.png
 
 Five ways to 64 x 64: the plain U-ViT (simple diffusion); the plain U-Net (Matryoshka's "Simple DM"); nested, all levels
-at once; nested, grown from 16 x 16; a cascade 16 -> 64. The last two give a quarter of the time to one and the same
-16 x 16 run, and the nested model and that run have the plain U-ViT's inner blocks.
+at once; nested, grown from 16 x 16; a cascade 16 -> 64. The last two give their first FIRST minutes to one and the
+same 16 x 16 run, and the nested model and that run have the plain U-ViT's inner blocks.
 
 Equal time means: the pace of train.py is measured for each on a quiet machine, and each gets as many steps as fit. So a
-disturbance while they train changes nothing but the wait. Same data, batch and seed for all.
+disturbance while they train changes nothing but the wait. Same data, batch and seed for all. A checkpoint is kept every
+KEEP minutes; with more --minutes the same runs go on, at the pace that they began with.
 """
 import argparse
 import json
@@ -37,7 +39,7 @@ RUNS = {"glyphs64": ("plain U-ViT", "glyphs64", None, None),
         "nested": ("nested, from scratch", "glyphs64_nested", None, None),
         "grown": ("nested, grown 16 → 64", "glyphs64_nested", "glyphs16", "grow"),
         "cascade": ("cascade 16 → 64", "glyphs64_sr", "glyphs16", "low")}
-FIRST = 0.25                                                              # of the time, for the run that comes first
+FIRST, KEEP = 5, 5                                                        # minutes
 
 
 def make_step(preset):
@@ -61,7 +63,7 @@ def cost(args):
     save("equal_time_cost.json", dict(seconds_a_step=best, bytes_of_a_step=memory))
 
 
-def steps_of(args, preset, share=1.0):
+def steps_of(args, preset, minutes):
     """Steps that fit, by the pace of train.py itself (loading and averaging included), a multiple of 4."""
     path = os.path.join(args.folder, "pace.json")
     pace = json.load(open(path)) if os.path.exists(path) else {}
@@ -73,12 +75,22 @@ def steps_of(args, preset, share=1.0):
         pace[preset] = PRESETS[preset].batch * len(rates) / sum(rates)
         with open(path, "w") as file:
             json.dump(pace, file)
-    return 4 * round(args.minutes * 60 * share / pace[preset] / 4)
+    return 4 * max(1, round(minutes * 60 / pace[preset] / 4))
 
 
 def run(*args):
     subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *map(str, args), "--auto-resume"], check=True,
                    cwd=ROOT)
+
+
+def kept_every(args, name):
+    """Steps of KEEP minutes: those of the run, if it was begun."""
+    folder, (_, preset, first, _) = os.path.join(args.folder, name), RUNS[name]
+    if has_checkpoint(folder):
+        return read_checkpoint(folder)["config"].keep_every
+    if first:
+        steps_of(args, first, FIRST)
+    return steps_of(args, preset, KEEP)
 
 
 def finished(folder, steps):
@@ -89,31 +101,25 @@ def finished(folder, steps):
 def train(args):
     args.folder = os.path.abspath(args.folder)
     os.makedirs(args.folder, exist_ok=True)
-    for preset in ("glyphs16", *(preset for _, preset, *_ in RUNS.values())):
-        steps_of(args, preset)                                            # all paces first, while nothing else runs
-    with open(os.path.join(args.folder, "minutes.json"), "w") as file:
-        json.dump(args.minutes, file)
+    every = {name: kept_every(args, name) for name in RUNS}               # all paces first, while nothing else runs
     for name, (_, preset, first, use) in RUNS.items():
         common = ["--sample-every", 0, "--seed", args.seed]
         below = first and os.path.join(args.folder, first)
-        if first and not finished(below, steps_of(args, first, FIRST)):
+        if first and not has_checkpoint(os.path.join(args.folder, name)):
             run("--preset", first, "--steps", steps_of(args, first, FIRST), "--out", below, *common)
-        steps = steps_of(args, preset, 1 - FIRST if first else 1)
-        every = steps // (3 if first else 4)                              # a checkpoint each quarter of the time
+        steps = every[name] * round((args.minutes - (FIRST if first else 0)) / KEEP)
         common += ["--grow-from", below] if use == "grow" else []
-        if not finished(os.path.join(args.folder, name), (3 if first else 4) * every):
-            run("--preset", preset, "--steps", 3 * every if first else 4 * every, "--keep-every", every, "--save-every",
-                every, "--out", os.path.join(args.folder, name), *common)
+        if not finished(os.path.join(args.folder, name), steps):
+            run("--preset", preset, "--steps", steps, "--keep-every", every[name], "--save-every", every[name], "--out",
+                os.path.join(args.folder, name), *common)
 
 
 def judge(args):
     device, _ = choose_device()
     result, sheets = {}, []
-    if not os.path.exists(os.path.join(args.folder, "minutes.json")):
-        raise UserError(f"{args.folder}: nothing was trained there; first python benchmarks/equal_time.py train "
+    if missing := [name for name in RUNS if not has_checkpoint(os.path.join(args.folder, name))]:
+        raise UserError(f"{args.folder}: {', '.join(missing)} not trained; first python benchmarks/equal_time.py train "
                         f"{args.folder}")
-    with open(os.path.join(args.folder, "minutes.json")) as file:
-        total = json.load(file)
     for name, (title, preset, first, use) in RUNS.items():
         folder = os.path.join(args.folder, name)
         last, below = read_checkpoint(folder), None
@@ -126,21 +132,25 @@ def judge(args):
         result[name] = []
         for kept in kept_checkpoints(folder):
             state = read_checkpoint(folder, kept)
-            share = state["step"] / last["step"]
+            minutes = (FIRST if first else 0) + KEEP * state["step"] / config.keep_every
+            if args.at and minutes not in args.at:
+                continue
             figures, _, images, _ = evaluate.measure(
                 folder, averaged_model(state, folder, device), config, options, yardstick, device,
                 ("fd", "is", "read", "pr"), below)
             seconds = figures["seconds_of_sampling"]
             seconds += figures.pop("seconds_of_low_stage", 0)
-            row = dict(minutes=total * (FIRST + (1 - FIRST) * share if first else share), images=state["images"],
+            row = dict(minutes=minutes, images=state["images"],
                        seconds_an_image=round(seconds / args.n, 4), **figures)
             result[name].append(row)
             print(f"{title:24s} {row['minutes']:5.1f} min  {row['images']:7,} images  FD {row['fd_held_out']:6.2f} ± "
                   f"{row['fd_held_out_pm']:.2f}  read {row['read_rate']:.1%} ± {row['read_rate_pm']:.1%}  "
                   f"{row['seconds_an_image']:.2f} s an image", flush=True)
+        if not result[name]:
+            raise UserError(f"--at: {folder} has no checkpoint of those minutes")
         sheets.append((title, images))
-    save(args.name + ".json", dict(n=args.n, seed_of_training=config.seed, seed_of_samples=0, minutes=total,
-                                   s_of_cascade=args.s, runs=result))
+    save(args.name + ".json", dict(n=args.n, seed_of_training=config.seed, seed_of_samples=0, s_of_cascade=args.s,
+                                   runs=result))
     evaluate.draw_comparison(sheets, [], os.path.join(ROOT, "figures", args.name + "_samples.png"))
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
@@ -170,13 +180,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("cost", "train", "judge"))
     parser.add_argument("folder", help="where the runs are")
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=int, default=20, help=f"of training, in steps of {KEEP}")
+    parser.add_argument("--at", default="", help="judge the checkpoints of these minutes alone: 10,20")
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--n", type=int, default=360)
     parser.add_argument("--s", type=float, default=0.3, help="of the cascade's handoff")
     parser.add_argument("--seed", type=int, default=0, help="of training")
     parser.add_argument("--name", default="equal_time", help="of the files that judge leaves")
     args = parser.parse_args()
+    if args.minutes % KEEP or args.minutes < FIRST + KEEP:
+        raise UserError(f"--minutes {args.minutes}: want a multiple of {KEEP}, {FIRST + KEEP} or more")
+    try:
+        args.at = [float(part) for part in args.at.split(",")] if args.at else []
+    except ValueError:
+        raise UserError(f"--at {args.at}: want minutes, as 10,20") from None
     {"cost": cost, "train": train, "judge": judge}[args.what](args)
 
 

@@ -116,18 +116,16 @@ def table6(budget):
 
 TABLES = dict(table2=table2, table3=table3, table4=table4, table5=table5, table6=table6)
 
-BEST = (10, 30, 60)
-_equal = [["benchmarks/equal_time.py", "train", "{folder}/mdm", "--minutes", "{minutes}"]]
+_equal = ["benchmarks/equal_time.py", "train", "{folder}/equal", "--minutes"]
+_judged = ["benchmarks/equal_time.py", "judge", "{folder}/equal", "--n", "{n}", "--s", "0", "--name"]
 OTHERS = {                                                                # table: the commands that make it
     "table9": [["benchmarks/text_guidance.py", "train", "{folder}/text"],
                ["benchmarks/text_guidance.py", "judge", "{folder}/text", "--n", "{n}", "--name", "paper_table9"]],
-    "mdm": _equal + [["benchmarks/equal_time.py", "judge", "{folder}/mdm", "--n", "{n}", "--s", "0", "--name",
-                      "paper_mdm"]],
-    "cdm": _equal + [["evaluate.py", "{folder}/mdm/glyphs16", "{folder}/mdm/cascade", "--handoff", "renoised", "--n",
-                      "{n}", "--sweep", "s=0,0.1,0.2,0.3,0.4,0.5,0.7,0.9"]],
-    "best": [["benchmarks/equal_time.py", what, f"{{folder}}/best-{minutes}", *more] for minutes in BEST
-             for what, more in (("train", ["--minutes", str(minutes)]),
-                                ("judge", ["--n", "{n}", "--s", "0", "--name", f"paper_best_{minutes}"]))]}
+    "mdm": [[*_equal, "{minutes}"], [*_judged, "paper_mdm"]],
+    "cdm": [[*_equal, "{minutes}"],
+            ["evaluate.py", "{folder}/equal/glyphs16", "{folder}/equal/cascade", "--handoff", "renoised", "--n", "{n}",
+             "--sweep", "s=0,0.1,0.2,0.3,0.4,0.5,0.7,0.9"]],
+    "best": [[*_equal, "60"], [*_judged, "paper_best", "--at", "10,30,60"]]}
 
 
 # ------------------------------------------------------------------------------------------ training
@@ -328,29 +326,11 @@ def save(name, args, **what):
 def others(args):
     """The tables that other scripts make, started as a user would; with their own names for what they leave."""
     for command in OTHERS[args.table]:
-        started([part.format(folder=args.folder, minutes=args.minutes or 20, n=args.n) for part in command])
-    results, figures = os.path.join(ROOT, "benchmarks", "results"), os.path.join(ROOT, "figures")
+        started([part.format(folder=args.folder, minutes=f"{args.minutes or 20:g}", n=args.n) for part in command])
     if args.table == "cdm":
-        for kind, folder in ((".json", results), (".png", figures)):
-            shutil.copy(os.path.join(args.folder, "mdm", "cascade", "sweep_s_renoised" + kind),
-                        os.path.join(folder, "paper_cdm" + kind))
-    if args.table == "best":
-        import matplotlib
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-        found = {}
-        for minutes in BEST:
-            with open(os.path.join(results, f"paper_best_{minutes}.json")) as file:
-                found[minutes] = json.load(file)["runs"]
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-        for axis, key, label in zip(axes, ("fd_held_out", "read_rate"), ("Fréchet distance to held-out", "read rate")):
-            for name in found[BEST[0]]:
-                last = [found[minutes][name][-1] for minutes in BEST]
-                axis.errorbar(BEST, [row[key] for row in last], [row[key + "_pm"] for row in last], marker="o",
-                              capsize=2, label=name)
-            axis.set(xlabel="minutes of training", ylabel=label, xscale="log", xticks=BEST, xticklabels=BEST)
-        axes[1].legend(fontsize=8)
-        figure.savefig(os.path.join(figures, "paper_best.png"), dpi=110)
+        for kind, folder in ((".json", "benchmarks/results"), (".png", "figures")):
+            shutil.copy(os.path.join(args.folder, "equal", "cascade", "sweep_s_renoised" + kind),
+                        os.path.join(ROOT, folder, "paper_cdm" + kind))
 
 
 def parse():
