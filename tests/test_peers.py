@@ -20,7 +20,7 @@ def test_ours_is_train_py(tmp_path, monkeypatch):
     Kills: another loss, rate, order of the scenes, noise or average than train.py's; a turn that begins anew.
     """
     tiny = dict(size=(16, 16), base_channels=8, emb_channels=16, channel_mult=(1, 2), num_res_blocks=(1,),
-                num_transformer_blocks=1, num_heads=2, batch=4, patching="none", scenes=40)
+                num_transformer_blocks=1, num_heads=2, batch=4, patching="none", scenes=40, warmup=2)
     monkeypatch.setattr(peers, "SCENES", override(peers.SCENES, **tiny))
     monkeypatch.setattr(peers, "find_peers", lambda: None)
     for _ in range(2):
@@ -29,7 +29,7 @@ def test_ours_is_train_py(tmp_path, monkeypatch):
     ours = torch.load(tmp_path / "ours-seed0.pt")
     assert ours["step"] == 2 and ours["images"] == 8
 
-    flags = [*TINY, "--patching", "none", "--scenes", 40, "--steps", 2, "--seed", 0, "--precision", "bf16"]
+    flags = [*TINY, "--patching", "none", "--scenes", 40, "--warmup", 2, "--steps", 2, "--seed", 0, "--precision", "bf16"]
     done = program("train.py", *flags, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     theirs = read_checkpoint(tmp_path / "run")
