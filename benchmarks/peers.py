@@ -5,10 +5,10 @@
     python benchmarks/peers.py judge runs/peers [--n 360]              -> results/peers.json, figures/peers.png
 
 The default preset against denoising-diffusion-pytorch (its U-Net with classes, and the U-ViT of simple_diffusion.py,
-which has none) and diffusers (UNet2DModel, v-prediction), each with the settings that its own examples have and with
-ours: batch, rate, averages, v, dropped classes, guidance, and a network with about as many parameters, narrow where the
-maps are large, which is where they cost. A U-ViT of ours without classes is there for theirs. bf16 for all: it is
-faster for each.
+which has none) and diffusers (UNet2DModel, v-prediction), each with its own settings and with ours: batch, rate, Adam,
+averages, the error of v, dropped classes, guidance, the schedule (but for ddp's U-Net, which has no shift), and a
+network with about as many parameters, as narrow where the maps are large as it allows, since there they cost. A U-ViT
+of ours without classes is there for theirs. bf16 for all.
 
 All learn from the same 20,000 scenes, drawn beforehand and held in memory. They train in turns, `--round` seconds of
 the wall clock each, until each has had its minutes; what a turn needs to start and to save is not counted. So what
@@ -16,11 +16,14 @@ disturbs the machine disturbs all, and with a longer --minutes the same runs go 
 with half of the cores; who is beside whom changes from round to round.
 
 Judged as evaluate.py does, by samples of the averaged weights, CALLS network calls each: with guidance half as many
-steps. Of the large networks of the peers' own settings FEW samples: a core draws three a minute.
+steps. Of the large networks of the peers' own settings FEW samples, since a core draws three a minute; a distance of
+FEW images is larger than one of --n, so there is a column with that of FEW for all. Seconds at matched quality: of each
+the fewest steps of LADDER that come within 5 % of its best, beside the fewest in which ours is no worse; FEW samples.
 """
 import argparse
 import concurrent.futures
 import copy
+import functools
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -55,7 +58,7 @@ from sample import grid, sample_run, to_uint8
 from train import conditions, draw, make_loss, update_ema
 
 CPU = torch.device("cpu")
-CALLS, FEW = 48, 72                                                       # network calls an image, for all
+CALLS, FEW, LADDER = 48, 72, (1, 2, 4, 8, 12, 16, 24)
 CLASSES = 36
 SCENES = override(PRESETS["glyphs64"], scenes=20_000)
 
@@ -64,7 +67,7 @@ SCENES = override(PRESETS["glyphs64"], scenes=20_000)
 
 class Ours:
     """`python train.py --scenes 20000`: its loss, its draws, its optimiser."""
-    title, classes, own_steps, large = "ours: python train.py", True, 24, False
+    title, classes, large = "ours: python train.py", True, False
 
     def __init__(self, seed):
         self.config = self.settings(seed)
@@ -95,7 +98,7 @@ class Ours:
 
 
 class OursWithoutClasses(Ours):
-    title, classes, own_steps = "ours, without classes", False, 48
+    title, classes = "ours, without classes", False
 
     def settings(self, seed):
         return override(SCENES, num_classes=0, seed=seed)
@@ -106,8 +109,8 @@ class OursWithoutClasses(Ours):
 class Peer:
     """What a user of a library writes around it: one step of the loop."""
 
-    def optimise(self, network, lr, betas, warmup, decay, every=1):
-        self.optimizer, self.warmup = torch.optim.Adam(network.parameters(), lr=lr, betas=betas), warmup
+    def optimise(self, network, lr, warmup, decay, every=1, **adam):
+        self.optimizer, self.warmup = torch.optim.Adam(network.parameters(), lr=lr, **adam), warmup
         self.lr, self.decay, self.every, self.model = lr, decay, every, network
         self.averaged = copy.deepcopy(network).eval().requires_grad_(False)
 
@@ -123,13 +126,14 @@ class Peer:
         if step % self.every == 0:
             update_ema(self.averaged, self.model, self.decay, step // self.every)
 
-    ours = dict(lr=1e-3, betas=(0.9, 0.99), warmup=100, decay=0.998)
+    ours = dict(lr=1e-3, betas=(0.9, 0.99), eps=1e-12, fused=True, warmup=100, decay=0.998)
     batch, large = 16, True
 
 
 class DdpUnet(Peer):
-    """denoising-diffusion-pytorch, classifier_free_guidance.py; the numbers of its README and of its Trainer."""
-    title, classes, own_steps = "denoising-diffusion-pytorch, U-Net, own settings", True, 250
+    """denoising-diffusion-pytorch, classifier_free_guidance.py: the example at its end, its Trainer's defaults. Its
+    DDIM is stochastic by default, which wants its 250 steps; here it is not."""
+    title, classes = "denoising-diffusion-pytorch, U-Net, own settings", True
     net, settings, scale = dict(dim=64, dim_mults=(1, 2, 4, 8)), dict(objective="pred_noise"), dict(cond_scale=6.0)
     training = dict(lr=1e-4, betas=(0.9, 0.99), warmup=1, decay=0.995, every=10)
 
@@ -148,14 +152,21 @@ class DdpUnet(Peer):
 
 
 class DdpUnetAtOurs(DdpUnet):
+    """Plain cosine (it has no shift), plain guidance, and all errors of v alike, for which there is no switch."""
     title = "denoising-diffusion-pytorch, U-Net, at ours"
     net, settings = dict(dim=16, dim_mults=(1, 2, 6, 12), cond_drop_prob=0.1), dict(objective="pred_v")
     scale, training, large = dict(cond_scale=5.0, rescaled_phi=0.0), Peer.ours, False
 
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.diffusion.loss_weight.fill_(1)
+        self.averaged.forward_with_cond_scale = functools.partial(self.averaged.forward_with_cond_scale,
+                                                                  remove_parallel_component=False)
+
 
 class DdpUvit(Peer):
     """denoising-diffusion-pytorch, simple_diffusion.py: its defaults; no classes, ancestral sampling alone."""
-    title, classes, own_steps = "denoising-diffusion-pytorch, U-ViT, own settings", False, 500
+    title, classes = "denoising-diffusion-pytorch, U-ViT, own settings", False
     net, settings, training = dict(dim=64), {}, DdpUnet.training
 
     def __init__(self, seed):
@@ -173,20 +184,26 @@ class DdpUvit(Peer):
 
 class DdpUvitAtOurs(DdpUvit):
     # Its init_img_transform cannot take our wavelet: the check of it builds torch.Size(1, 1, 32, 32), a TypeError. So
-    # patches of 2, its own way to 32 x 32.
+    # patches of 2, its own way to 32 x 32. Its error of v is weighed by SNR / (SNR + 1): undone.
     title = "denoising-diffusion-pytorch, U-ViT, at ours"
     net = dict(dim=32, dim_mults=(3, 6), patch_size=2, vit_depth=4, vit_dropout=0.0)
     settings, training, large = dict(noise_d=32, min_snr_loss_weight=False), Peer.ours, False
 
+    def loss(self, x, labels):
+        t = torch.rand(len(x))
+        return (self.diffusion.p_losses(x, t, loss_reduction="none") / self.diffusion.log_snr(t).sigmoid()).mean()
+
 
 class DiffusersUnet(Peer):
-    """diffusers: the network of its training example, v-prediction as its documentation advises (zero terminal SNR)."""
-    title, classes, own_steps = "diffusers, UNet2DModel, own settings", True, 50
+    """diffusers: network and rate of its training example (not its falling rate, which wants the number of steps),
+    v-prediction as its documentation advises: zero terminal SNR, trailing steps. Dropped classes, guidance: its DiT's.
+    """
+    title, classes = "diffusers, UNet2DModel, own settings", True
     net = dict(layers_per_block=2, block_out_channels=(128, 128, 256, 256, 512, 512),
                down_block_types=("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
                up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4)
     training = dict(lr=1e-4, betas=(0.95, 0.999), warmup=500, decay=0.9999)
-    guidance = 4.0
+    guidance, stepping = 4.0, {}
 
     def betas(self):
         return {}
@@ -208,16 +225,17 @@ class DiffusersUnet(Peer):
         self.scheduler.set_timesteps(steps)
         for t in self.scheduler.timesteps:
             v, null = self.averaged(torch.cat([z, z]), t, class_labels=both).sample.float().chunk(2)
-            z = self.scheduler.step(null + self.guidance * (v - null), t, z).prev_sample
+            z = self.scheduler.step(null + self.guidance * (v - null), t, z, **self.stepping).prev_sample
         return z
 
 
 class DiffusersUnetAtOurs(DiffusersUnet):
     title = "diffusers, UNet2DModel, at ours"
-    net = dict(layers_per_block=1, block_out_channels=(16, 32, 96, 192), norm_num_groups=16,
+    net = dict(layers_per_block=1, block_out_channels=(16, 32, 96, 192), norm_num_groups=4,
+               time_embedding_dim=256, resnet_time_scale_shift="scale_shift",
                down_block_types=("DownBlock2D",) * 3 + ("AttnDownBlock2D",),
                up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 3)
-    training, guidance, large = Peer.ours, 5.0, False
+    training, guidance, large, stepping = Peer.ours, 5.0, False, dict(use_clipped_model_output=True)
 
     def betas(self):
         """Our schedule, as the betas of 1000 steps."""
@@ -247,11 +265,14 @@ def find_peers():
 
 
 def lines_of(contestant):
-    """Lines that a user writes who has the library: what is in the class, its bases and the step, without comments."""
+    """Lines of Python that a user writes who has the library, for a step of training and for samples; without settings,
+    data, the loop and what saves and resumes. 0: a command does it."""
     if issubclass(contestant, Ours):
         return 0
-    source = "".join(inspect.getsource(kind) for kind in contestant.__mro__ if kind is not object)
-    return sum(bool(line.strip()) and line.strip()[0] not in '#"' for line in source.splitlines())
+    methods = {getattr(kind, name) for kind in contestant.__mro__ for name in vars(kind)
+               if name in ("__init__", "optimise", "learn", "loss", "images", "betas") and kind is not object
+               and (name == "__init__" or vars(kind)[name] is getattr(contestant, name))}
+    return sum(bool(line.strip()) for method in methods for line in inspect.getsource(method).splitlines())
 
 
 # ------------------------------------------------------------------------------------------ training, in turns
@@ -264,18 +285,18 @@ def scenes_of(folder):
         images = torch.stack([to_uint8(source.image(i)[None])[0] for i in range(len(source))]).permute(0, 3, 1, 2)
         torch.save((images.contiguous(), torch.tensor([source.label(i) for i in range(len(source))])), path + ".new")
         os.replace(path + ".new", path)
-    return torch.load(path, mmap=True)
+    return torch.load(path)
 
 
-def checkpoint_of(folder, name, seed):
+def checkpoint_of(folder, name, seed, mmap=True):
     path = os.path.join(folder, f"{name}-seed{seed}.pt")
-    return path, torch.load(path, mmap=True) if os.path.exists(path) else dict(step=0, images=0, seconds=0.0, peak=0.0)
+    return path, torch.load(path, mmap=mmap) if os.path.exists(path) else dict(step=0, images=0, seconds=0.0, peak=0.0)
 
 
 def take_turn(args):
     """One contestant trains until it has had so many seconds; in a process of its own, with the cores it is given."""
     find_peers()
-    path, state = checkpoint_of(args.folder, args.name, args.seed)
+    path, state = checkpoint_of(args.folder, args.name, args.seed, mmap=False)
     images, labels = scenes_of(args.folder)
     torch.manual_seed(args.seed)
     contestant = CONTESTANTS[args.name](args.seed)
@@ -293,11 +314,15 @@ def take_turn(args):
         chosen = np.concatenate([order(epoch), order(epoch + 1)])[place:place + batch]
         contestant.learn(images[chosen].float() / 127.5 - 1, labels[chosen], step)
         step, seconds = step + 1, state["seconds"] + time.perf_counter() - start
-    # ru_maxrss: KiB. Of a process that has scenes, libraries and all.
-    torch.save(dict(step=step, images=step * batch, seconds=seconds, model=contestant.model.state_dict(),
-                    averaged=contestant.averaged.state_dict(), optimizer=contestant.optimizer.state_dict(),
-                    peak=max(state["peak"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)),
-               path + ".new")
+    # ru_maxrss, KiB: the process with scenes and libraries. Of the first turn: later ones hold what they load, too.
+    peak = state["peak"] or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    with open(path + ".new", "wb") as file:
+        torch.save(dict(step=step, images=step * batch, seconds=seconds, peak=peak,
+                        cores=sorted({*state.get("cores", ()), len(os.sched_getaffinity(0))}),
+                        model=contestant.model.state_dict(), averaged=contestant.averaged.state_dict(),
+                        optimizer=contestant.optimizer.state_dict()), file)
+        file.flush()
+        os.fsync(file.fileno())                                           # or the next one's time would have to bear it
     os.replace(path + ".new", path)
     print(f"{args.name}, seed {args.seed}: {seconds:.0f} s, step {step:,}, {step * batch / seconds:.1f} images/s",
           flush=True)
@@ -307,8 +332,6 @@ def train(args):
     find_peers()
     scenes_of(args.folder)
     cores = sorted(os.sched_getaffinity(0))
-    with open(os.path.join(args.folder, "cores.json"), "w") as file:
-        json.dump(dict(beside=args.beside, cores=len(cores) // args.beside), file)
     slots = queue.Queue()
     for slot in range(args.beside):
         slots.put(cores[slot::args.beside])
@@ -360,11 +383,11 @@ def judge(args):
     yardstick = Yardstick(args.folder, override(SCENES, class_names=tuple(open_run(SCENES).classes)), args.n)
     labels = yardstick.subjects(args.n, SCENES)["labels"]
 
-    def judged(name, seed, steps=None):
+    def judged(name, seed, steps=None, n=args.n):
         state, path = states[name, seed], checkpoint_of(args.folder, name, seed)[0]
         contestant = CONTESTANTS[name](seed)
         contestant.averaged.load_state_dict(state["averaged"])
-        told = (labels if contestant.classes else [-1] * args.n)[:FEW if contestant.large else args.n]
+        told = (labels if contestant.classes else [-1] * args.n)[:FEW if contestant.large else n]
         steps = steps or CALLS // (1 + contestant.classes)
         kept = path.replace(".pt", f"-{state['step']}-{steps}steps-{len(told)}.samples")
         if not os.path.exists(kept):
@@ -372,30 +395,35 @@ def judge(args):
             torch.save((images, seconds), kept + ".new")
             os.replace(kept + ".new", kept)
         images, seconds = torch.load(kept)
-        set_ = described(zip(torch.arange(len(told)).split(100), images.split(100)), yardstick.features)
-        found = evaluate.figures(set_, told, yardstick, ("fd", "is", "read"))
+        few, whole = (described(zip(torch.arange(some).split(100), images[:some].split(100)), yardstick.features)
+                      for some in (min(FEW, len(told)), len(told)))
+        found = evaluate.figures(few, told[:FEW], yardstick, ("fd",))
+        found = {"fd_few": found["fd_held_out"], "fd_few_pm": found["fd_held_out_pm"]}
+        found |= evaluate.figures(whole, told, yardstick, ("fd", "is", "read") if len(told) > FEW else ("read",))
         found = dict(name=name, seed=seed, steps=steps, n=len(told), minutes=state["seconds"] / 60,
-                     trained_steps=state["step"], images=state["images"], peak_gib=state["peak"],
+                     trained_steps=state["step"], images=state["images"], peak_gib=state["peak"], cores=state["cores"],
                      images_a_second=state["images"] / state["seconds"],
-                     seconds_an_image=seconds, seconds_at_own_steps=seconds / steps * contestant.own_steps,
-                     parameters=sum(p.numel() for p in contestant.model.parameters()), **found)
-        print(f"{name}, seed {seed}, {steps} steps: FD {found['fd_held_out']:.1f}, {seconds:.2f} s an image",
-              flush=True)
+                     parameters=sum(p.numel() for p in contestant.model.parameters()), seconds_an_image=seconds, **found)
+        print(f"{name}, seed {seed}, {steps} steps, {len(told)} samples: FD of {FEW} {found['fd_few']:.1f}, "
+              f"{seconds:.2f} s an image", flush=True)
         return found, images
     results, sheets = [], {}
     for name, seed in states:
         found, images = judged(name, seed)
         results.append(found)
         sheets.setdefault(name, images)
-    # Of the same quality: the fewest steps in which ours comes below a peer's distance.
-    ladder = [judged("ours", 0, steps)[0] for steps in (1, 2, 3, 4, 6, 8, 12, 16, 24)] if "ours" in args.names else []
-    show(args, results, ladder)
-    save(args, results, ladder)
+    ladders = {}
+    for name in args.names:
+        each = 1 if CONTESTANTS[name].classes else 2                      # without guidance a step is one call, not two
+        ladders[name] = [judged(name, 0, each * steps, FEW)[0] for steps in
+                         ((CALLS // 2,) if CONTESTANTS[name].large else LADDER)]
+    show(args, results, ladders)
+    save(args, results, ladders)
     draw_samples(args, results, sheets)
 
 
 def of(results, name, key):
-    """(mean, half the range of the seeds, or of one seed the 95 % interval of the samples)."""
+    """(mean, half the range of the seeds; of one seed the 95 % interval of its samples)."""
     values = [result[key] for result in results if result["name"] == name and key in result]
     if not values:
         return math.nan, math.nan
@@ -403,47 +431,55 @@ def of(results, name, key):
     return sum(values) / len(values), (max(values) - min(values)) / 2 if len(values) > 1 else alone
 
 
+def enough(ladder):
+    """The first rung that comes within 5 % of the best."""
+    return as_good(ladder, 1.05 * min(rung["fd_few"] for rung in ladder))
+
+
 def as_good(ladder, distance):
     """The first rung of the ladder that is no worse, or None."""
-    return next((rung for rung in ladder if rung["fd_held_out"] <= distance), None)
+    return next((rung for rung in ladder if rung["fd_few"] <= distance), None)
 
 
-COLUMNS = (("FD held-out", "fd_held_out", 1, 1), ("read, %", "read_rate", 100, 1), ("IS", "is", 1, 1),
-           ("images/s", "images_a_second", 1, 1), ("peak, GiB", "peak_gib", 1, 2),
-           ("s an image", "seconds_an_image", 1, 2))
+COLUMNS = (("FD held-out", "fd_held_out", 1, 1), (f"FD of {FEW}", "fd_few", 1, 1), ("read, %", "read_rate", 100, 1),
+           ("IS", "is", 1, 1),
+           ("images/s", "images_a_second", 1, 1), ("peak, GiB", "peak_gib", 1, 2))
 
 
-def show(args, results, ladder):
-    print(f"\n{results[0]['minutes']:.1f} minutes; ± half the range of the seeds; {args.n} samples, {FEW} of large "
-          "networks\n" + " " * 52 + "".join(f"{head:>15s}" for head, *_ in COLUMNS)
-          + f"{'its own steps':>15s}{'ours as good in':>17s}{'lines':>7s}{'parameters':>13s}{'seeds':>7s}")
+def show(args, results, ladders):
+    print(f"\n{results[0]['minutes']:.1f} minutes; ± half the range of the seeds, of one seed 95 % of the samples; "
+          f"{args.n} samples\n{'':52s}" + "".join(f"{head:>15s}" for head, *_ in COLUMNS) + f"{'s an image':>12s}"
+          f"{'ours as good':>14s}{'lines':>7s}{'parameters':>13s}{'steps':>7s}{'seeds':>7s}")
     for name in args.names:
         cells = []
         for _, key, scale, digits in COLUMNS:
             value, bar = (scale * each for each in of(results, name, key))
             cells.append("–" if math.isnan(value) else f"{value:.{digits}f} ± {bar:.{digits}f}")
-        rung = as_good(ladder, of(results, name, "fd_held_out")[0])
+        rung = enough(ladders[name])
+        ours = as_good(ladders.get("ours", []), rung["fd_few"])
         print(f"{CONTESTANTS[name].title:52s}" + "".join(f"{cell:>15s}" for cell in cells)
-              + f"{of(results, name, 'seconds_at_own_steps')[0]:13.1f} s"
-              + (f"{rung['seconds_an_image']:14.2f} s " if rung else f"{'never':>17s}")
+              + f"{rung['seconds_an_image']:12.2f}" + (f"{ours['seconds_an_image']:14.2f}" if ours else f"{'–':>14s}")
               + f"{lines_of(CONTESTANTS[name]):7d}{of(results, name, 'parameters')[0]:13,.0f}"
-              + f"{sum(result['name'] == name for result in results):7d}")
+              + f"{of(results, name, 'trained_steps')[0]:7,.0f}{sum(result['name'] == name for result in results):7d}")
+    peers = [name for name in args.names if not issubclass(CONTESTANTS[name], Ours)]
+    if peers and "ours" in args.names:
+        best = min(peers, key=lambda name: of(results, name, "fd_few")[0])
+        print(f"ours over the best peer ({best}), FD of {FEW}: "
+              f"{of(results, 'ours', 'fd_few')[0] / of(results, best, 'fd_few')[0]:.2f} (goal: 0.5)")
 
 
-def save(args, results, ladder):
+def save(args, results, ladders):
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    with open(os.path.join(args.folder, "cores.json")) as file:
-        cores = json.load(file)
+    cores = " or ".join(map(str, sorted({count for result in results for count in result["cores"]})))
     with open(os.path.join(ROOT, "benchmarks", "results", "peers.json"), "w") as file:
         json.dump(dict(command=" ".join(["python", "benchmarks/peers.py", *sys.argv[1:]]), commit=commit.stdout.strip(),
-                       machine=f"{platform.machine()}, {os.cpu_count()} cores, {cores['cores']} for each, "
-                               f"{cores['beside']} at a time",
+                       machine=f"{platform.machine()}, {os.cpu_count()} cores, {cores} for each",
                        torch=torch.__version__, precision="bf16", seed_of_samples=0,
                        scenes=SCENES.scenes, versions={name: importlib.metadata.version(name) for name in
                                                        ("denoising-diffusion-pytorch", "diffusers")},
                        lines={name: lines_of(CONTESTANTS[name]) for name in args.names},
                        titles={name: CONTESTANTS[name].title for name in args.names}, results=results,
-                       fewer_steps_of_ours=ladder), file, indent=1)
+                       fewer_steps=ladders), file, indent=1)
 
 
 def draw_samples(args, results, sheets, many=12):
@@ -454,8 +490,8 @@ def draw_samples(args, results, sheets, many=12):
     for axis, (name, images) in zip(axes[:, 0], sheets.items()):
         at = torch.arange(many) * 37 % len(images)                        # A, B, C, ... where there are classes
         axis.imshow(np.asarray(grid(images[at].permute(0, 3, 1, 2) / 127.5 - 1, many)))
-        distance, read = of(results, name, "fd_held_out")[0], of(results, name, "read_rate")[0]
-        axis.set_ylabel(CONTESTANTS[name].title.replace(", ", "\n") + f"\nFD {distance:.0f}" + (
+        distance, read = of(results, name, "fd_few")[0], of(results, name, "read_rate")[0]
+        axis.set_ylabel(CONTESTANTS[name].title.replace(", ", "\n") + f"\nFD of {FEW}: {distance:.0f}" + (
             "" if math.isnan(read) else f", {100 * read:.0f} % read"), rotation=0, ha="right", va="center", fontsize=8)
         axis.set(xticks=[], yticks=[])
     figure.savefig(os.path.join(ROOT, "figures", "peers.png"), dpi=100)

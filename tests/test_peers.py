@@ -64,5 +64,6 @@ def test_bars_and_quality():
     results = [dict(name="a", fd=value, fd_pm=0.5) for value in (1.0, 4.0)] + [dict(name="b", fd=7.0, fd_pm=0.5)]
     assert peers.of(results, "a", "fd") == (2.5, 1.5) and peers.of(results, "b", "fd") == (7.0, 0.5)
     assert math.isnan(peers.of(results, "b", "read_rate")[0])
-    ladder = [dict(steps=steps, fd_held_out=fd) for steps, fd in ((1, 90.0), (2, 50.0), (4, 20.0), (8, 10.0))]
+    ladder = [dict(steps=steps, fd_few=fd) for steps, fd in ((1, 90.0), (2, 50.0), (4, 10.4), (8, 10.0))]
     assert peers.as_good(ladder, 50.0)["steps"] == 2 and peers.as_good(ladder, 5.0) is None
+    assert peers.enough(ladder)["steps"] == 4
