@@ -403,7 +403,8 @@ def judge(args):
         found = dict(name=name, seed=seed, steps=steps, n=len(told), minutes=state["seconds"] / 60,
                      trained_steps=state["step"], images=state["images"], peak_gib=state["peak"], cores=state["cores"],
                      images_a_second=state["images"] / state["seconds"],
-                     parameters=sum(p.numel() for p in contestant.model.parameters()), seconds_an_image=seconds, **found)
+                     seconds_an_image=seconds, parameters=sum(p.numel() for p in contestant.model.parameters()),
+                     **found)
         print(f"{name}, seed {seed}, {steps} steps, {len(told)} samples: FD of {FEW} {found['fd_few']:.1f}, "
               f"{seconds:.2f} s an image", flush=True)
         return found, images

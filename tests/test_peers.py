@@ -23,9 +23,12 @@ def test_ours_is_train_py(tmp_path, monkeypatch):
                 num_transformer_blocks=1, num_heads=2, batch=4, patching="none", scenes=40, warmup=2)
     monkeypatch.setattr(peers, "SCENES", override(peers.SCENES, **tiny))
     monkeypatch.setattr(peers, "find_peers", lambda: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)                                              # as `program` has it: bits depend on it
     for _ in range(2):
         seconds = peers.checkpoint_of(tmp_path, "ours", 0)[1]["seconds"]
         peers.take_turn(argparse.Namespace(folder=tmp_path, name="ours", seed=0, until=seconds + 1e-9))
+    torch.set_num_threads(threads)
     ours = torch.load(tmp_path / "ours-seed0.pt")
     assert ours["step"] == 2 and ours["images"] == 8
 
