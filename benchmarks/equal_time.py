@@ -2,21 +2,23 @@
 
     python benchmarks/equal_time.py cost   runs/equal              seconds and memory of a step, all in one run
     python benchmarks/equal_time.py train  runs/equal [--minutes 20]
-    python benchmarks/equal_time.py judge  runs/equal [--n 360] [--at 10,20]
+    python benchmarks/equal_time.py judge  runs/equal [--minutes 20] [--n 360]
                                                                    -> results/equal_time.json, figures/equal_time*.png
 
 Five ways to 64 x 64: the plain U-ViT (simple diffusion); the plain U-Net (Matryoshka's "Simple DM"); nested, all levels
-at once; nested, grown from 16 x 16; a cascade 16 -> 64. The last two give their first FIRST minutes to one and the
-same 16 x 16 run, and the nested model and that run have the plain U-ViT's inner blocks.
+at once; nested, grown from 16 x 16; a cascade 16 -> 64. The last two give their first FIRST minutes, whatever they have
+in all, to one and the same 16 x 16 run; the nested model and that run have the plain U-ViT's inner blocks.
 
 Equal time means: the pace of train.py is measured for each on a quiet machine, and each gets as many steps as fit. So a
 disturbance while they train changes nothing but the wait. Same data, batch and seed for all. A checkpoint is kept every
-KEEP minutes; with more --minutes the same runs go on, at the pace that they began with.
+KEEP minutes; with more --minutes the same runs go on, at the pace that they began with. judge: those up to --minutes,
+or those of --at 10,20 alone.
 """
 import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 
@@ -27,7 +29,7 @@ import torch
 
 import evaluate
 import speed
-from config import PRESETS
+from config import PRESETS, Parser
 from data import UserError
 from features import Yardstick
 from runs import choose_device, choose_precision, has_checkpoint, kept_checkpoints, main_program, read_checkpoint
@@ -119,7 +121,7 @@ def judge(args):
     result, sheets = {}, []
     if missing := [name for name in RUNS if not has_checkpoint(os.path.join(args.folder, name))]:
         raise UserError(f"{args.folder}: {', '.join(missing)} not trained; first python benchmarks/equal_time.py train "
-                        f"{args.folder}")
+                        f"{args.folder} --minutes {args.minutes}")
     for name, (title, preset, first, use) in RUNS.items():
         folder = os.path.join(args.folder, name)
         last, below = read_checkpoint(folder), None
@@ -130,11 +132,13 @@ def judge(args):
             below = (os.path.join(args.folder, first), averaged_model(low, first, device), low["config"])
         options = argparse.Namespace(n=args.n, first_seed=0, handoff="renoised", s=args.s)
         result[name] = []
-        for kept in kept_checkpoints(folder):
-            state = read_checkpoint(folder, kept)
-            minutes = (FIRST if first else 0) + KEEP * state["step"] / config.keep_every
-            if args.at and minutes not in args.at:
-                continue
+        there = {(FIRST if first else 0) + KEEP * k: kept for kept in kept_checkpoints(folder)
+                 for k, rest in [divmod(int(re.search(r"\d+", kept)[0]), config.keep_every)] if not rest}
+        wanted = args.at or range(KEEP + (FIRST if first else 0), args.minutes + 1, KEEP)
+        if missing := set(wanted) - set(there):
+            raise UserError(f"{folder}: no checkpoint of {min(missing):g} minutes; train to --minutes {max(wanted):g}")
+        for minutes in wanted:
+            state = read_checkpoint(folder, there[minutes])
             figures, _, images, _ = evaluate.measure(
                 folder, averaged_model(state, folder, device), config, options, yardstick, device,
                 ("fd", "is", "read", "pr"), below)
@@ -146,11 +150,9 @@ def judge(args):
             print(f"{title:24s} {row['minutes']:5.1f} min  {row['images']:7,} images  FD {row['fd_held_out']:6.2f} ± "
                   f"{row['fd_held_out_pm']:.2f}  read {row['read_rate']:.1%} ± {row['read_rate_pm']:.1%}  "
                   f"{row['seconds_an_image']:.2f} s an image", flush=True)
-        if not result[name]:
-            raise UserError(f"--at: {folder} has no checkpoint of those minutes")
         sheets.append((title, images))
     save(args.name + ".json", dict(n=args.n, seed_of_training=config.seed, seed_of_samples=0, s_of_cascade=args.s,
-                                   runs=result))
+                                   minutes=max(args.at or [args.minutes]), runs=result))
     evaluate.draw_comparison(sheets, [], os.path.join(ROOT, "figures", args.name + "_samples.png"))
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
@@ -177,10 +179,10 @@ def save(name, values):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("cost", "train", "judge"))
     parser.add_argument("folder", help="where the runs are")
-    parser.add_argument("--minutes", type=int, default=20, help=f"of training, in steps of {KEEP}")
+    parser.add_argument("--minutes", type=int, default=20, help=f"of training, a multiple of {KEEP}")
     parser.add_argument("--at", default="", help="judge the checkpoints of these minutes alone: 10,20")
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--n", type=int, default=360)

@@ -117,15 +117,15 @@ def table6(budget):
 TABLES = dict(table2=table2, table3=table3, table4=table4, table5=table5, table6=table6)
 
 _equal = ["benchmarks/equal_time.py", "train", "{folder}/equal", "--minutes"]
-_judged = ["benchmarks/equal_time.py", "judge", "{folder}/equal", "--n", "{n}", "--s", "0", "--name"]
+_judged = ["benchmarks/equal_time.py", "judge", "{folder}/equal", "--n", "{n}", "--s", "0", "--minutes"]
 OTHERS = {                                                                # table: the commands that make it
     "table9": [["benchmarks/text_guidance.py", "train", "{folder}/text"],
                ["benchmarks/text_guidance.py", "judge", "{folder}/text", "--n", "{n}", "--name", "paper_table9"]],
-    "mdm": [[*_equal, "{minutes}"], [*_judged, "paper_mdm"]],
+    "mdm": [[*_equal, "{minutes}"], [*_judged, "{minutes}", "--name", "paper_mdm"]],
     "cdm": [[*_equal, "{minutes}"],
             ["evaluate.py", "{folder}/equal/glyphs16", "{folder}/equal/cascade", "--handoff", "renoised", "--n", "{n}",
              "--sweep", "s=0,0.1,0.2,0.3,0.4,0.5,0.7,0.9"]],
-    "best": [[*_equal, "60"], [*_judged, "paper_best", "--at", "10,30,60"]]}
+    "best": [[*_equal, "60"], [*_judged, "60", "--at", "10,30,60", "--name", "paper_best"]]}
 
 
 # ------------------------------------------------------------------------------------------ training
