@@ -16,7 +16,7 @@ disturbs the machine disturbs all, and with a longer --minutes the same runs go 
 with half of the cores; who is beside whom changes from round to round.
 
 Judged as evaluate.py does, by samples of the averaged weights, CALLS network calls each: with guidance half as many
-steps. Of the large networks of the peers' own settings FEW samples, since a core draws six to nine a minute; a distance of
+steps. Of the large networks of the peers' own settings FEW samples (six to nine a minute on a core); a distance of
 FEW images is larger than one of --n, so there is a column with that of FEW for all. Seconds at matched quality: of each
 the fewest steps of LADDER that come within 5 % of its best, beside the fewest in which ours is no worse; FEW samples.
 """
