@@ -191,9 +191,11 @@ def has_bits(config):
     return not (config.outer_channels or config.low_size or config.distilled_from)
 
 
-def likelihood(model, config, yardstick, n, seed, device):
-    """variational_bound over n unseen images (seen ones if there are no others), each of its figures gathered."""
-    source = yardstick.unseen if yardstick.unseen is not None else yardstick.source
+def likelihood(model, config, yardstick, n, seed, device, source=None):
+    """variational_bound over n images, each of its figures gathered. source: of which; if not said, unseen ones (seen
+    ones if there are no others)."""
+    if source is None:
+        source = yardstick.unseen if yardstick.unseen is not None else yardstick.source
     images, labels, captions = [], [], []
     for i in Stream(source, seed).order(0):
         if len(images) < n:

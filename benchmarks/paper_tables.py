@@ -216,6 +216,17 @@ def train(args, rows):
 
 # ------------------------------------------------------------------------------------------ judging
 
+def losses(model, config, yardstick, device):
+    """The squared error of v, uniform in log-SNR, of images that training saw and of others, with the same noise: apart
+    as far as the model has them by heart."""
+    found = {}
+    for key, source in (("seen", yardstick.source), ("unseen", yardstick.unseen)):
+        bound = evaluate.likelihood(model, config, yardstick, min(192, config.scenes), 0, device, source)
+        error = bound["v_mse"].mean(1)                                    # (n,)
+        found[key] = dict(v_mse=error.mean().item(), v_mse_pm=1.96 * error.std().item() / math.sqrt(len(error)))
+    return found
+
+
 def judge(args, rows, trained, paces):
     """([figures of a row, a seed, a checkpoint], {row: guided samples})."""
     device, _ = choose_device(args.device)
@@ -233,6 +244,8 @@ def judge(args, rows, trained, paces):
                     setting = override(config, guidance=guidance)
                     found[key], _, images, _ = evaluate.measure(folder, model, setting, options, yardstick, device,
                                                                 ("fd", "is", "read"))
+                if args.table == "table3":
+                    found.update(losses(model, config, yardstick, device))
                 if seed == 0 and at == "time":
                     sheets[row] = images
                 # Where no checkpoint was kept early, the row's last is both.
@@ -256,6 +269,7 @@ def over_seeds(results, row, equal, key, figure):
 COLUMNS = (("FD train", "unguided", "fd_train", 1), ("FD held-out", "unguided", "fd_held_out", 1),
            ("read, %", "unguided", "read_rate", 100), ("guided: FD held-out", "guided", "fd_held_out", 1),
            ("guided: read, %", "guided", "read_rate", 100))
+OF_LOSS = (("loss seen, x 1000", "seen", "v_mse", 1000), ("loss unseen, x 1000", "unseen", "v_mse", 1000))
 
 
 def kinds(results):
@@ -268,14 +282,15 @@ def show(table, claim, paper, results, args):
     """The paper's row beside ours."""
     print(f"\n{table}: {claim}\npaper: FID of ImageNet; ours: distance by glyph features, {args.n} samples, ± "
           + ("half the range of the seeds" if args.seeds > 1 else "95 % of the samples, one seed of training"))
+    columns = COLUMNS + OF_LOSS * ("seen" in results[0])
     for equal in kinds(results):
         print(f"\nequal {equal:22s}{'the paper':>24s}{'steps/s':>9s}{'steps':>8s}"
-              + "".join(f"{head:>22s}" for head, *_ in COLUMNS))
+              + "".join(f"{head:>22s}" for head, *_ in columns))
         for row in paper:
             result = next(each for each in results if (each["row"], each["equal"]) == (row, equal))
-            cells = [over_seeds(results, row, equal, *column[1:3]) for column in COLUMNS]
+            cells = [over_seeds(results, row, equal, *column[1:3]) for column in columns]
             print(f"{row:28s}{paper[row]:>24s}{result['steps_a_second']:9.2f}{result['steps']:8,}" + "".join(
-                f"{scale * value:15.2f} ± {scale * bar:4.2f}" for (value, bar), (*_, scale) in zip(cells, COLUMNS)))
+                f"{scale * value:15.2f} ± {scale * bar:4.2f}" for (value, bar), (*_, scale) in zip(cells, columns)))
 
 
 def draw(path, rows, results, sheets, many=9):

@@ -2,6 +2,7 @@
 import dataclasses
 import os
 import sys
+import types
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
 import paper_tables
 import train
 from config import PRESETS, build_model
+from data import open_run
+from schedule import alpha_sigma, v_from_x
 
 
 @pytest.mark.parametrize("budget", paper_tables.BUDGETS)
@@ -58,3 +61,17 @@ def test_seeds_make_the_bar():
     results = [dict(row="a", equal="time", guided=dict(fd=value, fd_pm=0.5)) for value in (1.0, 4.0)]
     assert paper_tables.over_seeds(results[:1], "a", "time", "guided", "fd") == (1.0, 0.5)
     assert paper_tables.over_seeds(results, "a", "time", "guided", "fd") == (2.5, 1.5)
+
+
+def test_who_has_the_scenes_by_heart_is_found_out():
+    """Table 3's losses: of a model that answers with the nearest image it has seen. Kills: both from one source."""
+    config = dataclasses.replace(PRESETS["glyphs16"], scenes=24)
+    yardstick = types.SimpleNamespace(source=open_run(config), unseen=open_run(config, held_out=True))
+    seen = torch.stack([yardstick.source.image(i) for i in range(24)])
+
+    def by_heart(z, logsnr, cond):
+        alpha = alpha_sigma(logsnr)[0].view(-1, 1, 1, 1, 1)
+        distance = (z[:, None] - alpha * seen).square().flatten(2).sum(2)                        # (B, 24)
+        return v_from_x(z, seen[distance.argmin(1)], logsnr)
+    found = paper_tables.losses(by_heart, config, yardstick, torch.device("cpu"))
+    assert found["unseen"]["v_mse"] > 3 * found["seen"]["v_mse"] > 0
