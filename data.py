@@ -21,7 +21,9 @@ import functools
 import json
 import math
 import os
+import signal
 import stat
+import threading
 import unicodedata
 import warnings
 
@@ -511,11 +513,20 @@ def collate(examples):
                 broken=[b for e in examples for b in e["broken"]])
 
 
-def _own_process_group(worker):
-    """Ctrl-C, `timeout` and torchrun signal a whole process group: the workers must outlive the parent's last
-    checkpoint, so they leave its group. They end when it does."""
+def _heed_the_parent_alone(worker):
+    """Ctrl-C, `timeout` and torchrun signal a whole process group, Slurm and systemd every process of a job: without its
+    workers the parent could not save any more. So they leave its group, and SIGTERM ends them only if it is the
+    parent's own. They end when it does."""
+    def wait():
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
     if hasattr(os, "setpgrp"):
         os.setpgrp()
+    if hasattr(signal, "sigwaitinfo"):                                    # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])        # then it is left for the thread to take
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def batches(source, batch, seed, first_step=0, rank=0, world=1, workers=1, flip=False):
@@ -537,4 +548,4 @@ def batches(source, batch, seed, first_step=0, rank=0, world=1, workers=1, flip=
     return iter(torch.utils.data.DataLoader(
         Stream(source, seed, flip), batch_sampler=Positions(), collate_fn=collate, num_workers=workers,
         prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_own_process_group))
+        worker_init_fn=_heed_the_parent_alone))

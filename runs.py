@@ -70,7 +70,8 @@ def main_program(main):
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM set `signal` instead of killing: the loop saves and leaves. A second Ctrl-C does kill."""
+    """Ctrl-C and SIGTERM set `signal` instead of killing: the loop saves and leaves. A second Ctrl-C does kill; a second
+    SIGTERM does not: under torchrun, where Slurm signals every process, one comes from each."""
 
     def __init__(self):
         self.signal = None
@@ -79,7 +80,7 @@ class Interrupt:
 
     def _remember(self, number, frame):
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # ------------------------------------------------------------------------------------------ device and processes

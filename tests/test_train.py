@@ -181,7 +181,15 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     while time.time() < deadline and not (tmp_path / "r" / "log.csv").exists():
         time.sleep(0.1)
     time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGTERM)  # as torchrun, timeout and Slurm do: workers too
+    if sys.platform == "linux":                                           # as Slurm and systemd do: every process
+        with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+            workers = list(map(int, file.read().split()))
+        assert workers
+        for pid in workers:
+            os.kill(pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)                                # as torchrun and timeout do: the group
+    time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)                                # Slurm's and torchrun's own: twice
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and err == ""
     assert f"go on with: python train.py --resume {tmp_path / 'r'}" in out
