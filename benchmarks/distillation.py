@@ -18,12 +18,10 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from common import ROOT, commit, started                                  # before ours: it puts the project on the path
 
 import torch
 
@@ -43,7 +41,7 @@ SETS = [("teacher, DDPM", 1, "ddpm", None), ("teacher, DDIM", 1, "ddim", None), 
 
 def train(args):
     for options in ([], ["--guided"]):
-        subprocess.run([sys.executable, os.path.join(ROOT, "distill.py"), args.run, "--to", "1", *options], check=True)
+        started("distill.py", os.path.abspath(args.run), "--to", "1", *options)
 
 
 def rows_of(run):
@@ -100,13 +98,12 @@ def judge(args):
 
 
 def save(name, device, **what):
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {device}"
     if device.type == "cuda":
         machine += f" ({torch.cuda.get_device_name(device)})"
     with open(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
         json.dump(dict(command=" ".join(["python", "benchmarks/distillation.py", *sys.argv[1:]]),
-                       commit=commit.stdout.strip(), torch=torch.__version__, machine=machine, **what), file, indent=1)
+                       commit=commit(), torch=torch.__version__, machine=machine, **what), file, indent=1)
 
 
 def draw(rows):

@@ -19,11 +19,9 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [ROOT, os.path.join(ROOT, "benchmarks")]
+from common import ROOT, commit, started                                  # before ours: it puts the project on the path
 
 import torch
 
@@ -71,18 +69,14 @@ def steps_of(args, preset, minutes):
     pace = json.load(open(path)) if os.path.exists(path) else {}
     if preset not in pace:
         out = os.path.join(args.folder, "pace-" + preset)
-        run("--preset", preset, "--steps", 120, "--sample-every", 0, "--sample-steps", 1, "--out", out)
+        started("train.py", "--preset", preset, "--steps", 120, "--sample-every", 0, "--sample-steps", 1, "--out", out,
+                "--auto-resume")
         with open(os.path.join(out, "log.csv")) as file:
             rates = [float(line.split(",")[5]) for line in file.read().splitlines()[3:]]
         pace[preset] = PRESETS[preset].batch * len(rates) / sum(rates)
         with open(path, "w") as file:
             json.dump(pace, file)
     return 4 * max(1, round(minutes * 60 / pace[preset] / 4))
-
-
-def run(*args):
-    subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *map(str, args), "--auto-resume"], check=True,
-                   cwd=ROOT)
 
 
 def kept_every(args, name):
@@ -105,15 +99,15 @@ def train(args):
     os.makedirs(args.folder, exist_ok=True)
     every = {name: kept_every(args, name) for name in RUNS}               # all paces first, while nothing else runs
     for name, (_, preset, first, use) in RUNS.items():
-        common = ["--sample-every", 0, "--seed", args.seed]
+        common = ["--sample-every", 0, "--seed", args.seed, "--auto-resume"]
         below = first and os.path.join(args.folder, first)
         if first and not has_checkpoint(os.path.join(args.folder, name)):
-            run("--preset", first, "--steps", steps_of(args, first, FIRST), "--out", below, *common)
+            started("train.py", "--preset", first, "--steps", steps_of(args, first, FIRST), "--out", below, *common)
         steps = every[name] * round((args.minutes - (FIRST if first else 0)) / KEEP)
         common += ["--grow-from", below] if use == "grow" else []
         if not finished(os.path.join(args.folder, name), steps):
-            run("--preset", preset, "--steps", steps, "--keep-every", every[name], "--save-every", every[name], "--out",
-                os.path.join(args.folder, name), *common)
+            started("train.py", "--preset", preset, "--steps", steps, "--keep-every", every[name], "--save-every",
+                    every[name], "--out", os.path.join(args.folder, name), *common)
 
 
 def judge(args):
@@ -169,11 +163,10 @@ def judge(args):
 
 
 def save(name, values):
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     device, _ = choose_device()
     with open(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
         json.dump(dict(command=" ".join(["python", "benchmarks/equal_time.py", *sys.argv[1:]]),
-                       commit=commit.stdout.strip(), torch=torch.__version__,
+                       commit=commit(), torch=torch.__version__,
                        machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}",
                        **values), file, indent=1)
 

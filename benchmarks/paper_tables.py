@@ -11,7 +11,8 @@
 Equal time, as in equal_time.py: the pace of train.py is measured first, then each row gets the steps that fit into
 --minutes; rows whose networks are alike share a pace, so they get equal steps. Where paces differ a checkpoint is kept
 at the steps of the slowest, so that rows are compared at equal steps, too. Call again to go on: what is trained, drawn,
-or half done is not begun anew, and tables share runs.
+or half done is not begun anew, and tables share runs of equal steps with equal checkpoints. One call at a time for a
+folder. Results of other than the usual rows, minutes, samples or budget have that in their file's name.
 
 Judged without guidance, as the papers' tables are, and with GUIDANCE, at which these small models can be read.
 --budget gpu-30min has the papers' kind of model at a quarter of its width. It was never run: no GPU was at hand.
@@ -23,19 +24,16 @@ import os
 import platform
 import re
 import shutil
-import signal
-import subprocess
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from common import ROOT, commit, started                                  # before ours: it puts the project on the path
 
 import numpy as np
 import torch
 
 import evaluate
 from config import PRESETS, Parser, override
-from data import UserError
+from data import UserError, open_run
 from dwt import patch_factor
 from features import Yardstick
 from runs import choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program, read_checkpoint
@@ -131,20 +129,6 @@ OTHERS = {                                                                # tabl
 
 # ------------------------------------------------------------------------------------------ training
 
-def started(args):
-    """Run a program of the project. On Ctrl-C it is waited for: train.py saves and leaves."""
-    child = subprocess.Popen([sys.executable, os.path.join(ROOT, args[0]), *map(str, args[1:])], cwd=ROOT)
-    try:
-        status = child.wait()
-    except KeyboardInterrupt:
-        child.wait()
-        raise
-    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT):
-        raise KeyboardInterrupt
-    if status:
-        raise UserError(f"{' '.join(map(str, args[:3]))} ...: ended with status {status}")
-
-
 def flags(settings):
     """Settings as train.py's flags."""
     for name, value in settings.items():
@@ -185,8 +169,8 @@ def seconds_a_step(args, settings):
     def measured():
         out = os.path.join(args.folder, "paces", name)
         shutil.rmtree(out, ignore_errors=True)
-        started(["train.py", *flags(settings), "--steps", 100, "--sample-every", 0, "--sample-steps", 1, "--precision",
-                 args.precision, "--device", args.device, "--out", out])
+        started("train.py", *flags(settings), "--steps", 100, "--sample-every", 0, "--sample-steps", 1, "--precision",
+                args.precision, "--device", args.device, "--out", out)
         with open(os.path.join(out, "log.csv")) as file:                  # less the warm-up: the first 40 steps
             rates = [float(line.split(",")[5]) for line in file.read().splitlines()[3:]]
         batch = settings.get("batch", PRESETS[settings["preset"]].batch)
@@ -208,9 +192,9 @@ def train(args, rows):
             folder = os.path.join(args.folder, name)
             if not has_checkpoint(folder) or read_checkpoint(folder)["step"] < steps[row]:
                 print(f"{row}, seed {seed}: {steps[row]:,} steps at {paces[row]:.3f} s", flush=True)
-                started(["train.py", *flags(settings), "--steps", steps[row], "--seed", seed, "--keep-every", equal,
-                         "--save-every", 200, "--sample-every", 0, "--precision", args.precision, "--device",
-                         args.device, "--out", folder, "--auto-resume"])
+                started("train.py", *flags(settings), "--steps", steps[row], "--seed", seed, "--keep-every", equal,
+                        "--save-every", 200, "--sample-every", 0, "--precision", args.precision, "--device",
+                        args.device, "--out", folder, "--auto-resume")
             trained[row].append((seed, folder))
     return trained, paces
 
@@ -221,7 +205,7 @@ def losses(model, config, yardstick, device):
     """The squared error of v, uniform in log-SNR, of images that training saw and of others, with the same noise: apart
     as far as the model has them by heart."""
     found = {}
-    for key, source in (("seen", yardstick.source), ("unseen", yardstick.unseen)):
+    for key, source in (("seen", open_run(config)), ("unseen", yardstick.unseen)):
         bound = evaluate.likelihood(model, config, yardstick, min(192, config.scenes), 0, device, source)
         error = bound["v_mse"].mean(1)                                    # (n,)
         found[key] = dict(v_mse=error.mean().item(), v_mse_pm=1.96 * error.std().item() / math.sqrt(len(error)))
@@ -237,7 +221,9 @@ def judge(args, rows, trained, paces):
         for seed, folder in trained[row]:
             last = read_checkpoint(folder)
             config = last["config"]
-            yardstick = Yardstick(args.folder, config, args.n, device=device)
+            # Of few scenes no covariance can be taken: the distance is to those of the usual number.
+            usual = override(config, scenes=PRESETS[rows[row]["preset"]].scenes)
+            yardstick = Yardstick(args.folder, usual, args.n, device=device)
             early = [kept for kept in kept_checkpoints(folder)[:1] if config.keep_every < config.steps]
             for at, state in [("steps", read_checkpoint(folder, kept)) for kept in early] + [("time", last)]:
                 model, found = averaged_model(state, folder, device), {}
@@ -245,7 +231,7 @@ def judge(args, rows, trained, paces):
                     setting = override(config, guidance=guidance)
                     found[key], _, images, _ = evaluate.measure(folder, model, setting, options, yardstick, device,
                                                                 ("fd", "is", "read"))
-                if args.table == "table3":
+                if config.scenes < usual.scenes:
                     found.update(losses(model, config, yardstick, device))
                 if seed == 0 and at == "time":
                     sheets[row] = images
@@ -283,7 +269,7 @@ def show(table, claim, paper, results, args):
     """The paper's row beside ours."""
     print(f"\n{table}: {claim}\npaper: FID of ImageNet; ours: distance by glyph features, {args.n} samples, ± "
           + ("half the range of the seeds" if args.seeds > 1 else "95 % of the samples, one seed of training"))
-    columns = COLUMNS + OF_LOSS * ("seen" in results[0])
+    columns = COLUMNS[1:] + OF_LOSS if "seen" in results[0] else COLUMNS
     for equal in kinds(results):
         print(f"\nequal {equal:22s}{'the paper':>24s}{'steps/s':>9s}{'steps':>8s}"
               + "".join(f"{head:>22s}" for head, *_ in columns))
@@ -323,8 +309,16 @@ def draw(path, rows, results, sheets, many=9):
     plt.close(figure)
 
 
+def file_name(args):
+    """paper_TABLE, and what is not as usual: one table's results must not take another's place."""
+    name = f"paper_{args.table}"
+    for said, usual, form in ((args.budget, "cpu-small", "-{}"), (args.only, "", "-{}"),
+                              (args.minutes, None, "-{:g}min"), (args.n, 360, "-n{}")):
+        name += re.sub(r"[^\w-]+", "_", form.format(said)) if said != usual else ""
+    return name
+
+
 def save(name, args, **what):
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     device, _ = choose_device(args.device)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {args.cores} a run, {device}"
     if device.type == "cuda":
@@ -332,7 +326,7 @@ def save(name, args, **what):
     path = os.path.join(ROOT, "benchmarks", "results", name)
     with open(path, "w") as file:
         json.dump(dict(command=" ".join(["python", "benchmarks/paper_tables.py", *sys.argv[1:]]),
-                       commit=commit.stdout.strip(), torch=torch.__version__, machine=machine, precision=args.precision,
+                       commit=commit(), torch=torch.__version__, machine=machine, precision=args.precision,
                        budget=args.budget, minutes=args.minutes or BUDGETS[args.budget]["minutes"], seeds=args.seeds,
                        seed_of_samples=0, n=args.n, **what), file, indent=1)
 
@@ -342,7 +336,7 @@ def save(name, args, **what):
 def others(args):
     """The tables that other scripts make, started as a user would; with their own names for what they leave."""
     for command in OTHERS[args.table]:
-        started([part.format(folder=args.folder, minutes=f"{args.minutes or 20:g}", n=args.n) for part in command])
+        started(*(part.format(folder=args.folder, minutes=f"{args.minutes or 20:g}", n=args.n) for part in command))
     if args.table == "cdm":
         for kind, folder in ((".json", "benchmarks/results"), (".png", "figures")):
             shutil.copy(os.path.join(args.folder, "equal", "cascade", "sweep_s_renoised" + kind),
@@ -388,14 +382,17 @@ def main():
     rows = {row: settings for row, (settings, _) in table.items() if any(part.strip() in row for part in only)}
     if not rows:
         raise UserError(f"--only {args.only}: want a part of one of these names: {'; '.join(table)}")
+    if (kind := remembered(args, "device", lambda: device.type)) != device.type:
+        raise UserError(f"--folder {args.folder}: its paces are those of a {kind}, not of a {device.type}")
     args.precision = remembered(args, "precision", lambda: choose_precision("auto", device))
     args.cores = remembered(args, "cores", cores)
     trained, paces = train(args, rows)
     results, sheets = judge(args, rows, trained, paces)
     paper = {row: table[row][1] for row in rows}
     show(args.table, claim, paper, results, args)
-    save(f"paper_{args.table}.json", args, claim=claim, paper=paper, settings=rows, rows=results)
-    draw(os.path.join(ROOT, "figures", f"paper_{args.table}.png"), rows, results, sheets)
+    name = file_name(args)
+    save(name + ".json", args, claim=claim, paper=paper, settings=rows, rows=results)
+    draw(os.path.join(ROOT, "figures", name + ".png"), rows, results, sheets)
 
 
 if __name__ == "__main__":

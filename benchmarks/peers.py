@@ -42,8 +42,7 @@ import unittest.mock
 
 os.environ.setdefault("TQDM_DISABLE", "1")                                  # a bar for every batch otherwise
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from common import ROOT, commit                                           # before ours: it puts the project on the path
 
 import numpy as np
 import torch
@@ -470,10 +469,9 @@ def show(args, results, ladders):
 
 
 def save(args, results, ladders):
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     cores = " or ".join(map(str, sorted({count for result in results for count in result["cores"]})))
     with open(os.path.join(ROOT, "benchmarks", "results", "peers.json"), "w") as file:
-        json.dump(dict(command=" ".join(["python", "benchmarks/peers.py", *sys.argv[1:]]), commit=commit.stdout.strip(),
+        json.dump(dict(command=" ".join(["python", "benchmarks/peers.py", *sys.argv[1:]]), commit=commit(),
                        machine=f"{platform.machine()}, {os.cpu_count()} cores, {cores} for each",
                        torch=torch.__version__, precision="bf16", seed_of_samples=0,
                        scenes=SCENES.scenes, versions={name: importlib.metadata.version(name) for name in

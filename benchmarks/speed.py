@@ -20,8 +20,7 @@ import subprocess
 import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from common import ROOT, commit                                           # before ours: it puts the project on the path
 
 import torch
 import torch.nn.functional as F
@@ -184,9 +183,8 @@ def memory_of(config, precision):
 def save(path, **what):
     device, _ = choose_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     with open(os.path.join(ROOT, "benchmarks", "results", path), "w") as file:
-        json.dump(dict(command=" ".join(["python", "benchmarks/speed.py", *sys.argv[1:]]), commit=commit.stdout.strip(),
+        json.dump(dict(command=" ".join(["python", "benchmarks/speed.py", *sys.argv[1:]]), commit=commit(),
                        torch=torch.__version__, machine=f"{platform.machine()}, {name}", **what), file, indent=1)
 
 

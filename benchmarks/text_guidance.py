@@ -14,11 +14,9 @@ import dataclasses
 import json
 import os
 import platform
-import subprocess
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from common import ROOT, commit, started                                  # before ours: it puts the project on the path
 
 import torch
 
@@ -26,7 +24,7 @@ import evaluate
 from config import PRESETS
 from data import open_run
 from features import Yardstick
-from runs import choose_device, main_program, read_checkpoint
+from runs import choose_device, has_checkpoint, main_program, read_checkpoint
 from sample import averaged_model
 
 SCHEDULES = ("interpolated", "shifted")
@@ -34,11 +32,9 @@ SCHEDULES = ("interpolated", "shifted")
 
 def train(args):
     for schedule in SCHEDULES:
-        out = os.path.join(args.folder, schedule)
-        begun = os.path.exists(os.path.join(out, "checkpoint.pt"))        # interrupted: goes on
-        what = ["--resume", out] if begun else ["--preset", "glyphs64_text", "--schedule", schedule, "--out", out]
-        if not begun or read_checkpoint(out)["step"] < PRESETS["glyphs64_text"].steps:
-            subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *what], check=True)
+        out = os.path.abspath(os.path.join(args.folder, schedule))
+        if not has_checkpoint(out) or read_checkpoint(out)["step"] < PRESETS["glyphs64_text"].steps:
+            started("train.py", "--preset", "glyphs64_text", "--schedule", schedule, "--out", out, "--auto-resume")
 
 
 def judge(args):
@@ -67,10 +63,9 @@ def judge(args):
                       f"{seen['fd_held_out_pm']:.2f}  read {seen['read_rate']:.1%}  all right {seen['all_right']:.1%}"
                       + (f", of withheld pairs {row['withheld']['all_right']:.1%}" if "withheld" in row else ""),
                       flush=True)
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     with open(os.path.join(ROOT, "benchmarks", "results", args.name + ".json"), "w") as file:
         json.dump(dict(command=" ".join(["python", "benchmarks/text_guidance.py", *sys.argv[1:]]),
-                       commit=commit.stdout.strip(), torch=torch.__version__,
+                       commit=commit(), torch=torch.__version__,
                        machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}", n=args.n,
                        steps_of_training=state["step"], seed_of_training=config.seed, seed_of_samples=0, rows=rows),
                   file, indent=1)

@@ -1,7 +1,9 @@
 """benchmarks/paper_tables.py: rows are runs that train.py accepts, and differ in what the table is about alone."""
 import dataclasses
 import os
+import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -66,8 +68,8 @@ def test_seeds_make_the_bar():
 def test_who_has_the_scenes_by_heart_is_found_out():
     """Table 3's losses: of a model that answers with the nearest image it has seen. Kills: both from one source."""
     config = dataclasses.replace(PRESETS["glyphs16"], scenes=24)
-    yardstick = types.SimpleNamespace(source=open_run(config), unseen=open_run(config, held_out=True))
-    seen = torch.stack([yardstick.source.image(i) for i in range(24)])
+    yardstick = types.SimpleNamespace(unseen=open_run(config, held_out=True))
+    seen = torch.stack([open_run(config).image(i) for i in range(24)])
 
     def by_heart(z, logsnr, cond):
         alpha = alpha_sigma(logsnr)[0].view(-1, 1, 1, 1, 1)
@@ -75,3 +77,38 @@ def test_who_has_the_scenes_by_heart_is_found_out():
         return v_from_x(z, seen[distance.argmin(1)], logsnr)
     found = paper_tables.losses(by_heart, config, yardstick, torch.device("cpu"))
     assert found["unseen"]["v_mse"] > 3 * found["seen"]["v_mse"] > 0
+
+
+def test_a_part_of_a_table_does_not_take_the_tables_place(monkeypatch):
+    """Kills: published rows lost by a call with --only, another budget, other minutes or samples."""
+    def name(*more):
+        monkeypatch.setattr(sys, "argv", ["paper_tables.py", "table6", *more])
+        return paper_tables.file_name(paper_tables.parse())
+    assert name() == name("--seeds", "3") == "paper_table6"
+    assert name("--only", "64 px; 128 px") == "paper_table6-64_px_128_px"
+    assert name("--budget", "gpu-30min", "--minutes", "0.5", "--n", "36") == "paper_table6-gpu-30min-0_5min-n36"
+
+
+def test_paces_are_of_one_device(tmp_path, monkeypatch):
+    """Kills: steps for a GPU by the pace of a CPU."""
+    (tmp_path / "machine.json").write_text('{"device": "cuda"}')
+    status, said = run_here(paper_tables, ["table2", "--device", "cpu", "--folder", str(tmp_path)])
+    assert status == 2 and said.count("\n") == 1 and "cuda" in said
+
+
+def test_a_program_is_told_to_end_and_waited_for(tmp_path):
+    """Kills: a run that is killed before it could save, or that goes on alone."""
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import common; common.ROOT = sys.argv[2]; "
+            "common.started('child.py')")
+    (tmp_path / "child.py").write_text(
+        "import os, signal, sys, time\n"
+        "def end(*_):\n    time.sleep(1); open('saved', 'w').close(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, end); open('begun', 'w').close(); time.sleep(60)\n")
+    parent = subprocess.Popen([sys.executable, "-c", code, os.path.join(ROOT, "benchmarks"), str(tmp_path)],
+                              stderr=subprocess.PIPE)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.1)
+        assert parent.poll() is None
+    parent.terminate()
+    parent.communicate(timeout=30)
+    assert (tmp_path / "saved").exists() and parent.returncode != 0

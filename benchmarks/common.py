@@ -1,0 +1,41 @@
+"""What the scripts here share: starting the project's programs, and saying of which commit a result is."""
+import os
+import signal
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from data import UserError
+
+
+def started(*args):
+    """Run a program of the project to its end. On Ctrl-C and SIGTERM it is told and waited for: train.py saves, leaves.
+
+    Raises KeyboardInterrupt then, and UserError if it ends with another status than 0."""
+    def interrupted(number, frame):
+        raise KeyboardInterrupt
+    before = signal.signal(signal.SIGTERM, interrupted)
+    child = subprocess.Popen([sys.executable, os.path.join(ROOT, args[0]), *map(str, args[1:])], cwd=ROOT)
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:
+        child.terminate()                                                 # after a Ctrl-C it changes nothing
+        child.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM):
+        raise KeyboardInterrupt
+    if status:
+        raise UserError(f"{' '.join(map(str, args[:3]))} ...: ended with status {status}")
+
+
+def commit():
+    """The commit of these files, -dirty if they were changed since; "" where git is not there."""
+    try:
+        git = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return git.stdout.strip()
