@@ -325,6 +325,7 @@ def run_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_run_with_text_trains_resumes_to_the_bit_and_samples(run_folder, tmp_path):
     whole = torch.load(run_folder / "checkpoint.pt", weights_only=True)
     assert any("text.encoder.byte" in key for key in whole["ema"])        # trained along, averaged

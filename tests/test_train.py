@@ -211,6 +211,7 @@ def test_the_average_is_taken_after_the_step(tmp_path):
         assert_close(value, 0.1 * start[key] + 0.9 * state["model"][key], atol=1e-6, rtol=0)
 
 
+@pytest.mark.long
 def test_a_folder_of_images_trains_and_samples_and_counts_what_it_skips(tmp_path):
     data = tmp_path / "data"
     for i in range(6):
