@@ -514,8 +514,8 @@ def collate(examples):
 
 
 def _heed_the_parent_alone(worker):
-    """Ctrl-C, `timeout` and torchrun signal a whole process group, Slurm and systemd every process of a job: without its
-    workers the parent could not save any more. So they leave its group, and SIGTERM ends them only if it is the
+    """Ctrl-C, `timeout` and torchrun signal a whole process group, Slurm and systemd every process of a job: without
+    its workers the parent could not save any more. So they leave its group, and SIGTERM ends them only if it is the
     parent's own. They end when it does."""
     def wait():
         while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():

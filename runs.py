@@ -70,8 +70,8 @@ def main_program(main):
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM set `signal` instead of killing: the loop saves and leaves. A second Ctrl-C does kill; a second
-    SIGTERM does not: under torchrun, where Slurm signals every process, one comes from each."""
+    """Ctrl-C and SIGTERM set `signal` instead of killing: the loop saves and leaves. A second Ctrl-C does kill; a
+    second SIGTERM does not: under torchrun, where Slurm signals every process, one comes from each."""
 
     def __init__(self):
         self.signal = None
