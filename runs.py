@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -81,6 +82,16 @@ class Interrupt:
     def _remember(self, number, frame):
         self.signal = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def commit():
+    """The commit of these files, -dirty if they were changed since; "" where git is not there."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        git = subprocess.run(["git", "-C", folder, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return git.stdout.strip()
 
 
 # ------------------------------------------------------------------------------------------ device and processes

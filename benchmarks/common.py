@@ -1,4 +1,4 @@
-"""What the scripts here share: starting the project's programs, and saying of which commit a result is."""
+"""What the scripts here share: starting the project's programs."""
 import os
 import signal
 import subprocess
@@ -30,12 +30,3 @@ def started(*args):
         raise KeyboardInterrupt
     if status:
         raise UserError(f"{' '.join(map(str, args[:3]))} ...: ended with status {status}")
-
-
-def commit():
-    """The commit of these files, -dirty if they were changed since; "" where git is not there."""
-    try:
-        git = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    except OSError:
-        return ""
-    return git.stdout.strip()

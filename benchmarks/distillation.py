@@ -21,7 +21,7 @@ import platform
 import sys
 import time
 
-from common import ROOT, commit, started                                  # before ours: it puts the project on the path
+from common import ROOT, started                                          # before ours: it puts the project on the path
 
 import torch
 
@@ -29,7 +29,7 @@ import evaluate
 from config import PRESETS, build_model, override
 from data import UserError
 from features import Yardstick
-from runs import choose_device, choose_precision, main_program, read_checkpoint
+from runs import choose_device, choose_precision, commit, main_program, read_checkpoint
 from sample import averaged_model, compiled, grid, sample_run
 
 STEPS = (256, 64, 16, 8, 4, 2, 1)

@@ -21,7 +21,7 @@ import platform
 import re
 import sys
 
-from common import ROOT, commit, started                                  # before ours: it puts the project on the path
+from common import ROOT, started                                          # before ours: it puts the project on the path
 
 import torch
 
@@ -30,7 +30,8 @@ import speed
 from config import PRESETS, Parser
 from data import UserError
 from features import Yardstick
-from runs import choose_device, choose_precision, has_checkpoint, kept_checkpoints, main_program, read_checkpoint
+from runs import (choose_device, choose_precision, commit, has_checkpoint, kept_checkpoints,
+                  main_program, read_checkpoint)
 from sample import averaged_model
 
 # folder: (what it is, preset, run that comes first, what it is for)

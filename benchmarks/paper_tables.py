@@ -26,7 +26,7 @@ import re
 import shutil
 import sys
 
-from common import ROOT, commit, started                                  # before ours: it puts the project on the path
+from common import ROOT, started                                          # before ours: it puts the project on the path
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ from config import PRESETS, Parser, override
 from data import UserError, open_run
 from dwt import patch_factor
 from features import Yardstick
-from runs import choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program, read_checkpoint
+from runs import (choose_device, choose_precision, commit, cores, has_checkpoint,
+                  kept_checkpoints, main_program, read_checkpoint)
 from sample import averaged_model, grid
 
 GUIDANCE = 5.0

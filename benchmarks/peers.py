@@ -42,7 +42,7 @@ import unittest.mock
 
 os.environ.setdefault("TQDM_DISABLE", "1")                                  # a bar for every batch otherwise
 
-from common import ROOT, commit                                           # before ours: it puts the project on the path
+from common import ROOT                                                   # before ours: it puts the project on the path
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ import evaluate
 from config import PRESETS, Parser, build_model, make_optimizer, make_schedule, override
 from data import Stream, UserError, open_run
 from features import Yardstick, described
-from runs import autocast, main_program
+from runs import autocast, commit, main_program
 from sample import grid, sample_run, to_uint8
 from train import conditions, draw, make_loss, update_ema
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 
-from common import ROOT, commit                                           # before ours: it puts the project on the path
+from common import ROOT                                                   # before ours: it puts the project on the path
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from config import PRESETS, build_model, make_optimizer, override
 from cost import conditions_of, cost_of, forward
 from data import UserError
-from runs import autocast, choose_device, main_program
+from runs import autocast, choose_device, commit, main_program
 from train import make_loss, update_ema
 
 # Besides the small presets: the ImageNet networks of appendix B at 64 x 64, as narrow as two cores can bear; without

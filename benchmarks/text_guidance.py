@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 
-from common import ROOT, commit, started                                  # before ours: it puts the project on the path
+from common import ROOT, started                                          # before ours: it puts the project on the path
 
 import torch
 
@@ -24,7 +24,7 @@ import evaluate
 from config import PRESETS
 from data import open_run
 from features import Yardstick
-from runs import choose_device, has_checkpoint, main_program, read_checkpoint
+from runs import choose_device, commit, has_checkpoint, main_program, read_checkpoint
 from sample import averaged_model
 
 SCHEDULES = ("interpolated", "shifted")

@@ -89,7 +89,7 @@ def test_a_part_of_a_table_does_not_take_the_tables_place(monkeypatch):
     assert name("--budget", "gpu-30min", "--minutes", "0.5", "--n", "36") == "paper_table6-gpu-30min-0_5min-n36"
 
 
-def test_paces_are_of_one_device(tmp_path, monkeypatch):
+def test_paces_are_of_one_device(tmp_path):
     """Kills: steps for a GPU by the pace of a CPU."""
     (tmp_path / "machine.json").write_text('{"device": "cuda"}')
     status, said = run_here(paper_tables, ["table2", "--device", "cpu", "--folder", str(tmp_path)])
