@@ -21,6 +21,7 @@ def started(*args):
     try:
         status = child.wait()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)                     # the caller may tell it, too
         child.terminate()                                                 # after a Ctrl-C it changes nothing
         child.wait()
         raise

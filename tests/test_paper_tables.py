@@ -97,18 +97,20 @@ def test_paces_are_of_one_device(tmp_path):
 
 
 def test_a_program_is_told_to_end_and_waited_for(tmp_path):
-    """Kills: a run that is killed before it could save, or that goes on alone."""
+    """Kills: a run that is killed before it could save, or that goes on alone when its parent is told twice."""
     code = ("import sys; sys.path.insert(0, sys.argv[1]); import common; common.ROOT = sys.argv[2]; "
             "common.started('child.py')")
     (tmp_path / "child.py").write_text(
         "import os, signal, sys, time\n"
-        "def end(*_):\n    time.sleep(1); open('saved', 'w').close(); sys.exit(143)\n"
+        "def end(*_):\n    time.sleep(3); open('saved', 'w').close(); sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, end); open('begun', 'w').close(); time.sleep(60)\n")
     parent = subprocess.Popen([sys.executable, "-c", code, os.path.join(ROOT, "benchmarks"), str(tmp_path)],
-                              stderr=subprocess.PIPE)
+                              stderr=subprocess.DEVNULL)                  # a pipe would wait for the child, too
     while not (tmp_path / "begun").exists():
         time.sleep(0.1)
         assert parent.poll() is None
     parent.terminate()
-    parent.communicate(timeout=30)
+    time.sleep(0.5)
+    parent.terminate()                                                    # a Ctrl-C, and then its own parent's word
+    parent.wait(timeout=30)
     assert (tmp_path / "saved").exists() and parent.returncode != 0
