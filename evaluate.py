@@ -20,7 +20,6 @@ import json
 import math
 import os
 import platform
-import sys
 import time
 
 import numpy as np
@@ -41,7 +40,7 @@ from data import BrokenImage, Glyphs, Stream, UserError, open_run
 from features import GlyphFeatures, Yardstick, described, fingerprint, kept, moments_of, scene_answers, scene_colours
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
-from runs import choose_device, choose_precision, commit, kept_checkpoints, main_program, progress, read_checkpoint
+from runs import choose_device, choose_precision, kept_checkpoints, made_by, main_program, progress, read_checkpoint
 from sample import (OVERRIDES, averaged_model, check_chain, check_levels, check_student, grid, handoff_noise,
                     sample_run, seed_of, to_uint8)
 from train import real_low_res
@@ -401,8 +400,7 @@ def sweep_values(text, config):
 
 def provenance(args, config, state, yardstick, device):
     """Everything that a figure depends on, and where it was made."""
-    made = dict(command=" ".join(["python", "evaluate.py", *sys.argv[1:]]), commit=commit(), torch=torch.__version__,
-                machine=f"{platform.machine()}, {os.cpu_count()} cores", device=str(device))
+    made = dict(**made_by(), machine=f"{platform.machine()}, {os.cpu_count()} cores", device=str(device))
     sets = {f"n_{name}": set_["n"] for name in ("train", "held_out") if (set_ := getattr(yardstick, name))}
     samples = dict(step=state["step"], images_seen=state["images"], n=args.n, seed=args.first_seed,
                    precision=choose_precision(config.precision, device), sampler=config.sampler,

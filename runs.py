@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -92,6 +93,12 @@ def commit():
     except OSError:
         return ""
     return git.stdout.strip()
+
+
+def made_by():
+    """What a file of figures begins with: the command, as one types it in this folder, commit, version of torch."""
+    program = os.path.relpath(sys.argv[0], os.path.dirname(os.path.abspath(__file__)))
+    return dict(command=shlex.join(["python", program, *sys.argv[1:]]), commit=commit(), torch=torch.__version__)
 
 
 # ------------------------------------------------------------------------------------------ device and processes

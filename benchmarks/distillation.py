@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 
 from common import ROOT, started                                          # before ours: it puts the project on the path
@@ -29,7 +28,7 @@ import evaluate
 from config import PRESETS, build_model, override
 from data import UserError
 from features import Yardstick
-from runs import choose_device, choose_precision, commit, main_program, read_checkpoint
+from runs import choose_device, choose_precision, made_by, main_program, read_checkpoint
 from sample import averaged_model, compiled, grid, sample_run
 
 STEPS = (256, 64, 16, 8, 4, 2, 1)
@@ -102,8 +101,7 @@ def save(name, device, **what):
     if device.type == "cuda":
         machine += f" ({torch.cuda.get_device_name(device)})"
     with open(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
-        json.dump(dict(command=" ".join(["python", "benchmarks/distillation.py", *sys.argv[1:]]),
-                       commit=commit(), torch=torch.__version__, machine=machine, **what), file, indent=1)
+        json.dump(dict(**made_by(), machine=machine, **what), file, indent=1)
 
 
 def draw(rows):

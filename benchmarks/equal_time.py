@@ -19,19 +19,16 @@ import json
 import os
 import platform
 import re
-import sys
 
 from common import ROOT, started                                          # before ours: it puts the project on the path
-
-import torch
 
 import evaluate
 import speed
 from config import PRESETS, Parser
 from data import UserError
 from features import Yardstick
-from runs import (choose_device, choose_precision, commit, has_checkpoint, kept_checkpoints,
-                  main_program, read_checkpoint)
+from runs import (choose_device, choose_precision, has_checkpoint, kept_checkpoints,
+                  made_by, main_program, read_checkpoint)
 from sample import averaged_model
 
 # folder: (what it is, preset, run that comes first, what it is for)
@@ -166,10 +163,8 @@ def judge(args):
 def save(name, values):
     device, _ = choose_device()
     with open(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
-        json.dump(dict(command=" ".join(["python", "benchmarks/equal_time.py", *sys.argv[1:]]),
-                       commit=commit(), torch=torch.__version__,
-                       machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}",
-                       **values), file, indent=1)
+        json.dump(dict(**made_by(), machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}", **values),
+                  file, indent=1)
 
 
 def main():

@@ -24,7 +24,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 
 from common import ROOT, started                                          # before ours: it puts the project on the path
 
@@ -36,8 +35,8 @@ from config import PRESETS, Parser, override
 from data import UserError, open_run
 from dwt import patch_factor
 from features import Yardstick
-from runs import (choose_device, choose_precision, commit, cores, has_checkpoint,
-                  kept_checkpoints, main_program, read_checkpoint)
+from runs import (choose_device, choose_precision, cores, has_checkpoint,
+                  kept_checkpoints, made_by, main_program, read_checkpoint)
 from sample import averaged_model, grid
 
 GUIDANCE = 5.0
@@ -328,8 +327,7 @@ def save(name, args, **what):
         machine += f" ({torch.cuda.get_device_name(device)})"
     path = os.path.join(ROOT, "benchmarks", "results", name)
     with open(path, "w") as file:
-        json.dump(dict(command=" ".join(["python", "benchmarks/paper_tables.py", *sys.argv[1:]]),
-                       commit=commit(), torch=torch.__version__, machine=machine, precision=args.precision,
+        json.dump(dict(**made_by(), machine=machine, precision=args.precision,
                        budget=args.budget, minutes=args.minutes or BUDGETS[args.budget]["minutes"], seeds=args.seeds,
                        seed_of_samples=0, n=args.n, **what), file, indent=1)
 

@@ -52,7 +52,7 @@ import evaluate
 from config import PRESETS, Parser, build_model, make_optimizer, make_schedule, override
 from data import Stream, UserError, open_run
 from features import Yardstick, described
-from runs import autocast, commit, main_program
+from runs import autocast, made_by, main_program
 from sample import grid, sample_run, to_uint8
 from train import conditions, draw, make_loss, update_ema
 
@@ -471,9 +471,8 @@ def show(args, results, ladders):
 def save(args, results, ladders):
     cores = " or ".join(map(str, sorted({count for result in results for count in result["cores"]})))
     with open(os.path.join(ROOT, "benchmarks", "results", "peers.json"), "w") as file:
-        json.dump(dict(command=" ".join(["python", "benchmarks/peers.py", *sys.argv[1:]]), commit=commit(),
-                       machine=f"{platform.machine()}, {os.cpu_count()} cores, {cores} for each",
-                       torch=torch.__version__, precision="bf16", seed_of_samples=0,
+        json.dump(dict(**made_by(), machine=f"{platform.machine()}, {os.cpu_count()} cores, {cores} for each",
+                       precision="bf16", seed_of_samples=0,
                        scenes=SCENES.scenes, versions={name: importlib.metadata.version(name) for name in
                                                        ("denoising-diffusion-pytorch", "diffusers")},
                        lines={name: lines_of(CONTESTANTS[name]) for name in args.names},

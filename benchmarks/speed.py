@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from config import PRESETS, build_model, make_optimizer, override
 from cost import conditions_of, cost_of, forward
 from data import UserError
-from runs import autocast, choose_device, commit, main_program
+from runs import autocast, choose_device, made_by, main_program
 from train import make_loss, update_ema
 
 # Besides the small presets: the ImageNet networks of appendix B at 64 x 64, as narrow as two cores can bear; without
@@ -184,8 +184,7 @@ def save(path, **what):
     device, _ = choose_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     with open(os.path.join(ROOT, "benchmarks", "results", path), "w") as file:
-        json.dump(dict(command=" ".join(["python", "benchmarks/speed.py", *sys.argv[1:]]), commit=commit(),
-                       torch=torch.__version__, machine=f"{platform.machine()}, {name}", **what), file, indent=1)
+        json.dump(dict(**made_by(), machine=f"{platform.machine()}, {name}", **what), file, indent=1)
 
 
 # ------------------------------------------------------------------------------------------ the questions

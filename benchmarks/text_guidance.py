@@ -14,17 +14,14 @@ import dataclasses
 import json
 import os
 import platform
-import sys
 
 from common import ROOT, started                                          # before ours: it puts the project on the path
-
-import torch
 
 import evaluate
 from config import PRESETS
 from data import open_run
 from features import Yardstick
-from runs import choose_device, commit, has_checkpoint, main_program, read_checkpoint
+from runs import choose_device, has_checkpoint, made_by, main_program, read_checkpoint
 from sample import averaged_model
 
 SCHEDULES = ("interpolated", "shifted")
@@ -64,9 +61,7 @@ def judge(args):
                       + (f", of withheld pairs {row['withheld']['all_right']:.1%}" if "withheld" in row else ""),
                       flush=True)
     with open(os.path.join(ROOT, "benchmarks", "results", args.name + ".json"), "w") as file:
-        json.dump(dict(command=" ".join(["python", "benchmarks/text_guidance.py", *sys.argv[1:]]),
-                       commit=commit(), torch=torch.__version__,
-                       machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}", n=args.n,
+        json.dump(dict(**made_by(), machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}", n=args.n,
                        steps_of_training=state["step"], seed_of_training=config.seed, seed_of_samples=0, rows=rows),
                   file, indent=1)
     draw(rows, args.name)

@@ -12,6 +12,7 @@ from programs import ROOT, run_here
 
 sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
 import paper_tables
+import runs
 import train
 from config import PRESETS, build_model
 from data import open_run
@@ -114,3 +115,9 @@ def test_a_program_is_told_to_end_and_waited_for(tmp_path):
     parent.terminate()                                                    # a Ctrl-C, and then its own parent's word
     parent.wait(timeout=30)
     assert (tmp_path / "saved").exists() and parent.returncode != 0
+
+
+def test_a_command_in_the_results_can_be_typed_again(monkeypatch):
+    """Kills: --only 64 px; 128 px without its quotes, of which a shell makes two commands."""
+    monkeypatch.setattr(sys, "argv", [paper_tables.__file__, "table6", "--only", "64 px; 128 px"])
+    assert runs.made_by()["command"] == "python benchmarks/paper_tables.py table6 --only '64 px; 128 px'"
