@@ -43,7 +43,7 @@ def test_ours_is_train_py(tmp_path, monkeypatch):
 
 def test_without_the_peers_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "denoising_diffusion_pytorch", None)
-    status, said = run_here(peers, ["train", tmp_path])
+    status, said = run_here(peers, ["train", tmp_path, "--beside", "1"])
     assert status == 2 and said.count("\n") == 1 and "pip install -r benchmarks/requirements.txt" in said
 
 
