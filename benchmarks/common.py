@@ -1,4 +1,5 @@
-"""What the scripts here share: starting the project's programs."""
+"""What the scripts here share: starting the project's programs, and the pace of a run."""
+import csv
 import os
 import signal
 import subprocess
@@ -8,6 +9,16 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from data import UserError
+
+
+def seconds_a_step(folder, batch, skip=0):
+    """Seconds that a step of this run of train.py took, on the average, by its log.csv less the first `skip` rows."""
+    with open(os.path.join(folder, "log.csv")) as file:
+        rows = list(csv.DictReader(file))
+    ends = [0, *(int(row["step"]) for row in rows)]
+    seconds = sum(batch * (end - start) / float(row["images_per_s"])
+                  for start, end, row in list(zip(ends, ends[1:], rows))[skip:])
+    return seconds / (ends[-1] - ends[skip])
 
 
 def started(*args):

@@ -1,8 +1,8 @@
 """Three papers at equal wall-clock time: plain, nested, cascaded; distance and read rate against minutes.
 
     python benchmarks/equal_time.py cost   runs/equal              seconds and memory of a step, all in one run
-    python benchmarks/equal_time.py train  runs/equal [--minutes 20]
-    python benchmarks/equal_time.py judge  runs/equal [--minutes 20] [--n 360]
+    python benchmarks/equal_time.py train  runs/equal [--minutes 20] [--only glyphs64,nested]
+    python benchmarks/equal_time.py judge  runs/equal [--minutes 20] [--only ...] [--n 360]
                                                                    -> results/equal_time.json, figures/equal_time*.png
 
 Five ways to 64 x 64: the plain U-ViT (simple diffusion); the plain U-Net (Matryoshka's "Simple DM"); nested, all levels
@@ -20,7 +20,7 @@ import os
 import platform
 import re
 
-from common import ROOT, started                                          # before ours: it puts the project on the path
+from common import ROOT, seconds_a_step, started                          # before ours: it puts the project on the path
 
 import evaluate
 import speed
@@ -69,9 +69,7 @@ def steps_of(args, preset, minutes):
         out = os.path.join(args.folder, "pace-" + preset)
         started("train.py", "--preset", preset, "--steps", 120, "--sample-every", 0, "--sample-steps", 1, "--out", out,
                 "--auto-resume")
-        with open(os.path.join(out, "log.csv")) as file:
-            rates = [float(line.split(",")[5]) for line in file.read().splitlines()[3:]]
-        pace[preset] = PRESETS[preset].batch * len(rates) / sum(rates)
+        pace[preset] = seconds_a_step(out, PRESETS[preset].batch, skip=2)
         with open(path, "w") as file:
             json.dump(pace, file)
     return 4 * max(1, round(minutes * 60 / pace[preset] / 4))
@@ -95,8 +93,9 @@ def finished(folder, steps):
 def train(args):
     args.folder = os.path.abspath(args.folder)
     os.makedirs(args.folder, exist_ok=True)
-    every = {name: kept_every(args, name) for name in RUNS}               # all paces first, while nothing else runs
-    for name, (_, preset, first, use) in RUNS.items():
+    every = {name: kept_every(args, name) for name in args.only}             # all paces first, while nothing else runs
+    for name in args.only:
+        _, preset, first, use = RUNS[name]
         common = ["--sample-every", 0, "--seed", args.seed, "--auto-resume"]
         below = first and os.path.join(args.folder, first)
         if first and not has_checkpoint(os.path.join(args.folder, name)):
@@ -111,10 +110,11 @@ def train(args):
 def judge(args):
     device, _ = choose_device()
     result, sheets = {}, []
-    if missing := [name for name in RUNS if not has_checkpoint(os.path.join(args.folder, name))]:
+    if missing := [name for name in args.only if not has_checkpoint(os.path.join(args.folder, name))]:
         raise UserError(f"{args.folder}: {', '.join(missing)} not trained; first python benchmarks/equal_time.py train "
                         f"{args.folder} --minutes {args.minutes}")
-    for name, (title, preset, first, use) in RUNS.items():
+    for name in args.only:
+        title, preset, first, use = RUNS[name]
         folder = os.path.join(args.folder, name)
         last, below = read_checkpoint(folder), None
         config = last["config"]
@@ -172,6 +172,7 @@ def main():
     parser.add_argument("what", choices=("cost", "train", "judge"))
     parser.add_argument("folder", help="where the runs are")
     parser.add_argument("--minutes", type=int, default=20, help=f"of training, a multiple of {KEEP}")
+    parser.add_argument("--only", default=",".join(RUNS), help="of these runs alone; all: %(default)s")
     parser.add_argument("--at", default="", help="judge the checkpoints of these minutes alone: 10,20")
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--n", type=int, default=360)
@@ -181,6 +182,9 @@ def main():
     args = parser.parse_args()
     if args.minutes % KEEP or args.minutes < FIRST + KEEP:
         raise UserError(f"--minutes {args.minutes}: want a multiple of {KEEP}, {FIRST + KEEP} or more")
+    args.only = args.only.split(",")
+    if unknown := set(args.only) - set(RUNS):
+        raise UserError(f"--only {min(unknown)}: want some of {','.join(RUNS)}")
     try:
         args.at = [float(part) for part in args.at.split(",")] if args.at else []
     except ValueError:

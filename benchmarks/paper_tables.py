@@ -25,7 +25,7 @@ import platform
 import re
 import shutil
 
-from common import ROOT, started                                          # before ours: it puts the project on the path
+from common import ROOT, seconds_a_step, started                          # before ours: it puts the project on the path
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ import evaluate
 from config import PRESETS, Parser, override
 from data import UserError, open_run
 from dwt import patch_factor
+from equal_time import FIRST, KEEP
 from features import Yardstick
 from runs import (choose_device, choose_precision, cores, has_checkpoint,
                   kept_checkpoints, made_by, main_program, read_checkpoint)
@@ -116,17 +117,20 @@ def table6(budget):
 
 TABLES = dict(table2=table2, table3=table3, table4=table4, table5=table5, table6=table6)
 
-_equal = ["benchmarks/equal_time.py", "train", "{folder}/equal", "--minutes"]
-_judged = ["benchmarks/equal_time.py", "judge", "{folder}/equal", "--n", "{n}", "--s", "0", "--minutes"]
+_equal = ["benchmarks/equal_time.py", "train", "{folder}/equal", "--minutes", "{minutes}"]
+_judged = ["benchmarks/equal_time.py", "judge", "{folder}/equal", "--minutes", "{minutes}", "--n", "{n}", "--s", "0",
+           "--name", "{name}"]
+_four = ["--only", "glyphs64,glyphs64_unet,nested,cascade"]
+MINUTES = dict(mdm=20, cdm=20, best=60, table9=20)                        # table9's cannot be chosen
 # table: the commands that make it. (cdm has the cascade as it is: of 60 minutes if best came before it.)
 OTHERS = {
     "table9": [["benchmarks/text_guidance.py", "train", "{folder}/text"],
-               ["benchmarks/text_guidance.py", "judge", "{folder}/text", "--n", "{n}", "--name", "paper_table9"]],
-    "mdm": [[*_equal, "{minutes}"], [*_judged, "{minutes}", "--name", "paper_mdm"]],
-    "cdm": [[*_equal, "{minutes}"],
+               ["benchmarks/text_guidance.py", "judge", "{folder}/text", "--n", "{n}", "--name", "{name}"]],
+    "mdm": [_equal, _judged],
+    "cdm": [_equal,
             ["evaluate.py", "{folder}/equal/glyphs16", "{folder}/equal/cascade", "--handoff", "renoised", "--n", "{n}",
              "--sweep", "s=0,0.1,0.2,0.3,0.4,0.5,0.7,0.9"]],
-    "best": [[*_equal, "60"], [*_judged, "60", "--at", "10,30,60", "--name", "paper_best"]]}
+    "best": [[*_equal, *_four], [*_judged, *_four, "--at", "{at}"]]}
 
 
 # ------------------------------------------------------------------------------------------ training
@@ -163,7 +167,7 @@ def remembered(args, key, compute):
     return read()[key]
 
 
-def seconds_a_step(args, settings):
+def pace_of(args, settings):
     """The pace of train.py, loading and averaging included; measured once for all rows with networks that are alike."""
     settings = {key: value for key, value in settings.items() if key not in COSTLESS}
     name = name_of(args.budget, settings, "pace")
@@ -173,16 +177,14 @@ def seconds_a_step(args, settings):
         shutil.rmtree(out, ignore_errors=True)
         started("train.py", *flags(settings), "--steps", 100, "--sample-every", 0, "--sample-steps", 1, "--precision",
                 args.precision, "--device", args.device, "--out", out)
-        with open(os.path.join(out, "log.csv")) as file:                  # less the warm-up: the first 40 steps
-            rates = [float(line.split(",")[5]) for line in file.read().splitlines()[3:]]
         batch = settings.get("batch", PRESETS[settings["preset"]].batch)
-        return batch * len(rates) / sum(rates)
+        return seconds_a_step(out, batch, skip=2)                         # less the warm-up: the first 40 steps
     return remembered(args, name, measured)
 
 
 def train(args, rows):
     """({row: [(seed, folder), ...]}, all trained; {row: seconds a step})."""
-    paces = {row: seconds_a_step(args, settings) for row, settings in rows.items()}
+    paces = {row: pace_of(args, settings) for row, settings in rows.items()}
     minutes = {row: args.minutes or BUDGETS[args.budget]["minutes"][rows[row]["size"]] for row in rows}
     steps = {row: max(1, round(60 * minutes[row] / pace)) for row, pace in paces.items()}
     trained = {row: [] for row in rows}
@@ -241,6 +243,7 @@ def judge(args, rows, trained, paces):
                 for equal in [at] if early else ["steps", "time"]:
                     results.append(dict(row=row, seed=seed, equal=equal, steps=state["step"], images=state["images"],
                                         minutes=state["step"] * paces[row] / 60, steps_a_second=1 / paces[row],
+                                        steps_a_second_trained=1 / seconds_a_step(folder, config.batch),
                                         parameters=sum(p.numel() for p in model.parameters()), **found))
                 print(f"{row}, seed {seed}, step {state['step']:,}: FD {found['unguided']['fd_held_out']:.2f}, guided "
                       f"{found['guided']['fd_held_out']:.2f}", flush=True)
@@ -336,12 +339,15 @@ def save(name, args, **what):
 
 def others(args):
     """The tables that other scripts make, started as a user would; with their own names for what they leave."""
+    name, minutes = file_name(args), args.minutes or MINUTES[args.table]
+    at = ",".join(f"{each:g}" for each in sorted({10, 30, minutes}) if each <= minutes)
+    said = dict(folder=args.folder, minutes=f"{minutes:g}", n=args.n, name=name, at=at)
     for command in OTHERS[args.table]:
-        started(*(part.format(folder=args.folder, minutes=f"{args.minutes or 20:g}", n=args.n) for part in command))
+        started(*(part.format(**said) for part in command))
     if args.table == "cdm":
         for kind, folder in ((".json", "benchmarks/results"), (".png", "figures")):
             shutil.copy(os.path.join(args.folder, "equal", "cascade", "sweep_s_renoised" + kind),
-                        os.path.join(ROOT, folder, "paper_cdm" + kind))
+                        os.path.join(ROOT, folder, name + kind))
 
 
 def parse():
@@ -363,8 +369,10 @@ def parse():
     if args.table in OTHERS and (
             args.budget != "cpu-small" or args.seeds > 1 or args.only or args.device != "auto"):
         raise UserError(f"{args.table}: takes no --budget, --seeds, --only, --device; its scripts choose")
-    if args.minutes and args.table in ("best", "table9"):
-        raise UserError(f"--minutes {args.minutes:g}: those of {args.table} are fixed")
+    if args.minutes and args.table == "table9":
+        raise UserError(f"--minutes {args.minutes:g}: those of table9 are fixed")
+    if args.minutes and args.table in OTHERS and (args.minutes % KEEP or args.minutes < FIRST + KEEP):
+        raise UserError(f"--minutes {args.minutes:g}: want a multiple of {KEEP}, {FIRST + KEEP} or more")
     args.folder = os.path.abspath(args.folder)
     return args
 
