@@ -297,6 +297,8 @@ def draw(path, rows, results, sheets, many=9):
         at = torch.arange(many) * 37 % len(sheets[row])                   # labels come in turn: A, B, C, ...
         axis.imshow(np.asarray(grid(sheets[row][at].permute(0, 3, 1, 2) / 127.5 - 1, many)))
         axis.set_ylabel(row.replace(", ", "\n"), rotation=0, ha="right", va="center")
+        if i == 0:
+            axis.set_title(f"samples with guidance {GUIDANCE:g}" + ", equal time" * (len(kinds(results)) > 1), fontsize=9)
     for column, (what, label, scale) in enumerate((("fd_held_out", "Fréchet distance to held-out scenes", 1),
                                                    ("read_rate", "read rate, %", 100)), 1):
         axis = figure.add_subplot(cells[:, column], ylim=(len(rows) - 0.5, -0.5), yticks=[], xlabel=label)
@@ -307,6 +309,7 @@ def draw(path, rows, results, sheets, many=9):
                 axis.errorbar([scale * value for value, _ in points], np.arange(len(rows)) + below, capsize=3,
                               xerr=[scale * bar for _, bar in points], fmt="o", color=color, markersize=5,
                               mfc=color if equal == "time" else "white",
+                              zorder=3 if equal == "time" else 2,         # where both are one, it is seen as time
                               label=name + f", equal {equal}" * (len(kinds(results)) > 1))
         axis.grid(alpha=0.3, axis="x")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=4, fontsize=9, frameon=False)
