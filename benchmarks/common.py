@@ -1,6 +1,8 @@
-"""What the scripts here share: starting the project's programs, and the pace of a run."""
+"""What the scripts here share: starting the project's programs, the pace of a run, what they leave."""
 import csv
+import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -8,7 +10,22 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import torch
+
 from data import UserError
+from runs import made_by
+
+
+def save(name, device, cores="", **what):
+    """benchmarks/results/NAME: what was found, after the command, the commit and the machine (and the cores of it)."""
+    machine = ", ".join(filter(None, [platform.machine(), f"{os.cpu_count()} cores", cores, str(device)]))
+    if device.type == "cuda":
+        machine += f" ({torch.cuda.get_device_name(device)})"
+    text = json.dumps(dict(**made_by(), machine=machine, **what), indent=1)
+    path = os.path.join(ROOT, "benchmarks", "results", name)              # touched last: it makes the commit -dirty
+    with open(path + ".new", "w") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
 
 
 def seconds_a_step(folder, batch, skip=0):

@@ -15,12 +15,10 @@ drawn, the rows in turns, the least of --turns; --n samples themselves are kept 
 latency: of a guided student with random weights, which say nothing of quality, only of time.
 """
 import argparse
-import json
 import os
-import platform
 import time
 
-from common import ROOT, started                                          # before ours: it puts the project on the path
+from common import ROOT, save, started                                    # before ours: it puts the project on the path
 
 import torch
 
@@ -28,7 +26,7 @@ import evaluate
 from config import PRESETS, build_model, override
 from data import UserError
 from features import Yardstick
-from runs import choose_device, choose_precision, made_by, main_program, read_checkpoint
+from runs import choose_device, choose_precision, main_program, read_checkpoint
 from sample import averaged_model, compiled, grid, sample_run
 
 STEPS = (256, 64, 16, 8, 4, 2, 1)
@@ -94,14 +92,6 @@ def judge(args):
          batch_of_times=16, rows=rows)
     draw(rows)
     draw_samples(sheets, labels)
-
-
-def save(name, device, **what):
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {device}"
-    if device.type == "cuda":
-        machine += f" ({torch.cuda.get_device_name(device)})"
-    with open(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
-        json.dump(dict(**made_by(), machine=machine, **what), file, indent=1)
 
 
 def draw(rows):

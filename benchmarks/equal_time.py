@@ -17,18 +17,16 @@ or those of --at 10,20 alone.
 import argparse
 import json
 import os
-import platform
 import re
 
-from common import ROOT, seconds_a_step, started                          # before ours: it puts the project on the path
+from common import ROOT, save, seconds_a_step, started                    # before ours: it puts the project on the path
 
 import evaluate
 import speed
 from config import PRESETS, Parser
 from data import UserError
 from features import Yardstick
-from runs import (choose_device, choose_precision, has_checkpoint, kept_checkpoints,
-                  made_by, main_program, read_checkpoint)
+from runs import choose_device, choose_precision, has_checkpoint, kept_checkpoints, main_program, read_checkpoint
 from sample import averaged_model
 
 # folder: (what it is, preset, run that comes first, what it is for)
@@ -58,7 +56,7 @@ def cost(args):
     for preset in presets:
         print(f"{preset:24s} {1e3 * best[preset]:8.0f} {best[preset] / best['glyphs16']:12.2f} "
               f"{memory[preset] / 2 ** 20:9.0f} {memory[preset] / memory['glyphs16']:12.2f}")
-    save("equal_time_cost.json", dict(seconds_a_step=best, bytes_of_a_step=memory))
+    save("equal_time_cost.json", choose_device()[0], seconds_a_step=best, bytes_of_a_step=memory)
 
 
 def steps_of(args, preset, minutes):
@@ -143,8 +141,8 @@ def judge(args):
                   f"{row['fd_held_out_pm']:.2f}  read {row['read_rate']:.1%} ± {row['read_rate_pm']:.1%}  "
                   f"{row['seconds_an_image']:.2f} s an image", flush=True)
         sheets.append((title, images))
-    save(args.name + ".json", dict(n=args.n, seed_of_training=config.seed, seed_of_samples=0, s_of_cascade=args.s,
-                                   minutes=max(args.at or [args.minutes]), runs=result))
+    save(args.name + ".json", device, n=args.n, seed_of_training=config.seed, seed_of_samples=0, s_of_cascade=args.s,
+         minutes=max(args.at or [args.minutes]), runs=result)
     evaluate.draw_comparison(sheets, [], os.path.join(ROOT, "figures", args.name + "_samples.png"))
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
@@ -158,13 +156,6 @@ def judge(args):
     axes[1].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(os.path.join(ROOT, "figures", args.name + ".png"), dpi=120)
-
-
-def save(name, values):
-    device, _ = choose_device()
-    with open(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
-        json.dump(dict(**made_by(), machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}", **values),
-                  file, indent=1)
 
 
 def main():

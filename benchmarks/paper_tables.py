@@ -21,11 +21,10 @@ import argparse
 import json
 import math
 import os
-import platform
 import re
 import shutil
 
-from common import ROOT, seconds_a_step, started                          # before ours: it puts the project on the path
+from common import ROOT, save, seconds_a_step, started                    # before ours: it puts the project on the path
 
 import numpy as np
 import torch
@@ -36,8 +35,7 @@ from data import UserError, open_run
 from dwt import patch_factor
 from equal_time import FIRST, KEEP
 from features import Yardstick
-from runs import (choose_device, choose_precision, cores, has_checkpoint,
-                  kept_checkpoints, made_by, main_program, read_checkpoint)
+from runs import choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program, read_checkpoint
 from sample import averaged_model, grid
 
 GUIDANCE = 5.0
@@ -298,7 +296,8 @@ def draw(path, rows, results, sheets, many=9):
         axis.imshow(np.asarray(grid(sheets[row][at].permute(0, 3, 1, 2) / 127.5 - 1, many)))
         axis.set_ylabel(row.replace(", ", "\n"), rotation=0, ha="right", va="center")
         if i == 0:
-            axis.set_title(f"samples with guidance {GUIDANCE:g}" + ", equal time" * (len(kinds(results)) > 1), fontsize=9)
+            equal = ", equal time" * (len(kinds(results)) > 1)
+            axis.set_title(f"samples with guidance {GUIDANCE:g}{equal}", fontsize=9)
     for column, (what, label, scale) in enumerate((("fd_held_out", "Fréchet distance to held-out scenes", 1),
                                                    ("read_rate", "read rate, %", 100)), 1):
         axis = figure.add_subplot(cells[:, column], ylim=(len(rows) - 0.5, -0.5), yticks=[], xlabel=label)
@@ -324,18 +323,6 @@ def file_name(args):
                               (args.minutes, None, "-{:g}min"), (args.n, 360, "-n{}")):
         name += re.sub(r"[^\w-]+", "_", form.format(said)) if said != usual else ""
     return name
-
-
-def save(name, args, **what):
-    device, _ = choose_device(args.device)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {args.cores} a run, {device}"
-    if device.type == "cuda":
-        machine += f" ({torch.cuda.get_device_name(device)})"
-    path = os.path.join(ROOT, "benchmarks", "results", name)
-    with open(path, "w") as file:
-        json.dump(dict(**made_by(), machine=machine, precision=args.precision,
-                       budget=args.budget, minutes=args.minutes or BUDGETS[args.budget]["minutes"], seeds=args.seeds,
-                       seed_of_samples=0, n=args.n, **what), file, indent=1)
 
 
 # ------------------------------------------------------------------------------------------ the program
@@ -403,7 +390,9 @@ def main():
     paper = {row: table[row][1] for row in rows}
     show(args.table, claim, paper, results, args)
     name = file_name(args)
-    save(name + ".json", args, claim=claim, paper=paper, settings=rows, rows=results)
+    save(name + ".json", device, f"{args.cores} a run", precision=args.precision, budget=args.budget,
+         minutes=args.minutes or BUDGETS[args.budget]["minutes"], seeds=args.seeds, seed_of_samples=0, n=args.n,
+         claim=claim, paper=paper, settings=rows, rows=results)
     draw(os.path.join(ROOT, "figures", name + ".png"), rows, results, sheets)
 
 

@@ -28,10 +28,8 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import inspect
-import json
 import math
 import os
-import platform
 import queue
 import random
 import resource
@@ -42,7 +40,7 @@ import unittest.mock
 
 os.environ.setdefault("TQDM_DISABLE", "1")                                  # a bar for every batch otherwise
 
-from common import ROOT                                                   # before ours: it puts the project on the path
+from common import ROOT, save                                             # before ours: it puts the project on the path
 
 import numpy as np
 import torch
@@ -52,7 +50,7 @@ import evaluate
 from config import PRESETS, Parser, build_model, make_optimizer, make_schedule, override
 from data import Stream, UserError, open_run
 from features import Yardstick, described
-from runs import autocast, made_by, main_program
+from runs import autocast, main_program
 from sample import grid, sample_run, to_uint8
 from train import conditions, draw, make_loss, update_ema
 
@@ -418,7 +416,12 @@ def judge(args):
         ladders[name] = [judged(name, 0, each * steps, FEW)[0] for steps in
                          ((CALLS // 2,) if CONTESTANTS[name].large else LADDER)]
     show(args, results, ladders)
-    save(args, results, ladders)
+    cores = " or ".join(map(str, sorted({count for result in results for count in result["cores"]})))
+    save("peers.json", torch.device("cpu"), f"{cores} for each", precision="bf16", seed_of_samples=0,
+         scenes=SCENES.scenes,
+         versions={name: importlib.metadata.version(name) for name in ("denoising-diffusion-pytorch", "diffusers")},
+         lines={name: lines_of(CONTESTANTS[name]) for name in args.names},
+         titles={name: CONTESTANTS[name].title for name in args.names}, results=results, fewer_steps=ladders)
     draw_samples(args, results, sheets)
 
 
@@ -466,18 +469,6 @@ def show(args, results, ladders):
         best = min(peers, key=lambda name: of(results, name, "fd_few")[0])
         print(f"ours over the best peer ({best}), FD of {FEW}: "
               f"{of(results, 'ours', 'fd_few')[0] / of(results, best, 'fd_few')[0]:.2f} (goal: 0.5)")
-
-
-def save(args, results, ladders):
-    cores = " or ".join(map(str, sorted({count for result in results for count in result["cores"]})))
-    with open(os.path.join(ROOT, "benchmarks", "results", "peers.json"), "w") as file:
-        json.dump(dict(**made_by(), machine=f"{platform.machine()}, {os.cpu_count()} cores, {cores} for each",
-                       precision="bf16", seed_of_samples=0,
-                       scenes=SCENES.scenes, versions={name: importlib.metadata.version(name) for name in
-                                                       ("denoising-diffusion-pytorch", "diffusers")},
-                       lines={name: lines_of(CONTESTANTS[name]) for name in args.names},
-                       titles={name: CONTESTANTS[name].title for name in args.names}, results=results,
-                       fewer_steps=ladders), file, indent=1)
 
 
 def draw_samples(args, results, sheets, many=12):

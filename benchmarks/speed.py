@@ -15,12 +15,11 @@ take at these rates, convolutions and matrix products each at their own, over th
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 
-from common import ROOT                                                   # before ours: it puts the project on the path
+from common import ROOT, save                                             # before ours: it puts the project on the path
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from config import PRESETS, build_model, make_optimizer, override
 from cost import conditions_of, cost_of, forward
 from data import UserError
-from runs import autocast, choose_device, made_by, main_program
+from runs import autocast, choose_device, main_program
 from train import make_loss, update_ema
 
 # Besides the small presets: the ImageNet networks of appendix B at 64 x 64, as narrow as two cores can bear; without
@@ -180,13 +179,6 @@ def memory_of(config, precision):
     return int(done.stdout)
 
 
-def save(path, **what):
-    device, _ = choose_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
-    with open(os.path.join(ROOT, "benchmarks", "results", path), "w") as file:
-        json.dump(dict(**made_by(), machine=f"{platform.machine()}, {name}", **what), file, indent=1)
-
-
 # ------------------------------------------------------------------------------------------ the questions
 
 def variants_of(device, compiled):
@@ -241,7 +233,7 @@ def models(args, named=None):
             print(f"{'memory, MiB':26s} " + ", ".join(f"{precision} {value / 2 ** 20:,.0f}" for precision, value in
                                                       rows[-1]["peak_bytes"].items()), flush=True)
     name = "speed_paper" if named else "speed_compile" if args.compile else "speed"
-    save(f"{name}_{device.type}.json", ceilings=rates, rows=rows)
+    save(f"{name}_{device.type}.json", device, ceilings=rates, rows=rows)
     return rows
 
 
@@ -266,7 +258,7 @@ def growth(args):
             line.append((seconds, flops))
         print(f"{patching:8s}" + "".join(f"{1e3 * seconds:10.1f}" for seconds, _ in line) + "     "
               + " ".join(f"{flops / 1e9:.1f}" for _, flops in line), flush=True)
-    save(f"speed_growth_{device.type}.json", rows=rows)
+    save(f"speed_growth_{device.type}.json", device, rows=rows)
 
 
 def paper(args):

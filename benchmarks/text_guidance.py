@@ -11,17 +11,15 @@ Judged on captions that training showed, and on captions of the withheld pairs o
 """
 import argparse
 import dataclasses
-import json
 import os
-import platform
 
-from common import ROOT, started                                          # before ours: it puts the project on the path
+from common import ROOT, save, started                                    # before ours: it puts the project on the path
 
 import evaluate
 from config import PRESETS
 from data import open_run
 from features import Yardstick
-from runs import choose_device, has_checkpoint, made_by, main_program, read_checkpoint
+from runs import choose_device, has_checkpoint, main_program, read_checkpoint
 from sample import averaged_model
 
 SCHEDULES = ("interpolated", "shifted")
@@ -60,10 +58,8 @@ def judge(args):
                       f"{seen['fd_held_out_pm']:.2f}  read {seen['read_rate']:.1%}  all right {seen['all_right']:.1%}"
                       + (f", of withheld pairs {row['withheld']['all_right']:.1%}" if "withheld" in row else ""),
                       flush=True)
-    with open(os.path.join(ROOT, "benchmarks", "results", args.name + ".json"), "w") as file:
-        json.dump(dict(**made_by(), machine=f"{platform.machine()}, {os.cpu_count()} cores, {device}", n=args.n,
-                       steps_of_training=state["step"], seed_of_training=config.seed, seed_of_samples=0, rows=rows),
-                  file, indent=1)
+    save(args.name + ".json", device, n=args.n, steps_of_training=state["step"], seed_of_training=config.seed,
+         seed_of_samples=0, rows=rows)
     draw(rows, args.name)
 
 

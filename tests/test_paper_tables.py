@@ -1,5 +1,6 @@
 """benchmarks/paper_tables.py: rows are runs that train.py accepts, and differ in what the table is about alone."""
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from programs import ROOT, run_here
 
 sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
+import common
 import equal_time
 import paper_tables
 import runs
@@ -54,7 +56,8 @@ def test_folders_tell_all_runs_apart_and_tables_share_what_is_alike(budget):
 
 
 @pytest.mark.parametrize("args", ["table7", "table2 --seeds 0", "table2 --minutes 0", "table2 --only zzz",
-                                  "mdm --budget gpu-30min", "best --minutes 3", "mdm --minutes 12", "table2 --budget tpu"])
+                                  "mdm --minutes 12", "mdm --budget gpu-30min", "best --minutes 3",
+                                  "table2 --budget tpu"])
 def test_a_mistake_is_one_line(args, tmp_path):
     status, said = run_here(paper_tables, args.split() + ["--folder", str(tmp_path)])
     assert status == 2 and said.count("\n") == 1
@@ -92,7 +95,7 @@ def test_a_part_of_a_table_does_not_take_the_tables_place(monkeypatch):
 
 
 def test_a_script_is_called_with_the_minutes_asked_for(tmp_path, monkeypatch):
-    """Kills: best --minutes 30 judged after 60, or published in the place of the 60 minutes; a flag the script lacks."""
+    """Kills: best --minutes 30 judged after 60, or published in the place of the 60; a flag that the script lacks."""
     calls = []
     monkeypatch.setattr(paper_tables, "started", lambda *args: calls.append(args))
     for minutes, at, name in (([], "10,30,60", "paper_best"), (["--minutes", "30"], "10,30", "paper_best-30min")):
@@ -140,6 +143,21 @@ def test_a_program_is_told_to_end_and_waited_for(tmp_path):
     parent.terminate()                                                    # a Ctrl-C, and then its own parent's word
     parent.wait(timeout=30)
     assert (tmp_path / "saved").exists() and parent.returncode != 0
+
+
+def test_results_are_of_the_commit_that_made_them_and_are_replaced_whole(tmp_path, monkeypatch):
+    """Kills: the file opened before git is asked, which calls every commit dirty; published figures lost to a fault."""
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    file = tmp_path / "benchmarks" / "results" / "some.json"
+    file.write_text("old")
+    monkeypatch.setattr(common, "ROOT", str(tmp_path))
+    monkeypatch.setattr(common, "made_by", lambda: {"commit": "" if file.read_text() == "old" else "dirty"})
+    with pytest.raises(TypeError):
+        common.save("some.json", torch.device("cpu"), value=torch.ones(2))
+    assert file.read_text() == "old"
+    common.save("some.json", torch.device("cpu"), "1 a run", value=2)
+    found = json.loads(file.read_text())
+    assert (found["commit"], found["value"]) == ("", 2) and found["machine"].endswith("cores, 1 a run, cpu")
 
 
 def test_a_command_in_the_results_can_be_typed_again(monkeypatch):
