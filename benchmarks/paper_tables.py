@@ -98,7 +98,7 @@ def table4(budget):
 def table5(budget):
     paper = dict(none="5.60 / 5.23, 100 %", dwt_1="5.42 / 4.97, 139 %", dwt_2="4.85 / 4.58, 146 %",
                  conv_2="5.99 / 5.33, 137 %", conv_4="5.04 / 4.80, 146 %")
-    return ("patching is faster and no worse; two levels beat one, wavelets beat convolutions",
+    return ("patching is faster; two levels beat one and none, wavelets beat convolutions",
             ["size", "patching", "channel_mult", "num_res_blocks"],
             {f"{size} px, {patching}": (sized(budget, size, patching=patching), "512: " + row)
              for size in (128, 256) for patching, row in paper.items()})
