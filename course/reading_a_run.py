@@ -27,7 +27,7 @@ from data import Glyphs, open_source
 from evaluate import drawn_samples
 from features import Yardstick, described, moments_of
 from measures import Moments, bootstrap, frechet_distance, variational_bound
-from runs import kept_checkpoints, read_checkpoint
+from runs import kept_checkpoints, made_by, read_checkpoint
 from sample import averaged_model
 
 RUNS = {"last_week": 2400, "today": 12}                                   # images in the folder
@@ -146,15 +146,13 @@ def main():
         with open(RESULT) as file:
             return draw(json.load(file))
     torch.set_num_threads(1)
-    git = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True)
     places = {name: prepare(args.folder, name) for name in RUNS}
     judge = dataclasses.replace(PRESETS["glyphs16"], class_names=Glyphs().classes, num_classes=len(Glyphs().classes))
     yardstick = Yardstick(args.folder, judge, SAMPLES, REAL)
     real = moments_of(yardstick.held_out)
-    result = dict(command="python course/reading_a_run.py runs/reading", commit=git.stdout.strip(),
-                  torch=torch.__version__,
-                  machine=f"{platform.machine()}, {os.cpu_count()} cores, one used", settings=SETTINGS, samples=SAMPLES,
-                  held_out=REAL, fd_real=frechet_distance(real, moments_of(yardstick.real)),
+    result = dict(**made_by(), machine=f"{platform.machine()}, {os.cpu_count()} cores, one used",
+                  settings=SETTINGS, samples=SAMPLES, held_out=REAL,
+                  fd_real=frechet_distance(real, moments_of(yardstick.real)),
                   runs={name: measured(name, *place, yardstick) for name, place in places.items()})
     with open(RESULT + ".new", "w") as file:                              # only now: a broken run leaves the old one
         json.dump(result, file, indent=None, allow_nan=False)
