@@ -331,7 +331,8 @@ def others(args):
     """The tables that other scripts make, started as a user would; with their own names for what they leave."""
     name, minutes = file_name(args), args.minutes or MINUTES[args.table]
     at = ",".join(f"{each:g}" for each in sorted({10, 30, minutes}) if each <= minutes)
-    said = dict(folder=args.folder, minutes=f"{minutes:g}", n=args.n, name=name, at=at)
+    folder = os.path.relpath(args.folder, ROOT)                           # results name it, and not this machine's path
+    said = dict(folder=folder, minutes=f"{minutes:g}", n=args.n, name=name, at=at)
     for command in OTHERS[args.table]:
         started(*(part.format(**said) for part in command))
     if args.table == "cdm":

@@ -104,7 +104,9 @@ def test_a_script_is_called_with_the_minutes_asked_for(tmp_path, monkeypatch):
         paper_tables.main()
         said = [dict(zip(call[3::2], call[4::2])) for call in calls]
         assert [call[1] for call in calls] == ["train", "judge"] and said[1]["--at"] == at
-        assert said[1]["--name"] == name and {each["--minutes"] for each in said} == {at.split(",")[-1]}
+        assert {os.path.abspath(os.path.join(ROOT, call[2])) for call in calls} == {str(tmp_path / "equal")}
+        assert not os.path.isabs(calls[1][2]) and said[1]["--name"] == name
+        assert {each["--minutes"] for each in said} == {at.split(",")[-1]}
         monkeypatch.setattr(sys, "argv", list(calls[0]))
         seen = {}
         monkeypatch.setattr(equal_time, "train", lambda args: seen.update(vars(args)))
