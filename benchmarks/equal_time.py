@@ -110,7 +110,7 @@ def judge(args):
     result, sheets = {}, []
     if missing := [name for name in args.only if not has_checkpoint(os.path.join(args.folder, name))]:
         raise UserError(f"{args.folder}: {', '.join(missing)} not trained; first python benchmarks/equal_time.py train "
-                        f"{args.folder} --minutes {args.minutes}")
+                        f"{args.folder} --minutes {args.minutes} --only {','.join(missing)}")
     for name in args.only:
         title, preset, first, use = RUNS[name]
         folder = os.path.join(args.folder, name)
@@ -169,13 +169,14 @@ def main():
     parser.add_argument("--n", type=int, default=360)
     parser.add_argument("--s", type=float, default=0.3, help="of the cascade's handoff")
     parser.add_argument("--seed", type=int, default=0, help="of training")
-    parser.add_argument("--name", default="equal_time", help="of the files that judge leaves")
+    parser.add_argument("--name", help="of what judge leaves; usual: equal_time, and what --only says")
     args = parser.parse_args()
     if args.minutes % KEEP or args.minutes < FIRST + KEEP:
         raise UserError(f"--minutes {args.minutes}: want a multiple of {KEEP}, {FIRST + KEEP} or more")
     args.only = args.only.split(",")
     if unknown := set(args.only) - set(RUNS):
         raise UserError(f"--only {min(unknown)}: want some of {','.join(RUNS)}")
+    args.name = args.name or "-".join(["equal_time", *args.only * (set(args.only) != set(RUNS))])
     try:
         args.at = [float(part) for part in args.at.split(",")] if args.at else []
     except ValueError:

@@ -331,7 +331,7 @@ def others(args):
     """The tables that other scripts make, started as a user would; with their own names for what they leave."""
     name, minutes = file_name(args), args.minutes or MINUTES[args.table]
     at = ",".join(f"{each:g}" for each in sorted({10, 30, minutes}) if each <= minutes)
-    folder = os.path.relpath(args.folder, ROOT)                           # results name it, and not this machine's path
+    folder = os.path.relpath(args.folder, ROOT)                           # as one types it: the results name it
     said = dict(folder=folder, minutes=f"{minutes:g}", n=args.n, name=name, at=at)
     for command in OTHERS[args.table]:
         started(*(part.format(**said) for part in command))
@@ -345,7 +345,7 @@ def parse():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", help=", ".join([*TABLES, *OTHERS]))
     parser.add_argument("--budget", default="cpu-small", choices=BUDGETS)
-    parser.add_argument("--minutes", type=float, help="of each run; without it by the size of the images: BUDGETS")
+    parser.add_argument("--minutes", type=float, help="of each run; usual are those of BUDGETS and MINUTES")
     parser.add_argument("--seeds", type=int, default=1, help="of training: 0, 1, ...")
     parser.add_argument("--only", default="", help="rows whose names hold this or that: '64 px; 128 px'")
     parser.add_argument("--n", type=int, default=360, help="samples")

@@ -58,7 +58,8 @@ def test_folders_tell_all_runs_apart_and_tables_share_what_is_alike(budget):
 @pytest.mark.parametrize("args", ["table7", "table2 --seeds 0", "table2 --minutes 0", "table2 --only zzz",
                                   "mdm --minutes 12", "mdm --budget gpu-30min", "best --minutes 3",
                                   "table2 --budget tpu"])
-def test_a_mistake_is_one_line(args, tmp_path):
+def test_a_mistake_is_one_line_before_anything_is_begun(args, tmp_path, monkeypatch):
+    monkeypatch.setattr(paper_tables, "started", lambda *args: pytest.fail(f"began {args}"))
     status, said = run_here(paper_tables, args.split() + ["--folder", str(tmp_path)])
     assert status == 2 and said.count("\n") == 1
 
@@ -96,7 +97,7 @@ def test_a_part_of_a_table_does_not_take_the_tables_place(monkeypatch):
 
 def test_a_script_is_called_with_the_minutes_asked_for(tmp_path, monkeypatch):
     """Kills: best --minutes 30 judged after 60, or published in the place of the 60; a flag that the script lacks."""
-    calls = []
+    calls, seen = [], {}
     monkeypatch.setattr(paper_tables, "started", lambda *args: calls.append(args))
     for minutes, at, name in (([], "10,30,60", "paper_best"), (["--minutes", "30"], "10,30", "paper_best-30min")):
         calls.clear()
@@ -107,11 +108,15 @@ def test_a_script_is_called_with_the_minutes_asked_for(tmp_path, monkeypatch):
         assert {os.path.abspath(os.path.join(ROOT, call[2])) for call in calls} == {str(tmp_path / "equal")}
         assert not os.path.isabs(calls[1][2]) and said[1]["--name"] == name
         assert {each["--minutes"] for each in said} == {at.split(",")[-1]}
-        monkeypatch.setattr(sys, "argv", list(calls[0]))
-        seen = {}
-        monkeypatch.setattr(equal_time, "train", lambda args: seen.update(vars(args)))
-        equal_time.main()
-        assert seen["only"] == ["glyphs64", "glyphs64_unet", "nested", "cascade"]
+        for call in calls:
+            seen.clear()
+            monkeypatch.setattr(equal_time, call[1], lambda args: seen.update(vars(args)))
+            monkeypatch.setattr(sys, "argv", list(call))
+            equal_time.main()
+            assert seen["only"] == ["glyphs64", "glyphs64_unet", "nested", "cascade"]
+    monkeypatch.setattr(sys, "argv", ["equal_time.py", "judge", str(tmp_path), "--only", "nested,glyphs64"])
+    equal_time.main()
+    assert seen["name"] == "equal_time-nested-glyphs64"                   # and equal_time.json keeps its five
 
 
 def test_the_pace_of_a_run_is_its_time_by_its_steps(tmp_path):
