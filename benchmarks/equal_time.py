@@ -91,7 +91,7 @@ def finished(folder, steps):
 def train(args):
     args.folder = os.path.abspath(args.folder)
     os.makedirs(args.folder, exist_ok=True)
-    every = {name: kept_every(args, name) for name in args.only}             # all paces first, while nothing else runs
+    every = {name: kept_every(args, name) for name in args.only}           # all paces first, while nothing else runs
     for name in args.only:
         _, preset, first, use = RUNS[name]
         common = ["--sample-every", 0, "--seed", args.seed, "--auto-resume"]
