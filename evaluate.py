@@ -403,7 +403,7 @@ def provenance(args, config, state, yardstick, device):
     made = dict(**made_by(), machine=f"{platform.machine()}, {os.cpu_count()} cores", device=str(device))
     sets = {f"n_{name}": set_["n"] for name in ("train", "held_out") if (set_ := getattr(yardstick, name))}
     samples = dict(step=state["step"], images_seen=state["images"], n=args.n, seed=args.first_seed,
-                   precision=choose_precision(config.precision, device), sampler=config.sampler,
+                   dtype=choose_precision(config.precision, device), sampler=config.sampler,
                    steps=config.sample_steps, guidance=config.guidance if config.guidable else 1.0,
                    noise_param=config.noise_param, clip_x=config.clip_x,
                    **(dict(handoff=args.handoff, s=args.s, low_run=args.runs[0],

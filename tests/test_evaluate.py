@@ -138,9 +138,9 @@ def test_copies_of_training_images_are_found(tmp_path, monkeypatch):
 
 def test_a_second_metric_joins_the_first_and_other_samples_begin_anew(tmp_path, capsys):
     run = make_run(tmp_path / "a")
-    whole = evaluated(run, "--metrics", "fd")
+    whole = evaluated(run, "--metrics", "fd,pr")                          # precision is a measure, no name of a setting
     assert "small" not in whole and "fd_train" in whole["real_scenes"] and whole["n_train"] == 40
-    assert whole["features"] == "FD" and len(whole["features_id"]) == 12 and whole["precision"] == "float32"
+    assert whole["features"] == "FD" and len(whole["features_id"]) == 12 and whole["dtype"] == "float32"
     both = evaluated(run, "--metrics", "bits")
     assert both["fd_train"] == whole["fd_train"] and both["bits_n"] == 4 and both["bits_of"] == "held-out"
     evaluated(run, "--metrics", "none", "--export", tmp_path / "x.npz")
