@@ -2,13 +2,14 @@
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/peers.py train runs/peers [--minutes 5] [--seeds 3] [--beside 2]
-    python benchmarks/peers.py judge runs/peers [--n 360]              -> results/peers.json, figures/peers.png
+    python benchmarks/peers.py judge runs/peers [--n 360]     -> results/peers*.json, figures/peers*.png
 
 The default preset against denoising-diffusion-pytorch (its U-Net with classes, and the U-ViT of simple_diffusion.py,
 which has none) and diffusers (UNet2DModel, v-prediction), each with its own settings and with ours: batch, rate, Adam,
 averages, the error of v, dropped classes, guidance, the schedule (but for ddp's U-Net, which has no shift), and a
 network with about as many parameters, as narrow where the maps are large as it allows, since there they cost. A U-ViT
-of ours without classes is there for theirs. bf16 for all.
+of ours without classes is there for theirs. bf16 for all. *-ddpm are no runs: they draw from ours with other flags of
+sample.py, as the ancestral steps of ddp's U-ViT are part of what it has over our DDIM.
 
 All learn from the same 20,000 scenes, drawn beforehand and held in memory. They train in turns, `--round` seconds of
 the wall clock each, until each has had its minutes; what a turn needs to start and to save is not counted. So what
@@ -65,6 +66,7 @@ SCENES = override(PRESETS["glyphs64"], scenes=20_000)
 class Ours:
     """`python train.py --scenes 20000`: its loss, its draws, its optimiser."""
     title, classes, large = "ours: python train.py", True, False
+    sampling = {}
 
     def __init__(self, seed):
         self.config = self.settings(seed)
@@ -91,7 +93,8 @@ class Ours:
         update_ema(self.averaged, self.model, config.ema, step)
 
     def images(self, labels, steps, seeds):
-        return sample_run(self.averaged, override(self.config, sample_steps=steps), labels, seeds, CPU, "bf16")
+        config = override(self.config, sample_steps=steps, **self.sampling)
+        return sample_run(self.averaged, config, labels, seeds, CPU, "bf16")
 
 
 class OursWithoutClasses(Ours):
@@ -99,6 +102,17 @@ class OursWithoutClasses(Ours):
 
     def settings(self, seed):
         return override(SCENES, num_classes=0, seed=seed)
+
+
+class OursByDdpm(Ours):
+    """The same run, drawn as the paper draws: ancestral steps, here with their largest variance."""
+    title, run = "ours, --sampler ddpm --noise-param 1", "ours"
+    sampling = dict(sampler="ddpm", noise_param=1.0)
+
+
+class OursWithoutClassesByDdpm(OursWithoutClasses):
+    title, run = "ours, without classes, --sampler ddpm --noise-param 1", "ours-without-classes"
+    sampling = OursByDdpm.sampling
 
 
 # ------------------------------------------------------------------------------------------ the peers
@@ -242,7 +256,13 @@ class DiffusersUnetAtOurs(DiffusersUnet):
 
 CONTESTANTS = {"ours": Ours, "ddp-unet-at-ours": DdpUnetAtOurs, "diffusers-at-ours": DiffusersUnetAtOurs,
                "ours-without-classes": OursWithoutClasses, "ddp-uvit-at-ours": DdpUvitAtOurs, "ddp-unet": DdpUnet,
-               "ddp-uvit": DdpUvit, "diffusers": DiffusersUnet}
+               "ddp-uvit": DdpUvit, "diffusers": DiffusersUnet, "ours-ddpm": OursByDdpm,
+               "ours-without-classes-ddpm": OursWithoutClassesByDdpm}
+
+
+def run_of(name):
+    """The run that it draws from: its own, unless it says another."""
+    return getattr(CONTESTANTS[name], "run", name)
 
 
 def find_peers():
@@ -286,17 +306,17 @@ def scenes_of(folder):
 
 
 def checkpoint_of(folder, name, seed, mmap=True):
-    path = os.path.join(folder, f"{name}-seed{seed}.pt")
+    path = os.path.join(folder, f"{run_of(name)}-seed{seed}.pt")
     return path, torch.load(path, mmap=mmap) if os.path.exists(path) else dict(step=0, images=0, seconds=0.0, peak=0.0)
 
 
 def take_turn(args):
     """One contestant trains until it has had so many seconds; in a process of its own, with the cores it is given."""
     find_peers()
-    path, state = checkpoint_of(args.folder, args.name, args.seed, mmap=False)
+    path, state = checkpoint_of(args.folder, args.contestant, args.seed, mmap=False)
     images, labels = scenes_of(args.folder)
     torch.manual_seed(args.seed)
-    contestant = CONTESTANTS[args.name](args.seed)
+    contestant = CONTESTANTS[args.contestant](args.seed)
     if state["step"]:
         contestant.model.load_state_dict(state["model"])
         contestant.averaged.load_state_dict(state["averaged"])
@@ -321,7 +341,7 @@ def take_turn(args):
         file.flush()
         os.fsync(file.fileno())                                           # or the next one's time would have to bear it
     os.replace(path + ".new", path)
-    print(f"{args.name}, seed {args.seed}: {seconds:.0f} s, step {step:,}, {step * batch / seconds:.1f} images/s",
+    print(f"{args.contestant}, seed {args.seed}: {seconds:.0f} s, step {step:,}, {step * batch / seconds:.1f} images/s",
           flush=True)
 
 
@@ -336,7 +356,7 @@ def train(args):
     def turn(name, seed, until):
         slot = slots.get()
         try:
-            command = [sys.executable, os.path.abspath(__file__), "turn", args.folder, "--name", name, "--seed",
+            command = [sys.executable, os.path.abspath(__file__), "turn", args.folder, "--contestant", name, "--seed",
                        str(seed), "--until", str(until)]
             done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(len(slot))},
                                   preexec_fn=lambda: os.sched_setaffinity(0, slot))
@@ -347,7 +367,8 @@ def train(args):
     rounds = math.ceil(60 * args.minutes / args.round)
     for number in range(1, rounds + 1):
         until = min(number * args.round, 60 * args.minutes)
-        turns = [(name, seed, until) for name in args.names for seed in range(args.seeds)]
+        turns = [(name, seed, until) for name in dict.fromkeys(map(run_of, args.names))
+                 for seed in range(args.seeds)]
         turns = [each for each in turns if checkpoint_of(args.folder, *each[:2])[1]["seconds"] < until]
         random.Random(number).shuffle(turns)
         with concurrent.futures.ThreadPoolExecutor(args.beside) as pool:
@@ -381,12 +402,12 @@ def judge(args):
     labels = yardstick.subjects(args.n, SCENES)["labels"]
 
     def judged(name, seed, steps=None, n=args.n):
-        state, path = states[name, seed], checkpoint_of(args.folder, name, seed)[0]
+        state = states[name, seed]
         contestant = CONTESTANTS[name](seed)
         contestant.averaged.load_state_dict(state["averaged"])
         told = (labels if contestant.classes else [-1] * args.n)[:FEW if contestant.large else n]
         steps = steps or CALLS // (1 + contestant.classes)
-        kept = path.replace(".pt", f"-{state['step']}-{steps}steps-{len(told)}.samples")
+        kept = os.path.join(args.folder, f"{name}-seed{seed}-{state['step']}-{steps}steps-{len(told)}.samples")
         if not os.path.exists(kept):
             images, seconds = drawn(contestant, told, steps)
             torch.save((images, seconds), kept + ".new")
@@ -417,7 +438,7 @@ def judge(args):
                          ((CALLS // 2,) if CONTESTANTS[name].large else LADDER)]
     show(args, results, ladders)
     cores = " or ".join(map(str, sorted({count for result in results for count in result["cores"]})))
-    save("peers.json", torch.device("cpu"), f"{cores} for each", precision="bf16", seed_of_samples=0,
+    save(args.name + ".json", torch.device("cpu"), f"{cores} for each", precision="bf16", seed_of_samples=0,
          scenes=SCENES.scenes,
          versions={name: importlib.metadata.version(name) for name in ("denoising-diffusion-pytorch", "diffusers")},
          lines={name: lines_of(CONTESTANTS[name]) for name in args.names},
@@ -451,7 +472,7 @@ COLUMNS = (("FD held-out", "fd_held_out", 1, 1), (f"FD of {FEW}", "fd_few", 1, 1
 
 def show(args, results, ladders):
     print(f"\n{results[0]['minutes']:.1f} minutes; ± half the range of the seeds, of one seed 95 % of the samples; "
-          f"{args.n} samples\n{'':52s}" + "".join(f"{head:>15s}" for head, *_ in COLUMNS) + f"{'s an image':>12s}"
+          f"{args.n} samples\n{'':54s}" + "".join(f"{head:>15s}" for head, *_ in COLUMNS) + f"{'s an image':>12s}"
           f"{'ours as good':>14s}{'lines':>7s}{'parameters':>13s}{'steps':>7s}{'seeds':>7s}")
     for name in args.names:
         cells = []
@@ -460,7 +481,7 @@ def show(args, results, ladders):
             cells.append("–" if math.isnan(value) else f"{value:.{digits}f} ± {bar:.{digits}f}")
         rung = enough(ladders[name])
         ours = as_good(ladders.get("ours", []), rung["fd_few"])
-        print(f"{CONTESTANTS[name].title:52s}" + "".join(f"{cell:>15s}" for cell in cells)
+        print(f"{CONTESTANTS[name].title:54s}" + "".join(f"{cell:>15s}" for cell in cells)
               + f"{rung['seconds_an_image']:12.2f}" + (f"{ours['seconds_an_image']:14.2f}" if ours else f"{'–':>14s}")
               + f"{lines_of(CONTESTANTS[name]):7d}{of(results, name, 'parameters')[0]:13,.0f}"
               + f"{of(results, name, 'trained_steps')[0]:7,.0f}{sum(result['name'] == name for result in results):7d}")
@@ -483,7 +504,7 @@ def draw_samples(args, results, sheets, many=12):
         axis.set_ylabel(CONTESTANTS[name].title.replace(", ", "\n") + f"\nFD of {FEW}: {distance:.0f}" + (
             "" if math.isnan(read) else f", {100 * read:.0f} % read"), rotation=0, ha="right", va="center", fontsize=8)
         axis.set(xticks=[], yticks=[])
-    figure.savefig(os.path.join(ROOT, "figures", "peers.png"), dpi=100)
+    figure.savefig(os.path.join(ROOT, "figures", args.name + ".png"), dpi=100)
     plt.close(figure)
 
 
@@ -499,7 +520,8 @@ def parse():
     parser.add_argument("--beside", type=int, default=2, help="how many train at a time, each on its cores")
     parser.add_argument("--only", default=",".join(CONTESTANTS), help="contestants")
     parser.add_argument("--n", type=int, default=360, help="samples")
-    parser.add_argument("--name", help=argparse.SUPPRESS)
+    parser.add_argument("--name", help="of what judge leaves; usual: peers, and what --only says")
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -507,6 +529,7 @@ def parse():
     for name in args.names:
         if name not in CONTESTANTS:
             raise UserError(f"--only {name}: want some of {','.join(CONTESTANTS)}")
+    args.name = args.name or "-".join(["peers", *args.names * (set(args.names) != set(CONTESTANTS))])
     for name, least in (("minutes", 0.01), ("round", 1), ("seeds", 1), ("beside", 1), ("n", 2)):
         if not least <= getattr(args, name) < math.inf:
             raise UserError(f"--{name} {getattr(args, name)}: want {least} or more")

@@ -27,7 +27,7 @@ def test_ours_is_train_py(tmp_path, monkeypatch):
     torch.set_num_threads(1)                                              # as `program` has it: bits depend on it
     for _ in range(2):
         seconds = peers.checkpoint_of(tmp_path, "ours", 0)[1]["seconds"]
-        peers.take_turn(argparse.Namespace(folder=tmp_path, name="ours", seed=0, until=seconds + 1e-9))
+        peers.take_turn(argparse.Namespace(folder=tmp_path, contestant="ours", seed=0, until=seconds + 1e-9))
     torch.set_num_threads(threads)
     ours = torch.load(tmp_path / "ours-seed0.pt")
     assert ours["step"] == 2 and ours["images"] == 8
@@ -61,6 +61,27 @@ def test_unequal_minutes_are_not_judged(tmp_path, monkeypatch):
         torch.save(dict(step=1, images=16, seconds=seconds, peak=1.0), tmp_path / f"{name}-seed0.pt")
     status, said = run_here(peers, ["judge", tmp_path, "--only", "ours,diffusers"])
     assert status == 2 and "200 to 300 s" in said
+
+
+def test_another_sampler_is_no_other_run(tmp_path, monkeypatch):
+    """ours-ddpm is not trained, draws from the weights of `ours`, and by the steps that its title says."""
+    started, drawn = [], []
+    monkeypatch.setattr(peers, "find_peers", lambda: None)
+    monkeypatch.setattr(peers, "scenes_of", lambda folder: None)
+    monkeypatch.setattr(peers.subprocess, "run", lambda command, **_: started.append(command) or argparse.Namespace(
+        returncode=0))
+    status, said = run_here(peers, ["train", tmp_path, "--only", "ours,ours-ddpm", "--seeds", "1", "--beside", "1",
+                                    "--minutes", "1"])
+    assert status is None and len(started) == 1 and "ours" in started[0], said
+    torch.save(dict(step=7), tmp_path / "ours-seed0.pt")
+    assert peers.checkpoint_of(tmp_path, "ours-ddpm", 0)[1]["step"] == 7
+
+    monkeypatch.setattr(peers, "sample_run", lambda model, config, *_: drawn.append(config))
+    for name in ("ours", "ours-ddpm", "ours-without-classes-ddpm"):
+        peers.CONTESTANTS[name](0).images([0], 3, [0])
+    assert all(config.sample_steps == 3 for config in drawn)
+    assert [(config.sampler, config.noise_param) for config in drawn] == [("ddim", 0.2), ("ddpm", 1), ("ddpm", 1)]
+    assert drawn[2].num_classes == 0
 
 
 def test_bars_and_quality():
