@@ -37,7 +37,8 @@ import uvit
 from cascade import HANDOFFS, hand_over
 from config import Parser, add_fields, make_low_schedule, make_schedule, override
 from data import BrokenImage, Glyphs, Stream, UserError, open_run
-from features import GlyphFeatures, Yardstick, described, fingerprint, kept, moments_of, scene_answers, scene_colours
+from features import (GlyphFeatures, Yardstick, described, fingerprint, kept, moments_of, scene_answers, scene_colours,
+                      write)
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from runs import choose_device, choose_precision, kept_checkpoints, made_by, main_program, progress, read_checkpoint
@@ -60,7 +61,8 @@ def drawn_samples(run, model, config, labels, seed, device, lower=None, captions
     weights = (p.detach().cpu().flatten().view(torch.uint8).numpy().tobytes() for p in model.parameters())
     code = (inspect.getsource(module) for module in (sample, schedule, dwt, unet, uvit, nested_unet, cascade, text))
     # Of other captions, or of more of them, other samples.
-    name = fingerprint(*weights, *code, settings, config.size, seed, captions, *(lower[0] if lower else ()))
+    name = fingerprint(*weights, *code, settings, device.type, config.size, seed, captions,
+                       *(lower[0] if lower else ()))
     path = os.path.join(run, f"samples-{name}.pt")                        # any of these changed: another file
     have = kept(path, lambda: {"images": torch.zeros(0, *config.size, 3, dtype=torch.uint8), "seconds": 0.0,
                                "labels": torch.zeros(0, dtype=torch.long)})
@@ -85,8 +87,7 @@ def drawn_samples(run, model, config, labels, seed, device, lower=None, captions
                             "nothing can be measured")
         have = dict(images=torch.cat([have["images"], to_uint8(images)]), seconds=have["seconds"] + time.time() - start,
                     labels=torch.tensor(labels[:part.stop]))
-        torch.save(have, path + ".new")
-        os.replace(path + ".new", path)
+        write(have, path)
         k = part.stop
     return dict(images=have["images"][:n], seconds=have["seconds"] * n / max(1, len(have["labels"])), name=name)
 
@@ -114,7 +115,7 @@ def lower_stage(below, high, labels, seed, device, handoff, s):
             return handed(sample_run(model, config, labels[part], seeds, device, precision, stop=s), part)
         weights = fingerprint(*(p.detach().cpu().numpy().tobytes() for p in model.parameters()))
         settings = (config.sampler, config.sample_steps, config.guidance, config.noise_param, config.clip_x, precision)
-        return (weights, *settings, handoff, s), stopped
+        return (weights, *settings, device.type, handoff, s), stopped
     drawn = drawn_samples(run, model, config, labels, seed, device)       # once, whatever s: the reason for "renoised"
     images = drawn["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
     return (drawn["name"], handoff, s), lambda part: handed(images[part], part)
@@ -177,10 +178,12 @@ def figures(set_, labels, yardstick, metrics, images=None, answers=None):
                 counts = [torch.bincount(s[head].argmax(1), minlength=s[head].shape[1]).double()
                           for s in (set_, colours)]
                 result[f"{head}_distance"] = histogram_distance(*counts)
-    if "memory" in metrics and features is not None and yardstick.real is not None:
+    new = yardstick.real or yardstick.held_out                            # images that nobody can have copied
+    if "memory" in metrics and features is not None and new is not None:
         nearest = distances(features, yardstick.train["features"]).amin(1).mean()
-        usual = distances(yardstick.real["features"], yardstick.train["features"]).amin(1).mean()
-        result["nearest_ratio"] = (nearest / usual).item()
+        usual = distances(new["features"], yardstick.train["features"]).amin(1).mean()
+        if usual > 0:                                                     # 0: the held-out ones are copies themselves
+            result["nearest_ratio"] = (nearest / usual).item()
     return result
 
 
@@ -203,8 +206,8 @@ def likelihood(model, config, yardstick, n, seed, device, source=None):
                 captions.append(source.caption(int(i)))
             except BrokenImage:
                 continue
-    if not images:
-        raise UserError(f"{config.data}: no image that can be read")
+    if len(images) < 2:
+        raise UserError(f"{config.data}: {len(images)} image(s) that can be read; bits per dimension want 2 or more")
     if tuple(source.classes) != config.class_names:                       # a held-out folder need not have the classes
         labels = [-1] * len(images)
     encoder = text.Encoder(config, device, cached=source is yardstick.source) if config.text_encoder else None
@@ -362,6 +365,8 @@ def parse():
         raise UserError("--curve: not of a cascade")
     if (args.export or args.export_png or args.sweep) and len(args.runs) > 1 and not args.handoff:
         raise UserError("--export and --sweep are for one run")
+    if args.curve and args.sweep:
+        raise UserError("--curve and --sweep: checkpoints or settings, not both")
     if (args.export or args.export_png) and args.sweep:
         raise UserError("--export and --sweep: one set of samples or several, not both")
     for run in args.runs if args.curve else ():
@@ -408,7 +413,7 @@ def provenance(args, config, state, yardstick, device):
                    noise_param=config.noise_param, clip_x=config.clip_x,
                    **(dict(handoff=args.handoff, s=args.s, low_run=args.runs[0],
                            low_step=read_checkpoint(args.runs[0])["step"]) if args.handoff else {}))
-    judge = dict(features=yardstick.name, features_id=yardstick.judge, **sets,
+    judge = dict(features=yardstick.name, features_id=yardstick.judge, **sets, held_out=args.held_out,
                  reads=getattr(yardstick.features, "accuracy", None)) if yardstick.judge else {}
     return made, samples, judge
 
@@ -515,10 +520,14 @@ def evaluate(run, model, config, state, args, yardstick, device, below=None):
     if args.metrics:
         made, samples, judge = provenance(args, config, state, yardstick, device)
         path = os.path.join(run, "evaluation.json")
-        before = read_json(path)                                          # of the same samples: kept; else begun anew
+        # What was found before of the same samples, by the same judge and references: kept; else begun anew.
+        before = read_json(path)
         same = all(before.get(key) == value for key, value in samples.items())
-        same = same and before.get("features_id") in (None, judge.get("features_id", before.get("features_id")))
-        write_json(path, before if same else {}, samples, made, judge, result)
+        same = same and not ("features_id" in before and judge and any(before.get(key) != judge[key] for key in judge))
+        before = before if same else {}
+        tables = {key: {**before.get(key, {}), **result[key]} for key in ("withheld_pairs", "real_scenes")
+                  if key in result}
+        write_json(path, before, samples, made, judge, result, tables)
     return result, images
 
 
@@ -549,6 +558,8 @@ def sweep_of_s(run, model, config, state, args, yardstick, device, below):
     unseen = yardstick.unseen
     real = unseen if unseen is not None and tuple(unseen.classes) == config.class_names else yardstick.source
     check_levels([below[2], config], [below[0], run], args.handoff, [max(s for _, s in values)])
+    for _, s in values:
+        check_student(below[2], below[0], stop=s if args.handoff == "truncated" else 0.0)
     for said, s in values:
         for name, source in (("made", below), ("real", real)):
             result, *_ = measure(run, model, config, args, yardstick, device, metrics, source, s)
@@ -561,6 +572,8 @@ def sweep_of_s(run, model, config, state, args, yardstick, device, below):
     reference = "fd_held_out" if "fd_held_out" in rows[0][1] else "fd_train"
     plt, names = _plots(), ((reference, "Fréchet distance"), ("read_rate", "read rate"), ("is", "inception score"))
     curves = [(key, label) for key, label in names if key in rows[0][1]][:2]
+    if not curves:                                                        # letters that no judge can read
+        return print(f"wrote {path}.json")
     figure, axes = plt.subplots(1, len(curves), figsize=(4.5 * len(curves), 3.4), squeeze=False)
     for axis, (key, label) in zip(axes[0], curves):
         for name in ("made", "real"):
@@ -601,6 +614,8 @@ def introduce(run, config, state, args, yardstick, device, why):
         if set(args.metrics) - {"bits"}:
             print(f"no features for {config.data}: without --features FILE no FID, IS, precision, recall, memorisation")
         return
+    if "memory" in args.metrics and not (yardstick.real or yardstick.held_out):
+        print("memorisation: a picture of the nearest training images, but no ratio without --held-out FOLDER")
     if isinstance(yardstick.features, GlyphFeatures):
         read = yardstick.features.accuracy
         print(f"features: of held-out characters {read:.1%} are read"
@@ -620,8 +635,9 @@ def main():
         check_chain([state["config"] for state in states], runs)
         if not (args.sweep or "").startswith("s="):
             check_levels([state["config"] for state in states], runs, args.handoff, [args.s])
-        check_student(states[0]["config"], runs[0], stop=args.s if args.handoff == "truncated" else 0.0)
-        below, runs = (runs[0], averaged_model(states[0], runs[0], device), states[0]["config"]), runs[1:]
+        low = override(states[0]["config"], **args.given)                 # as in sample.py, flags are for both stages
+        check_student(low, runs[0], stop=args.s if args.handoff == "truncated" else 0.0)
+        below, runs = (runs[0], averaged_model(states[0], runs[0], device), low), runs[1:]
     for run in args.runs:                                                 # known before any work
         if args.handoff and read_checkpoint(run)["config"].text_encoder:
             raise UserError(f"{run}: a cascade with text can be sampled, but not measured")
@@ -638,7 +654,7 @@ def main():
             text.Encoder(config, device, cached=True)                     # can it be had? Known before any work
         if args.sweep:
             sweep_values(args.sweep, config)                              # a mistake in it: known before any work
-        yardstick = Yardstick(os.path.dirname(os.path.abspath(run)), config, args.n, args.n_real, args.features,
+        yardstick = Yardstick(os.path.dirname(os.path.abspath(runs[0])), config, args.n, args.n_real, args.features,
                               args.held_out, device, wanted=set(args.metrics) - {"bits"})
         judges.append(yardstick.judge)
         introduce(run, config, state, args, yardstick, device, why)

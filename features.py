@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 import data
+import measures
 from data import BrokenImage, FontFile, Glyphs, Stream, UserError, open_run, open_source
 from measures import Moments, colour_histogram
-from runs import cores, progress
+from runs import cores, progress, reason_of
 from sample import to_uint8
 
 
@@ -195,9 +196,18 @@ def kept(path, compute):
         except Exception as error:                                        # half a file fails in many ways
             print(f"{path}: damaged, made anew ({type(error).__name__})", file=sys.stderr)
     value = compute()
-    torch.save(value, path + ".new")
-    os.replace(path + ".new", path)
+    write(value, path)
     return value
+
+
+def write(value, path):
+    """Whole or not at all. Raises UserError if it cannot be written."""
+    try:
+        with open(path + ".new", "wb") as file:
+            torch.save(value, file)
+        os.replace(path + ".new", path)
+    except (OSError, RuntimeError) as error:                              # PyTorch's writer raises either
+        raise UserError(f"{path}: cannot be written: {reason_of(error)}") from None
 
 
 class Examples(torch.utils.data.Dataset):
@@ -266,7 +276,8 @@ class Yardstick:
 
     train: what the run learnt from. held_out: what it never saw (None if nobody has any). real: for drawn scenes more
     unseen ones, to be measured as if they were samples: what a perfect model would get at the same n.
-    Kept in files beside the run folders, so that runs on the same data share them and are measured alike.
+    Kept in files in `folder`, beside the runs, so that runs on the same data share them and are measured alike. In
+    another folder the network is trained anew, by the same recipe: distances by two networks are not to be compared.
     """
 
     def __init__(self, folder, config, n=2000, n_real=10_000, network=None, held_out=None, device="cpu", wanted=True):
@@ -277,6 +288,12 @@ class Yardstick:
             raise UserError(f"{config.data}: its classes are no longer those of the run")
         self.drawn = isinstance(self.source, Glyphs)
         self.unseen = None
+        if self.drawn and held_out:
+            raise UserError(f"--held-out {held_out}: not with {config.data}, of which unseen images are drawn")
+        if held_out:
+            seen, new = (os.path.realpath(path) for path in (config.data, held_out))
+            if os.path.commonpath([seen, new]) in (seen, new):
+                raise UserError(f"--held-out {held_out}: there are images in it that the run was trained on")
         if self.drawn:
             self.unseen = open_run(config, portrait=False, held_out=True)
         elif held_out:
@@ -304,6 +321,8 @@ class Yardstick:
             net = GlyphNet(scene_heads(self.source))
             net.load_state_dict(state["net"])
             self.features = GlyphFeatures(net, state["accuracy"], device)
+            # The code alone would not tell the networks of two folders apart: their weights differ a little.
+            self.judge = fingerprint(self.judge, *(values.numpy().tobytes() for values in state["net"].values()))
         self.name = self.features.name if self.features else "FD"
         world = (*kind, config.scenes, config.seed, config.withhold, self.judge)
         real = n if self.drawn else 0
@@ -311,13 +330,16 @@ class Yardstick:
         def measured():
             sets = {"train": described(real_images(self.source, self.train_indices, "training images"), self.features)}
             if self.unseen is not None:
-                indices = range(min(n_real, len(self.unseen)))
+                # Files come class by class, so a part of them is drawn by lot; drawn scenes are in no order.
+                lot = range(len(self.unseen)) if self.drawn else Stream(self.unseen, config.seed).order(0)
+                indices = lot[:n_real]
                 sets["held_out"] = described(real_images(self.unseen, indices, "held-out images"), self.features)
             if real:
                 indices = range(n_real, n_real + real)
                 sets["real"] = described(real_images(self.unseen, indices, "more held-out images"), self.features)
             return sets
-        name = f"real-{fingerprint(*world, inspect.getsource(sys.modules[__name__]), n_real, real)}.pt"
+        code = (inspect.getsource(sys.modules[__name__]), inspect.getsource(measures))
+        name = f"real-{fingerprint(*world, *code, n_real, real)}.pt"
         sets = kept(os.path.join(folder, name), measured)
         self.train, self.held_out, self.real = sets["train"], sets.get("held_out"), sets.get("real")
 

@@ -411,6 +411,20 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     assert run_here(E, [*common, "--handoff", "truncated", "--s", "0.4", "--metrics", "fd"]) == (None, "")
     assert [(size, stop) for size, stop, _ in drawn] == [(16, 0.4), (32, 0)]
     assert json.loads((chain / "b" / "evaluation.json").read_text())["handoff"] == "truncated"
+    monkeypatch.setattr(E, "READS", 1.0)                                  # no letter can be judged: no picture of it
+    (chain / "b" / "sweep_s_renoised.png").unlink()
+    assert run_here(E, [*common, "--handoff", "renoised", "--sweep", "s=0.5", "--metrics", "read"]) == (None, "")
+    assert not (chain / "b" / "sweep_s_renoised.png").exists()
+
+
+def test_settings_are_for_both_stages(chain, monkeypatch):
+    """As in sample.py. Kills: --steps that reaches the upper stage alone."""
+    asked, run = [], E.sample_run
+    monkeypatch.setattr(E, "sample_run", lambda model, config, *rest, **kw: asked.append(
+        (config.size[0], config.sample_steps, config.sampler)) or run(model, config, *rest, **kw))
+    assert run_here(E, [chain / "a", chain / "b", "--n", "8", "--device", "cpu", "--handoff", "clean", "--steps", "3",
+                        "--sampler", "ddpm", "--metrics", "none", "--export", chain / "x.npz"]) == (None, "")
+    assert asked == [(16, 3, "ddpm"), (32, 3, "ddpm")]
 
 
 def test_presets_of_cdm():

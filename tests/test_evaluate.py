@@ -145,6 +145,11 @@ def test_a_second_metric_joins_the_first_and_other_samples_begin_anew(tmp_path, 
     assert both["fd_train"] == whole["fd_train"] and both["bits_n"] == 4 and both["bits_of"] == "held-out"
     evaluated(run, "--metrics", "none", "--export", tmp_path / "x.npz")
     assert json.loads((run / "evaluation.json").read_text()) == both
+    assert "precision" in both
+    more = evaluated(run, "--metrics", "is")                              # of the real scenes, too
+    assert {"fd_train", "precision", "is"} <= more["real_scenes"].keys()
+    few = evaluated(run, "--metrics", "is", "--n-real", "30")             # an fd to 40 images is not one to 30
+    assert few["n_train"] == 30 and "fd_train" not in few
     assert "fd_train" not in evaluated(run, "--metrics", "bits", "--seed", "1")
     capsys.readouterr()
     args = types.SimpleNamespace(n=24, metrics=("fd",), first_seed=0)
@@ -154,7 +159,7 @@ def test_a_second_metric_joins_the_first_and_other_samples_begin_anew(tmp_path, 
     assert "warning: 24 samples for 128 features" in capsys.readouterr().out
 
 
-def test_runs_of_other_seeds_have_one_judge_and_runs_of_other_sizes_a_warning(tmp_path, capsys):
+def test_runs_of_other_seeds_have_one_judge_and_runs_of_other_sizes_a_warning(tmp_path, capsys, monkeypatch):
     """Kills: a network of features for each run, whose distances are then compared."""
     a, b, c = make_run(tmp_path / "a"), make_run(tmp_path / "b", scenes=500), make_run(tmp_path / "c", size=(32, 32))
     ids = {run: evaluated(run, "--metrics", "fd")["features_id"] for run in (a, b, c)}
@@ -163,6 +168,14 @@ def test_runs_of_other_seeds_have_one_judge_and_runs_of_other_sizes_a_warning(tm
         sys.argv = ["evaluate.py", str(a), str(c), *SMALL, "--metrics", "fd"]
         E.main()
     assert "not judged by the same features" in out.getvalue()
+    (tmp_path / "deeper").mkdir()                                         # another folder has a judge of its own,
+    trained = X.Yardstick.trained
+    monkeypatch.setattr(X.Yardstick, "trained", lambda self, config: (state := trained(self, config)) | dict(
+        net={name: values + 1e-6 * values.is_floating_point() for name, values in state["net"].items()}))
+    d = make_run(tmp_path / "deeper" / "d")
+    assert evaluated(d, "--metrics", "fd")["features_id"] != ids[a]       # and the code of both is the same;
+    assert run_here(E, [a, d, *SMALL, "--metrics", "fd"]) == (None, "")   # but side by side one judges both
+    assert [json.loads((run / "evaluation.json").read_text())["features_id"] for run in (a, d)] == [ids[a]] * 2
 
 
 def test_without_git_the_figures_are_kept(tmp_path, monkeypatch):
@@ -201,19 +214,27 @@ class Inception(torch.nn.Module):
 
 
 def test_a_folder_needs_features_for_fid_and_gets_the_rest_without(tmp_path, capsys):
-    photos = tmp_path / "photos"
+    photos, unseen = tmp_path / "photos", tmp_path / "unseen"
     rng = np.random.default_rng(0)
     for i in range(12):
-        (photos / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
-        picture = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(photos / f"class{i % 2}" / f"{i}.png")
+        for folder in (photos / f"class{i % 2}", unseen / f"class{i // 6}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
     (photos / "class0" / "broken.png").write_text("no image")
     run = make_run(tmp_path / "a", data=str(photos), num_classes=2, class_names=("class0", "class1"))
     result = evaluated(run)
     assert "fd_train" not in result and "colour_distance" in result and "bits_per_dim" in result
     torch.jit.script(Inception()).save(str(tmp_path / "net.pt"))
-    result = evaluated(run, "--features", tmp_path / "net.pt", "--held-out", photos / "class1")
+    judge = ["--features", tmp_path / "net.pt", "--held-out"]
+    result = evaluated(run, *judge, unseen)
     assert result["fd_train"] > 0 and result["fd_held_out"] > 0 and result["is"] >= 1 and "read_rate" not in result
+    assert result["nearest_ratio"] > 0 and result["held_out"] == str(unseen)
+    few = X.Yardstick(tmp_path, runs.read_checkpoint(run)["config"], n_real=6, network=tmp_path / "net.pt",
+                      held_out=str(unseen))
+    assert 0 < sum(few.held_out["indices"] < 6) < 6                       # not of the first class alone
+    for folder in (photos / "class1", tmp_path):
+        status, line = run_here(E, [run, *SMALL, *judge, folder])
+        assert status == 2 and "trained on" in line and line.count("\n") == 1
 
 
 def test_values_that_are_not_finite_stop_it(tmp_path):
@@ -248,7 +269,9 @@ def test_mistakes_of_evaluate(tmp_path):
              ([run, "--sweep", "sampler=euler"], "sampler"), ([run, "--features", tmp_path / "no.pt"], "no such file"),
              ([run, run, "--export", "x.npz"], "one run"), ([run, "--export", "x.png"], ".npz"), ([], "RUN"),
              ([run, "--export", tmp_path / "no" / "x.npz", "--metrics", "none"], "cannot export"),
-             ([run, "--curve", "--metrics", "fd"], "keep-every"), ([run, "--device", "tpu"], "tpu"),
+             ([run, "--curve", "--metrics", "fd"], "keep-every"), ([run, "--curve", "--sweep", "steps=1"], "not both"),
+             ([run, "--held-out", tmp_path], "unseen images are drawn"),
+             ([run, "--device", "tpu"], "tpu"),
              ([run, "--steps", "0"], "sample-steps 0"), ([run, "--sweep", "steps=1", "--metrics", "bits"], "metrics")]
     for args, wanted in cases:
         status, line = run_here(E, [*SMALL, *args])
