@@ -15,8 +15,8 @@ Read before: schedule.py, sample.py (guide, ddim_step), train.py. Read after: no
     python distill.py runs/glyphs64 --to 4 --guided            guidance first, then the steps
     python sample.py runs/glyphs64-guided-distilled/4          knows its steps and its sampler
 
-Interrupted, the same command goes on where it stopped. Works for plain and nested models (every level has its target)
-and for a stage of a cascade.
+Interrupted, the same command goes on where it stopped. Works for plain and nested models (every level has its target,
+of every example, whatever --mixed-ratio) and for a stage of a cascade. Batch, --accumulate, --recompute are the run's.
 
 Shapes: z, x, v lists of the levels, (B, 3, H_r, W_r) each, highest first (a plain model has one); t, w (B,).
 
@@ -33,6 +33,7 @@ import time
 
 import torch
 
+import shard
 from config import Parser, build_model, make_low_schedule, make_optimizer, make_schedules, numbers, override
 from data import UserError, batches, open_run
 from nested_unet import pyramid
@@ -117,7 +118,8 @@ def begun(folder, config):
     if not os.path.exists(os.path.join(folder, CHECKPOINT)):
         return None
     state = read_checkpoint(folder)
-    if dataclasses.replace(state["config"], precision=config.precision) != config:
+    same = dict(precision=config.precision, accumulate=config.accumulate, recompute=config.recompute)
+    if dataclasses.replace(state["config"], **same) != config:
         raise UserError(f"{folder}: holds a round of another distillation; go on with its settings, or choose "
                         "another --out")
     return state
@@ -146,7 +148,8 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
         step, images = state["step"], state["images"]
     os.makedirs(folder, exist_ok=True)
     log = Log(folder, config, active=True, first_step=step)
-    source, places = open_run(config), range(config.batch)
+    source, places, size = open_run(config), range(config.batch), config.batch // config.accumulate
+    parts = [slice(i, i + size) for i in range(0, config.batch, size)]
     stream = batches(source, config.batch, seed, step, workers=max(1, cores() // 2), flip=config.flip)
     teacher.eval()
     student.eval()                                                        # no dropout
@@ -171,22 +174,29 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
         t = time_of(u_t, steps) if steps else u_t
         logsnr = [schedule(t) for schedule in schedules]
         z = [diffuse(*level) for level in zip(pyramid(x, config.sizes), eps, logsnr)]
-        with autocast(config.precision, device):
-            with torch.no_grad():
-                if steps:
-                    target = two_step_target(lambda z, l: call(config, teacher, z, l, told), schedules, z, t, steps)
-                else:
-                    target = guided_target(lambda z, l, dropped: call(config, teacher, z, l, kept if dropped else cond),
-                                           z, logsnr, told["guidance"])
-            v = call(config, student, z, logsnr, told)
-            losses = [distillation_loss(*level, config.distill_weight) for level in zip(v, target, logsnr)]
-            loss = sum(w * level for w, level in zip(weights, losses))
-        loss.backward()
+        loss = 0.0
+        for part in parts:                                                # their gradients add up
+            z_p, logsnr_p = ([level[part] for level in levels] for levels in (z, logsnr))
+            told_p, cond_p, kept_p = ({key: values[part] for key, values in each.items()}
+                                      for each in (told, cond, kept))
+            with autocast(config.precision, device):
+                with torch.no_grad():
+                    if steps:
+                        target = two_step_target(lambda z, l: call(config, teacher, z, l, told_p), schedules, z_p,
+                                                 t[part], steps)
+                    else:
+                        target = guided_target(lambda z, l, dropped: call(
+                            config, teacher, z, l, kept_p if dropped else cond_p), z_p, logsnr_p, told_p["guidance"])
+                v = call(config, student, z_p, logsnr_p, told_p)
+                losses = [distillation_loss(*level, config.distill_weight) for level in zip(v, target, logsnr_p)]
+                value_p = sum(w * level for w, level in zip(weights, losses)) / len(parts)
+            value_p.backward()
+            loss = loss + value_p.detach()
         grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip)
         for group in optimizer.param_groups:
             # Linearly to zero within the round.
             group["lr"] = config.lr * (1 - step / config.steps) * group.get("share", 1)
-        if not torch.isfinite(grad_norm + loss.detach()):
+        if not torch.isfinite(grad_norm + loss):
             raise UserError(f"{folder}: step {step}: the loss is not finite; try a smaller --lr")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -241,6 +251,7 @@ def parse(argv):
     parser.add_argument("--steps", type=int, default=300, help="updates of each round (default 300; papers 50,000)")
     parser.add_argument("--guided-steps", type=int, default=1000, help="updates of the guided round (default 1000)")
     parser.add_argument("--lr", type=float, default=3e-4, help="rate at the start of each round (default 3e-4)")
+    parser.add_argument("--accumulate", type=int, help="parts of a batch, one after the other (default: the run's)")
     parser.add_argument("--weight", choices=WEIGHTS, default="truncated_snr", help="of the error (truncated_snr)")
     parser.add_argument("--out", help="folder for the rounds (default RUN-distilled, RUN-guided-distilled)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
@@ -276,8 +287,11 @@ def main():
         config = dataclasses.replace(config, guidance=1.0)
     out = os.path.normpath(args.out or run + ("-guided" if args.guided else "") + "-distilled")
     encoder = Encoder(config, device, cached=True) if config.text_encoder else None
+    accumulate = config.accumulate if args.accumulate is None else args.accumulate
+    if accumulate < 1 or config.batch % accumulate:
+        raise UserError(f"--accumulate {accumulate}: want a number of parts that divides the batch, {config.batch}")
     common = dict(lr=args.lr, distill_weight=args.weight, sampler="ddim", log_every=min(20, args.steps), save_every=100,
-                  keep_every=0, sample_every=0, weight_decay=0.0,
+                  keep_every=0, sample_every=0, weight_decay=0.0, accumulate=accumulate,
                   precision=choose_precision(config.precision, device), compile="off")
     todo, above = [], f"{run}, step {state['step']}"                      # [(folder, config, N), ...]
     for steps in [0] * args.guided + rounds:
@@ -301,6 +315,8 @@ def main():
         start = time.time()
         with device:
             student = copy.deepcopy(teacher) if steps else with_guidance(teacher, config)
+        if config.recompute and not rows:                                 # later ones are copies of this one
+            shard.recompute(student)
         student.requires_grad_(True)
         loss = teach(folder, config, teacher, student, steps, device, interrupt, encoder)
         if loss is None:
