@@ -27,6 +27,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 COURSE = os.path.join(HERE, "course")
@@ -325,15 +326,23 @@ def strip(source, exercises):
 
 
 def put_back(source, canonical, exercises):
-    """The source with the functions of these exercises as they are in `canonical`. What is missing is appended."""
+    """The source with the functions of these exercises as they are in `canonical`. What is missing is appended, to the
+    file or to its class; the indent is the source's, be it tabs."""
     for exercise in exercises:
-        right = text_of(canonical, exercise.name)
+        right = textwrap.dedent(text_of(canonical, exercise.name))
         for node in reversed(find(ast.parse(source), exercise.name)):
             lines, (first, last) = lines_of(source), span(node)
-            lines[first - 1:last] = lines_of(right)
+            lines[first - 1:last] = lines_of(textwrap.indent(right, lines[first - 1][:node.col_offset]))
             source = "\n".join(lines) + "\n"
-        if not find(ast.parse(source), exercise.name) and "." not in exercise.name:
-            source += "\n\n" + right + "\n"
+        if not find(ast.parse(source), exercise.name):
+            lines, owner = lines_of(source), exercise.name.rpartition(".")[0]
+            if within := find(ast.parse(source), owner):
+                last = within[-1].body[-1]
+                indent = lines[last.lineno - 1][:last.col_offset]
+                lines[last.end_lineno:last.end_lineno] = ["", *lines_of(textwrap.indent(right, indent))]
+            elif not owner:
+                lines += ["", "", *lines_of(right)]
+            source = "\n".join(lines) + "\n"
     return source
 
 

@@ -1,6 +1,8 @@
 """Laws of exercises.py and of the judge: a grade must be earned, and cost no more than its exercise."""
+import ast
 import json
 import os
+import re
 
 import pytest
 from programs import ROOT, program
@@ -137,6 +139,22 @@ def test_what_a_student_may_do(tmp_path):
 
 
 @pytest.mark.long
+def test_tabs_and_missing_methods_cost_nothing_elsewhere(tmp_path):
+    """What is put back beside an exercise has the file's own indent, and goes back into its class."""
+    for name in ("unet.py", "uvit.py"):
+        source = X.read(os.path.join(ROOT, name))
+        (tmp_path / name).write_text(re.sub(r"(?m)^( {4})+", lambda spaces: "\t" * (len(spaces[0]) // 4), source))
+    for exercise in (e for e in X.EXERCISES if e.file in ("unet.py", "uvit.py")):
+        ast.parse(X.to_grade(tmp_path, exercise))
+    source = X.read(os.path.join(ROOT, "unet.py"))
+    first, last = X.span(X.find(ast.parse(source), "ResBlock.forward")[-1])
+    lines = X.lines_of(source)
+    (tmp_path / "unet.py").write_text("\n".join(lines[:first - 1] + lines[last:]))
+    for exercise in (e for e in X.EXERCISES if e.file == "unet.py" and e.name != "ResBlock.forward"):
+        graded = X.to_grade(tmp_path, exercise)
+        assert X.text_of(graded, "ResBlock.forward") == X.text_of(source, "ResBlock.forward")
+
+
 def test_the_grader_itself_cannot_be_patched_from_a_students_file(tmp_path):
     """Judgement is in another process: whoever makes torch.isclose say yes has still to return the right numbers."""
     write(tmp_path, "schedule.py", {"1.2": "yes = lambda *a, **k: torch.tensor(True)\n"
