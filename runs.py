@@ -47,7 +47,11 @@ def main_program(main):
     except UserError as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        out_of_memory(program, error)
     except RuntimeError as error:
+        if "can't allocate memory" in str(error):                         # what it is called on a CPU
+            out_of_memory(program, error)
         if re.search(r"No working C\+\+ compiler|Failed to find C compiler", str(error)):
             print(f"{program}: torch.compile finds no C++ compiler here: go without (train.py: --compile off)",
                   file=sys.stderr)
@@ -65,10 +69,17 @@ def main_program(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         print(f"{program}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+
+
+def out_of_memory(program, error):
+    wanted = re.search(r"[\d.]+ [KMGT]iB|\d+ bytes", str(error))
+    print(f"{program}: out of memory{f', {wanted[0]} more were wanted' if wanted else ''}: fewer at once (train.py: "
+          "--accumulate, --recompute, --batch; its --dry-run says what a run takes)", file=sys.stderr)
+    sys.exit(2)
 
 
 class Interrupt:
@@ -214,7 +225,7 @@ def save_checkpoint(folder, model, ema, optimizer, step, images, config, example
             keep(path, os.path.join(folder, PREVIOUS))
         os.replace(path + ".new", path)
         flush_folder(folder)
-        if config.keep_every and step % config.keep_every == 0:
+        if name == CHECKPOINT and config.keep_every and step % config.keep_every == 0:
             keep(path, os.path.join(folder, f"checkpoint_{step:07d}.pt"))
     except (OSError, RuntimeError) as error:                              # PyTorch's writer raises either
         if os.path.exists(path + ".new"):
@@ -329,7 +340,7 @@ def new_folder(out, preset, again=False):
     """
     if out is None:
         out, number = os.path.join("runs", preset), 2
-        while os.path.exists(out):
+        while not first_in(out):
             out, number = os.path.join("runs", f"{preset}-{number}"), number + 1
     elif has_checkpoint(out) or (os.path.exists(os.path.join(out, "log.csv")) and not again):
         raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
@@ -340,6 +351,17 @@ def new_folder(out, preset, again=False):
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
     return out
+
+
+def first_in(folder):
+    """Make this folder. False if it is there: another program, started in the same moment, may just have made it."""
+    try:
+        os.makedirs(folder)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}") from None
+    return True
 
 
 def progress(what, done, total):

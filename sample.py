@@ -242,9 +242,10 @@ def sample_run(model, config, labels, seeds, device, precision, on_step=None, ba
     return torch.cat(images)
 
 
-def sample_chain(models, configs, labels, seeds, device, precision, handoff="renoised", s=(0.0,), on_step=None,
+def sample_chain(models, configs, labels, seeds, device, precisions, handoff="renoised", s=(0.0,), on_step=None,
                  last=None, **told):
-    """A cascade: -> [images of each stage], lowest first. s: a time for each handoff. See cascade.py.
+    """A cascade: -> [images of each stage], lowest first. s: a time for each handoff, precisions: one for each stage.
+    See cascade.py.
 
     on_step(stage, first, k, z). last: options of the last stage's sample_run; told: of every stage's.
     """
@@ -258,7 +259,7 @@ def sample_chain(models, configs, labels, seeds, device, precision, handoff="ren
         stop = s[stage] if handoff == "truncated" and stage < len(models) - 1 else 0.0
         tell = on_step and functools.partial(on_step, stage)
         its_seeds = [seed_of(seed, stage) for seed in seeds] if stage else seeds
-        made.append(sample_run(model, config, labels, its_seeds, device, precision, tell,
+        made.append(sample_run(model, config, labels, its_seeds, device, precisions[stage], tell,
                                low_res=low_res, stop=stop, **options, **told))
     return made
 
@@ -541,7 +542,7 @@ def main():
         check_student(c, run, args.lowest_idx if c is config else 1, s[stage] if truncated else 0.0)
     if args.levels and not config.outer_channels:
         raise UserError(f"--levels: {args.runs[0]} is not of a nested model")
-    precision = choose_precision(config.precision, device)
+    precisions = [choose_precision(c.precision, device) for c in configs]
     if args.compile:
         models = [compiled(model, device) for model in models]
     if args.n is not None and args.n < 1:
@@ -573,10 +574,11 @@ def main():
     # Steps of each stage: a truncated one stops at its s; the last one may look once more, at t = 0.
     steps = [max(1, round(c.sample_steps * (1 - stop))) if handoff == "truncated" else c.sample_steps
              for c, stop in zip(configs, s)] + [config.sample_steps + 1 - args.lowest_idx]
-    for c, count in zip(configs, steps):
+    for c, count, precision in zip(configs, steps, precisions):
         evaluations = count * c.calls
         print(f"{len(labels)} images of {c.size[0]}x{c.size[1]}, {c.sampler}, {c.sample_steps} steps, guidance "
-              f"{c.guidance:g}: {evaluations} evaluations each, on {device} ({why}), {precision}")
+              f"{f'{c.guidance:g}' if c.guidable else 'none, as there are no classes'}: {evaluations} evaluations "
+              f"each, on {device} ({why}), {precision}")
 
     # Frames: at most 40 moments of the loop, each assembled from its batches; of a cascade one stage after the other.
     frames, film = [{} for _ in configs], max(2, 40 // len(configs))
@@ -589,7 +591,7 @@ def main():
                  first + k * min(64, len(labels) - first) // last, len(labels))
 
     options = dict(lowest_idx=args.lowest_idx, levels=args.levels and bool(config.outer_channels))
-    made = sample_chain(models, configs, labels, seeds, device, precision, handoff, s, on_step, options, **told)
+    made = sample_chain(models, configs, labels, seeds, device, precisions, handoff, s, on_step, options, **told)
     upright = turned_back if args.portrait else lambda image: image
 
     def sheet(images, below):

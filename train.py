@@ -223,6 +223,15 @@ def configure(args, given):
             del given["precision"]
         if state["config"].distilled_from:
             raise UserError(f"--resume {args.resume}: was distilled; distill.py goes on with it")
+        if args.preset:                                                   # --auto-resume: the same command, again
+            asked = override(PRESETS[known(args.preset)], **given)
+            ours = (*ON_RESUME, *SET_ELSEWHERE, "precision", "withhold")  # these are decided as the run begins
+            other = [f.name for f in dataclasses.fields(Config) if f.name not in ours
+                     and getattr(asked, f.name) != getattr(state["config"], f.name)]
+            if other:
+                raise UserError(f"--auto-resume: {args.out} is another run than this command's: its "
+                                f"--{other[0].replace('_', '-')} is {getattr(state['config'], other[0])}, not "
+                                f"{getattr(asked, other[0])}")
         new = override(state["config"], **given)
         check_moved(state["config"].text_encoder, new.text_encoder, args.resume)
         other = sorted(k for k in given if k not in ON_RESUME and getattr(new, k) != getattr(state["config"], k))
@@ -230,10 +239,13 @@ def configure(args, given):
             raise UserError(f"--resume goes on with the same run: --{other[0].replace('_', '-')} would make it another "
                             f"(allowed: {', '.join(ON_RESUME)})")
         return new, state
-    name = args.preset or "glyphs64"
-    if name not in PRESETS:
-        raise UserError(f"--preset {name}: want one of {', '.join(PRESETS)}")
-    return override(PRESETS[name], **given), None
+    return override(PRESETS[known(args.preset or "glyphs64")], **given), None
+
+
+def known(preset):
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: want one of {', '.join(PRESETS)}")
+    return preset
 
 
 def read_inner(config):
@@ -451,7 +463,10 @@ def main():
             many = 4 if step == config.steps else 2
             lying = open_run(config, portrait=False)                      # the sheets show none that stand upright
             low_res = functools.partial(real_low_res, lying, config) if config.low_size else None
-            sheet = class_sheet(ema, config, device, config.precision, many, config.seed, low_res, encoder=encoder)
+            try:
+                sheet = class_sheet(ema, config, device, config.precision, many, config.seed, low_res, encoder=encoder)
+            except UserError as error:                                    # no low-res image: the run is worth more
+                return log.say(f"no sheet of samples: {error}")
             if split:
                 ema.reshard()                                             # after a backward pass it would do so itself
             if rank == 0:

@@ -388,6 +388,19 @@ def test_mistakes_of_a_chain(chain, tmp_path):
         assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)
 
 
+def test_no_low_res_image_for_the_sheet_is_no_end_of_the_run(tmp_path):
+    """A class, of whose pictures none can be read. Kills: a run that dies at its first sheet, and again when resumed."""
+    for name, whole in (("a/1", True), ("a/2", True), ("b/1", False)):
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (200, 100, 0)).save(path)
+        if not whole:
+            path.write_bytes(path.read_bytes()[:60])
+    assert run_here(T, [*TINY, "--low-size", 8, "--data", tmp_path / "photos", "--steps", 2, "--out", tmp_path / "r"]
+                    ) == (None, "")
+    assert (tmp_path / "r" / "checkpoint.pt").exists() and not list((tmp_path / "r").glob("samples_*.png"))
+
+
 def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     """3.3, the reason for renoising. Kills: s that changes nothing; real low-res images that are the made ones."""
     trained, train = X.Yardstick.trained, X.train_glyph_net
@@ -415,6 +428,15 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     (chain / "b" / "sweep_s_renoised.png").unlink()
     assert run_here(E, [*common, "--handoff", "renoised", "--sweep", "s=0.5", "--metrics", "read"]) == (None, "")
     assert not (chain / "b" / "sweep_s_renoised.png").exists()
+
+
+def test_each_stage_is_drawn_in_its_own_precision(monkeypatch):
+    seen = []
+    monkeypatch.setattr(P, "sample_run", lambda model, config, labels, seeds, device, precision, *_, **__: seen.append(
+        precision) or torch.zeros(len(labels), 3, *config.size))
+    stages = [C.PRESETS["glyphs16"], C.PRESETS["glyphs64_sr"]]
+    P.sample_chain([None, None], stages, [0], [0], torch.device("cpu"), ["float32", "bf16"], "clean")
+    assert seen == ["float32", "bf16"]
 
 
 def test_settings_are_for_both_stages(chain, monkeypatch):

@@ -1,6 +1,7 @@
 """Hard to kill: kills, power losses, full disks, damaged files, dying processes, awkward images, odd command lines."""
 import ast
 import contextlib
+import errno
 import io
 import os
 import random
@@ -230,10 +231,11 @@ def test_a_gradient_that_is_not_finite_leaves_the_state_before_it(tmp_path):
             patch.setattr(T, "simple_loss", loss)
             if not looks:                                                 # the loop takes this for a GPU
                 patch.setattr(T, "waits", lambda device: False)
-            status, err = run_here(T, [*TINY, "--steps", 8, "--log-every", 4, "--out", out])
+            status, err = run_here(T, [*TINY, "--steps", 8, "--log-every", 4, "--keep-every", 2, "--out", out])
         assert status == 1 and "step 2: the gradient is not finite" in err and "failed.pt" in err
         assert err.count("\n") == 1
         assert len(calls) == (3 if looks else 4)
+        assert not os.path.samefile(out / "checkpoint_0000002.pt", out / "failed.pt")           # kept before the step
         state = runs.read_checkpoint(str(out), "failed.pt")
         assert run_here(T, [*TINY, "--steps", 2, "--out", tmp_path / f"good{looks}"]) == (None, "")
         good = runs.read_checkpoint(str(tmp_path / f"good{looks}"))
@@ -290,6 +292,36 @@ def test_torch_compile_without_a_compiler_is_one_line(said, capsys):
     assert left.value.code == 2 and "--compile off" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("error", (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                 "to allocate 14400000000 bytes. Error code 12 (Cannot allocate memory)"),
+    PermissionError(errno.EACCES, "Permission denied", "runs/hers/config.json"),
+    OSError(errno.EROFS, "Read-only file system", "runs/hers/config.json")))
+def test_memory_and_folders_that_are_not_ours_are_one_line(error, capsys):
+    def main():
+        raise error
+    with pytest.raises(SystemExit) as left:
+        runs.main_program(main)
+    line = capsys.readouterr().err
+    assert left.value.code == 2 and line.count("\n") == 1
+    assert ("--accumulate" in line and ("20.00 GiB" in line or "14400000000 bytes" in line)
+            if isinstance(error, RuntimeError) else "runs/hers/config.json: " in line)
+
+
+def test_runs_that_start_together_have_folders_of_their_own(tmp_path, monkeypatch):
+    """Kills: both look whether runs/x is there, and both take it."""
+    monkeypatch.chdir(tmp_path)
+    made = os.makedirs
+
+    def too_late(path, *args, **options):
+        if str(path).endswith("x"):
+            made(path, exist_ok=True)                                     # by the other, a moment before
+        made(path, *args, **options)
+    monkeypatch.setattr(os, "makedirs", too_late)
+    assert runs.new_folder(None, "x") == os.path.join("runs", "x-2")
+
+
 @pytest.mark.long
 def test_torchrun_starts_it_again_and_it_goes_on_by_itself(tmp_path):
     done = mortal(tmp_path, "--max-restarts", "2")
@@ -312,6 +344,10 @@ def test_auto_resume_begins_and_goes_on(tmp_path):
     assert runs.read_checkpoint(str(tmp_path / "run"))["step"] == 3
     status, line = run_here(T, [*words, "--steps", 3, "--lr", 1])
     assert status == 2 and "would make it another" in line
+    assert run_here(T, [*words, "--steps", 4, "--preset", "glyphs64"]) == (None, "")            # as it began
+    status, line = run_here(T, [*words, "--steps", 5, "--preset", "glyphs64_unet"])
+    assert status == 2 and "is another run than this command's: its --model is uvit, not unet" in line
+    assert runs.read_checkpoint(str(tmp_path / "run"))["step"] == 4
 
 
 # ---- images
