@@ -461,6 +461,9 @@ def export(args, images, labels):
             np.savez(args.export, images.numpy(), np.array(labels))
         if args.export_png:
             os.makedirs(args.export_png, exist_ok=True)
+            if more := [name for name in os.listdir(args.export_png) if name >= f"{len(images):06d}.png"]:
+                raise UserError(f"--export-png {args.export_png}: holds {min(more)}, which is none of these samples; "
+                                "choose an empty folder")
             for i, image in enumerate(images.numpy()):
                 Image.fromarray(image).save(os.path.join(args.export_png, f"{i:06d}.png"))
     except OSError as error:

@@ -1,6 +1,7 @@
 """What the scripts here share: starting the project's programs, the pace of a run, what they leave."""
 import csv
 import json
+import math
 import os
 import platform
 import signal
@@ -26,6 +27,13 @@ def save(name, device, cores="", **what):
     with open(path + ".new", "w") as file:
         file.write(text)
     os.replace(path + ".new", path)
+
+
+def check(args, **least):
+    """Raises UserError for a flag below its least value (and for nan and inf)."""
+    for name, value in least.items():
+        if getattr(args, name) is not None and not value <= getattr(args, name) < math.inf:
+            raise UserError(f"--{name} {getattr(args, name)}: want {value} or more")
 
 
 def seconds_a_step(folder, batch, skip=0):

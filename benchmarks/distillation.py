@@ -18,12 +18,12 @@ import argparse
 import os
 import time
 
-from common import ROOT, save, started                                    # before ours: it puts the project on the path
+from common import ROOT, check, save, started  # before ours: it puts the project on the path
 
 import torch
 
 import evaluate
-from config import PRESETS, build_model, override
+from config import PRESETS, Parser, build_model, override
 from data import UserError
 from features import Yardstick
 from runs import choose_device, choose_precision, main_program, read_checkpoint
@@ -138,6 +138,7 @@ def latency(args):
     with device:
         model = build_model(config).eval().requires_grad_(False)
     precision = choose_precision(config.precision, device)
+    config = override(config, precision=precision)                        # or each timed call would choose, too
     if device.type == "cuda":                                             # read once a call, in half the bytes
         model = model.to(torch.bfloat16)
     handle = compiled(model, device) if args.compile else model
@@ -160,7 +161,7 @@ def latency(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "judge", "latency"))
     parser.add_argument("run", nargs="?", default="runs/glyphs64", help="the teacher")
     parser.add_argument("--n", type=int, default=360)
@@ -168,6 +169,7 @@ def main():
     parser.add_argument("--preset", default="imagenet512_uvit", choices=PRESETS)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
+    check(args, n=2, turns=1)
     {"train": train, "judge": judge, "latency": latency}[args.what](args)
 
 

@@ -19,7 +19,7 @@ import json
 import os
 import re
 
-from common import ROOT, save, seconds_a_step, started                    # before ours: it puts the project on the path
+from common import ROOT, check, save, seconds_a_step, started  # before ours: it puts the project on the path
 
 import evaluate
 import speed
@@ -88,12 +88,19 @@ def finished(folder, steps):
     return has_checkpoint(folder) and read_checkpoint(folder)["step"] >= steps
 
 
+def check_seed(args, name):
+    folder = os.path.join(args.folder, name)
+    if has_checkpoint(folder) and (there := read_checkpoint(folder)["config"].seed) != args.seed:
+        raise UserError(f"--seed {args.seed}: {folder} was trained with {there}; choose another folder")
+
+
 def train(args):
     args.folder = os.path.abspath(args.folder)
     os.makedirs(args.folder, exist_ok=True)
     every = {name: kept_every(args, name) for name in args.only}           # all paces first, while nothing else runs
     for name in args.only:
         _, preset, first, use = RUNS[name]
+        check_seed(args, name)
         common = ["--sample-every", 0, "--seed", args.seed, "--auto-resume"]
         below = first and os.path.join(args.folder, first)
         if first and not has_checkpoint(os.path.join(args.folder, name)):
@@ -112,6 +119,7 @@ def judge(args):
         raise UserError(f"{args.folder}: {', '.join(missing)} not trained; first python benchmarks/equal_time.py train "
                         f"{args.folder} --minutes {args.minutes} --only {','.join(missing)}")
     for name in args.only:
+        check_seed(args, name)
         title, preset, first, use = RUNS[name]
         folder = os.path.join(args.folder, name)
         last, below = read_checkpoint(folder), None
@@ -171,6 +179,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of training")
     parser.add_argument("--name", help="of what judge leaves; usual: equal_time, and what --only says")
     args = parser.parse_args()
+    check(args, n=2, turns=1)
     if args.minutes % KEEP or args.minutes < FIRST + KEEP:
         raise UserError(f"--minutes {args.minutes}: want a multiple of {KEEP}, {FIRST + KEEP} or more")
     args.only = args.only.split(",")

@@ -24,7 +24,7 @@ import os
 import re
 import shutil
 
-from common import ROOT, save, seconds_a_step, started                    # before ours: it puts the project on the path
+from common import ROOT, check, save, seconds_a_step, started  # before ours: it puts the project on the path
 
 import numpy as np
 import torch
@@ -120,12 +120,12 @@ _judged = ["benchmarks/equal_time.py", "judge", "{folder}/equal", "--minutes", "
            "--name", "{name}"]
 _four = ["--only", "glyphs64,glyphs64_unet,nested,cascade"]
 MINUTES = dict(mdm=20, cdm=20, best=60, table9=20)                        # table9's cannot be chosen
-# table: the commands that make it. (cdm has the cascade as it is: of 60 minutes if best came before it.)
+# table: the commands that make it. (evaluate.py takes a run's last checkpoint: `others` looks of how many minutes.)
 OTHERS = {
     "table9": [["benchmarks/text_guidance.py", "train", "{folder}/text"],
                ["benchmarks/text_guidance.py", "judge", "{folder}/text", "--n", "{n}", "--name", "{name}"]],
     "mdm": [_equal, _judged],
-    "cdm": [_equal,
+    "cdm": [[*_equal, "--only", "cascade"],
             ["evaluate.py", "{folder}/equal/glyphs16", "{folder}/equal/cascade", "--handoff", "renoised", "--n", "{n}",
              "--sweep", "s=0,0.1,0.2,0.3,0.4,0.5,0.7,0.9"]],
     "best": [[*_equal, *_four], [*_judged, *_four, "--at", "{at}"]]}
@@ -333,6 +333,14 @@ def others(args):
     at = ",".join(f"{each:g}" for each in sorted({10, 30, minutes}) if each <= minutes)
     folder = os.path.relpath(args.folder, ROOT)                           # as one types it: the results name it
     said = dict(folder=folder, minutes=f"{minutes:g}", n=args.n, name=name, at=at)
+    if args.table == "cdm":
+        cascade = os.path.join(args.folder, "equal", "cascade")
+        if has_checkpoint(cascade):
+            state = read_checkpoint(cascade)
+            there = FIRST + KEEP * state["step"] / state["config"].keep_every
+            if there > minutes:
+                raise UserError(f"{cascade} has been trained for {there:g} minutes, not {minutes:g}: --minutes "
+                                f"{there:g}, or another --folder")
     for command in OTHERS[args.table]:
         started(*(part.format(**said) for part in command))
     if args.table == "cdm":
@@ -354,9 +362,7 @@ def parse():
     args = parser.parse_args()
     if args.table not in {**TABLES, **OTHERS}:
         raise UserError(f"{args.table}: want one of {', '.join([*TABLES, *OTHERS])}")
-    for name, least in (("seeds", 1), ("n", 2), ("minutes", 0.01)):
-        if getattr(args, name) is not None and not least <= getattr(args, name) < math.inf:
-            raise UserError(f"--{name} {getattr(args, name)}: want {least} or more")
+    check(args, seeds=1, n=2, minutes=0.01)
     if args.table in OTHERS and (
             args.budget != "cpu-small" or args.seeds > 1 or args.only or args.device != "auto"):
         raise UserError(f"{args.table}: takes no --budget, --seeds, --only, --device; its scripts choose")
@@ -378,8 +384,8 @@ def main():
     if args.table in OTHERS:
         return others(args)
     claim, _, table = TABLES[args.table](args.budget)
-    only = args.only.split(";")
-    rows = {row: settings for row, (settings, _) in table.items() if any(part.strip() in row for part in only)}
+    only = [part.strip() for part in args.only.split(";") if part.strip()] or [""]              # "": all
+    rows = {row: settings for row, (settings, _) in table.items() if any(part in row for part in only)}
     if not rows:
         raise UserError(f"--only {args.only}: want a part of one of these names: {'; '.join(table)}")
     if (kind := remembered(args, "device", lambda: device.type)) != device.type:

@@ -41,7 +41,7 @@ import unittest.mock
 
 os.environ.setdefault("TQDM_DISABLE", "1")                                  # a bar for every batch otherwise
 
-from common import ROOT, save                                             # before ours: it puts the project on the path
+from common import ROOT, check, save  # before ours: it puts the project on the path
 
 import numpy as np
 import torch
@@ -530,9 +530,7 @@ def parse():
         if name not in CONTESTANTS:
             raise UserError(f"--only {name}: want some of {','.join(CONTESTANTS)}")
     args.name = args.name or "-".join(["peers", *args.names * (set(args.names) != set(CONTESTANTS))])
-    for name, least in (("minutes", 0.01), ("round", 1), ("seeds", 1), ("beside", 1), ("n", 2)):
-        if not least <= getattr(args, name) < math.inf:
-            raise UserError(f"--{name} {getattr(args, name)}: want {least} or more")
+    check(args, minutes=0.01, round=1, seeds=1, beside=1, n=FEW)
     if args.what == "train" and args.beside > (cores := len(os.sched_getaffinity(0))):
         raise UserError(f"--beside {args.beside}: there are {cores} cores")
     try:

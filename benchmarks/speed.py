@@ -19,13 +19,13 @@ import subprocess
 import sys
 import time
 
-from common import ROOT, save                                             # before ours: it puts the project on the path
+from common import ROOT, check, save  # before ours: it puts the project on the path
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import PRESETS, build_model, make_optimizer, override
+from config import PRESETS, Parser, build_model, make_optimizer, override
 from cost import conditions_of, cost_of, forward
 from data import UserError
 from runs import autocast, choose_device, main_program
@@ -283,13 +283,14 @@ def paper(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("models", "growth", "paper"), default="models")
     parser.add_argument("--models", default=",".join(MODELS), type=lambda text: text.split(","))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--compile", action="store_true", help="torch.compile as well (a minute or more to start each)")
     args = parser.parse_args()
+    check(args, batch=1, turns=1)
     if unknown := set(args.models) - set(MODELS):
         raise UserError(f"--models {','.join(sorted(unknown))}: want some of {', '.join(MODELS)}")
     {"models": models, "growth": growth, "paper": paper}[args.what](args)

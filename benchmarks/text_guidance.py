@@ -13,10 +13,10 @@ import argparse
 import dataclasses
 import os
 
-from common import ROOT, save, started                                    # before ours: it puts the project on the path
+from common import ROOT, check, save, started  # before ours: it puts the project on the path
 
 import evaluate
-from config import PRESETS
+from config import PRESETS, Parser
 from data import open_run
 from features import Yardstick
 from runs import choose_device, has_checkpoint, main_program, read_checkpoint
@@ -90,13 +90,14 @@ def draw(rows, name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "judge"))
     parser.add_argument("folder", help="where the runs are")
     parser.add_argument("--n", type=int, default=360)
     parser.add_argument("--guidance", default="1,1.5,2,3,5,8", type=lambda text: [float(w) for w in text.split(",")])
     parser.add_argument("--name", default="text_guidance", help="of the files that judge leaves")
     args = parser.parse_args()
+    check(args, n=2)
     {"train": train, "judge": judge}[args.what](args)
 
 

@@ -389,7 +389,7 @@ def test_mistakes_of_a_chain(chain, tmp_path):
 
 
 def test_no_low_res_image_for_the_sheet_is_no_end_of_the_run(tmp_path):
-    """A class, of whose pictures none can be read. Kills: a run that dies at its first sheet, and again when resumed."""
+    """A class of whose pictures none can be read. Kills: a run that dies at its first sheet, and when resumed again."""
     for name, whole in (("a/1", True), ("a/2", True), ("b/1", False)):
         path = tmp_path / "photos" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

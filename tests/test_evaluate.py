@@ -261,6 +261,8 @@ def test_a_damaged_file_of_kept_samples_is_made_anew(tmp_path, capsys):
 
 def test_mistakes_of_evaluate(tmp_path):
     run, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", class_names=("x", "y"), num_classes=2)
+    (tmp_path / "png").mkdir()
+    (tmp_path / "png" / "000030.png").write_text("of an export of more")
     cases = [([other], "classes are no longer those of the run"), ([run, "--seed", str(10 ** 19)], "less than 2^31"),
              ([run, "--sweep", "steps=1", "--export", "x.npz"], "not both"),
              ([tmp_path / "none"], "no such run"), ([run, "--metrics", "fid2"], "want some of fd"),
@@ -269,6 +271,7 @@ def test_mistakes_of_evaluate(tmp_path):
              ([run, "--sweep", "sampler=euler"], "sampler"), ([run, "--features", tmp_path / "no.pt"], "no such file"),
              ([run, run, "--export", "x.npz"], "one run"), ([run, "--export", "x.png"], ".npz"), ([], "RUN"),
              ([run, "--export", tmp_path / "no" / "x.npz", "--metrics", "none"], "cannot export"),
+             ([run, "--export-png", tmp_path / "png", "--metrics", "none"], "holds 000030.png"),
              ([run, "--curve", "--metrics", "fd"], "keep-every"), ([run, "--curve", "--sweep", "steps=1"], "not both"),
              ([run, "--held-out", tmp_path], "unseen images are drawn"),
              ([run, "--device", "tpu"], "tpu"),

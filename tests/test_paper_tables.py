@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,9 +14,12 @@ from programs import ROOT, run_here
 
 sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
 import common
+import distillation
 import equal_time
 import paper_tables
 import runs
+import speed
+import text_guidance
 import train
 from config import PRESETS, build_model
 from data import open_run
@@ -57,7 +61,7 @@ def test_folders_tell_all_runs_apart_and_tables_share_what_is_alike(budget):
 
 @pytest.mark.parametrize("args", ["table7", "table2 --seeds 0", "table2 --minutes 0", "table2 --only zzz",
                                   "mdm --minutes 12", "mdm --budget gpu-30min", "best --minutes 3",
-                                  "table2 --budget tpu"])
+                                  "table2 --budget tpu", "mdm --n 1", "table2 --minutes nan"])
 def test_a_mistake_is_one_line_before_anything_is_begun(args, tmp_path, monkeypatch):
     monkeypatch.setattr(paper_tables, "started", lambda *args: pytest.fail(f"began {args}"))
     status, said = run_here(paper_tables, args.split() + ["--folder", str(tmp_path)])
@@ -117,6 +121,44 @@ def test_a_script_is_called_with_the_minutes_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["equal_time.py", "judge", str(tmp_path), "--only", "nested,glyphs64"])
     equal_time.main()
     assert seen["name"] == "equal_time-nested-glyphs64"                   # and equal_time.json keeps its five
+
+
+@pytest.mark.parametrize("script, args", [
+    (equal_time, "cost {} --turns 0"), (equal_time, "judge {} --n -3"), (distillation, "judge {} --turns 0"),
+    (distillation, "latency --turns 0"), (distillation, "dance"), (text_guidance, "judge {} --n 0"),
+    (text_guidance, "judge {} --n many"), (speed, "--turns 0"), (speed, "growth --batch 0")])
+def test_a_mistake_is_one_line_in_every_script(script, args, tmp_path):
+    status, said = run_here(script, args.format(tmp_path).split())
+    assert status == 2 and said.count("\n") == 1 and re.search(r"--n |--n: |--turns 0|--batch 0|dance|many", said)
+
+
+def finished_run(folder, steps, **settings):
+    """A run folder of which the checkpoint alone is looked at."""
+    folder.mkdir(parents=True)
+    config = dataclasses.replace(PRESETS["glyphs64_sr"], steps=steps, **settings)
+    empty = types.SimpleNamespace(state_dict=dict)
+    runs.save_checkpoint(str(folder), empty, empty, empty, steps, 16 * steps, config)
+
+
+def test_the_seed_is_the_runs_own(tmp_path, monkeypatch):
+    """Kills: --seed 1 where a run of seed 0 has ended, which was judged as if it were the other."""
+    monkeypatch.setattr(equal_time, "started", lambda *args: pytest.fail(f"began {args}"))
+    finished_run(tmp_path / "glyphs64", 8, seed=0, keep_every=2)
+    for what in ("train", "judge"):
+        status, said = run_here(equal_time, [what, tmp_path, "--only", "glyphs64", "--seed", 1])
+        assert status == 2 and "was trained with 0" in said and said.count("\n") == 1
+
+
+def test_cdm_is_of_its_own_minutes(tmp_path, monkeypatch):
+    """Kills: a cascade of 60 minutes published as that of 20."""
+    began = []
+    monkeypatch.setattr(paper_tables, "started", lambda *args: began.append(args))
+    monkeypatch.setattr(paper_tables.shutil, "copy", lambda *args: None)
+    finished_run(tmp_path / "equal" / "cascade", 16, keep_every=2)        # 5 minutes for the first stage, 8 times 5
+    status, said = run_here(paper_tables, ["cdm", "--folder", tmp_path])
+    assert status == 2 and "for 45 minutes, not 20" in said and not began
+    assert run_here(paper_tables, ["cdm", "--folder", tmp_path, "--minutes", 45]) == (None, "")
+    assert began[0][-2:] == ("--only", "cascade") and began[1][0] == "evaluate.py"
 
 
 def test_the_pace_of_a_run_is_its_time_by_its_steps(tmp_path):
