@@ -20,6 +20,8 @@ import json
 import math
 import os
 import platform
+import re
+import sys
 import time
 
 import numpy as np
@@ -43,7 +45,7 @@ from measures import (Moments, bootstrap, frechet_distance, histogram_distance, 
                       variational_bound)
 from runs import choose_device, choose_precision, kept_checkpoints, made_by, main_program, progress, read_checkpoint
 from sample import (OVERRIDES, averaged_model, check_chain, check_levels, check_student, grid, handoff_noise,
-                    sample_run, seed_of, to_uint8)
+                    sample_run, seed_of, to_uint8, words_of)
 from train import real_low_res
 
 
@@ -331,7 +333,7 @@ def parse():
     parser.add_argument("--export", metavar="FILE", help="write the samples as the ADM suite reads them (.npz, arr_0)")
     parser.add_argument("--export-png", metavar="DIR", help="write the samples as PNG files")
     parser.add_argument("--sweep", metavar="F=V,V", help=f"one row a value, F one of {', '.join(SETTINGS)}; "
-                        "of a cascade s")
+                        "of a cascade s, or one of these for its upper stage")
     parser.add_argument("--handoff", choices=HANDOFFS, help="the runs are the two stages of a cascade, the lower first")
     parser.add_argument("--s", type=float, help="of a cascade: noise of the handoff, from 0, less than 1")
     parser.add_argument("--curve", action="store_true", help="also of the checkpoints that --keep-every kept")
@@ -339,8 +341,11 @@ def parse():
                         help="network evaluations an image (default: the run's)")
     parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="of the samples (default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
-    add_fields(parser, OVERRIDES, "settings of the run to override")
-    args = parser.parse_args()
+    add_fields(parser, OVERRIDES, "settings of the run to override; of a cascade one, or one a stage: --guidance 5,1")
+    (words, stages), (low_words, _) = (words_of(sys.argv[1:], stage) for stage in (1, 0))
+    args, low = parser.parse_args(words), parser.parse_args(low_words)
+    if stages - ({2} if args.handoff else set()):
+        raise UserError("settings for two stages, as --steps 24,12, are for the two runs of a cascade (--handoff)")
     for name, least in (("n", 2), ("n_real", 2), ("n_bits", 2), ("first_seed", 0)):
         if not least <= getattr(args, name) < 2 ** 31:
             option = "seed" if name == "first_seed" else name.replace("_", "-")
@@ -378,8 +383,13 @@ def parse():
         raise UserError(f"--features {args.features}: no such file")
     if (args.sweep or args.curve) and not {"fd", "is", "read"} & set(args.metrics):
         raise UserError("--sweep and --curve need one of the metrics fd, is, read")
-    args.given = {k: v for k, v in vars(args).items()
-                  if k in (*OVERRIDES, "sample_steps")}
+    if args.export_png and os.path.isdir(args.export_png):
+        for name in sorted(os.listdir(args.export_png)):
+            if re.fullmatch(r"\d{6,}\.png", name) and int(name[:-4]) >= args.n:
+                raise UserError(f"--export-png {args.export_png}: holds {name} of an earlier, larger export; choose "
+                                "another folder")
+    args.given, args.given_low = ({k: v for k, v in vars(each).items() if k in (*OVERRIDES, "sample_steps")}
+                                  for each in (args, low))
     return args
 
 
@@ -408,12 +418,15 @@ def provenance(args, config, state, yardstick, device):
     made = dict(**made_by(), machine=f"{platform.machine()}, {os.cpu_count()} cores", device=str(device))
     sets = {f"n_{name}": set_["n"] for name in ("train", "held_out") if (set_ := getattr(yardstick, name))}
     samples = dict(step=state["step"], images_seen=state["images"], n=args.n, seed=args.first_seed,
+                   device_type=device.type, held_out=args.held_out and os.path.realpath(args.held_out),
                    dtype=choose_precision(config.precision, device), sampler=config.sampler,
                    steps=config.sample_steps, guidance=config.guidance if config.guidable else 1.0,
                    noise_param=config.noise_param, clip_x=config.clip_x,
                    **(dict(handoff=args.handoff, s=args.s, low_run=args.runs[0],
-                           low_step=read_checkpoint(args.runs[0])["step"]) if args.handoff else {}))
-    judge = dict(features=yardstick.name, features_id=yardstick.judge, **sets, held_out=args.held_out,
+                           low_step=read_checkpoint(args.runs[0])["step"],
+                           low_settings={key: str(value) for key, value in args.given_low.items()})
+                      if args.handoff else {}))
+    judge = dict(features=yardstick.name, features_id=yardstick.judge, **sets,
                  reads=getattr(yardstick.features, "accuracy", None)) if yardstick.judge else {}
     return made, samples, judge
 
@@ -461,9 +474,6 @@ def export(args, images, labels):
             np.savez(args.export, images.numpy(), np.array(labels))
         if args.export_png:
             os.makedirs(args.export_png, exist_ok=True)
-            if more := [name for name in os.listdir(args.export_png) if name >= f"{len(images):06d}.png"]:
-                raise UserError(f"--export-png {args.export_png}: holds {min(more)}, which is none of these samples; "
-                                "choose an empty folder")
             for i, image in enumerate(images.numpy()):
                 Image.fromarray(image).save(os.path.join(args.export_png, f"{i:06d}.png"))
     except OSError as error:
@@ -638,7 +648,7 @@ def main():
         check_chain([state["config"] for state in states], runs)
         if not (args.sweep or "").startswith("s="):
             check_levels([state["config"] for state in states], runs, args.handoff, [args.s])
-        low = override(states[0]["config"], **args.given)                 # as in sample.py, flags are for both stages
+        low = override(states[0]["config"], **args.given_low)             # as in sample.py, one flag is for both stages
         check_student(low, runs[0], stop=args.s if args.handoff == "truncated" else 0.0)
         below, runs = (runs[0], averaged_model(states[0], runs[0], device), low), runs[1:]
     for run in args.runs:                                                 # known before any work

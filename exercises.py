@@ -338,7 +338,7 @@ def put_back(source, canonical, exercises):
             lines, owner = lines_of(source), exercise.name.rpartition(".")[0]
             if within := find(ast.parse(source), owner):
                 last = within[-1].body[-1]
-                indent = lines[last.lineno - 1][:last.col_offset]
+                indent = re.match(r"[ \t]*", lines[last.lineno - 1])[0]
                 lines[last.end_lineno:last.end_lineno] = ["", *lines_of(textwrap.indent(right, indent))]
             elif not owner:
                 lines += ["", "", *lines_of(right)]

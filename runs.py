@@ -50,7 +50,7 @@ def main_program(main):
     except torch.OutOfMemoryError as error:
         out_of_memory(program, error)
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):                         # what it is called on a CPU
+        if re.search("out of memory|can't allocate memory", str(error)):  # by CUDA's own calls; on a CPU
             out_of_memory(program, error)
         if re.search(r"No working C\+\+ compiler|Failed to find C compiler", str(error)):
             print(f"{program}: torch.compile finds no C++ compiler here: go without (train.py: --compile off)",

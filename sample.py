@@ -404,8 +404,22 @@ def class_sheet(model, config, device, precision, a_class, seed=0, real_low_res=
 OVERRIDES = ("sampler", "guidance", "noise_param", "clip_x", "precision", "text_encoder")
 
 
+def words_of(argv, stage):
+    """(the command line as this stage of a cascade has it, {number of stages that a setting speaks of}): of
+    "--steps 24,12" each stage takes its own part."""
+    parts = {}
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name[2:].replace("-", "_") in (*OVERRIDES[:-2], "steps") and name.startswith("--"):
+            at, value = (i, value) if equals else (i + 1, argv[i + 1] if i + 1 < len(argv) else "")
+            if "," in value:
+                parts[at] = [f"{name}={v}" if equals else v for v in value.split(",")]
+    words = [parts[i][min(stage, len(parts[i]) - 1)] if i in parts else word for i, word in enumerate(argv)]
+    return words, {len(values) for values in parts.values()}
+
+
 def parse(argv, stage=0):
-    """The arguments as stage `stage` of a cascade has them: of "--steps 24,12" it takes its own part."""
+    """The arguments as stage `stage` of a cascade has them."""
     parser = Parser(prog="sample.py", description="Draw images from a trained run, or from the runs of a cascade.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of the run; of a cascade all, the lowest first")
     parser.add_argument("--n", type=int, help="images a class or caption (default 4), or in all for a run without (32)")
@@ -428,18 +442,10 @@ def parse(argv, stage=0):
     parser.add_argument("--compile", action="store_true", help="torch.compile and CUDA graphs: a minute to start, then "
                         "faster on a GPU")
     add_fields(parser, OVERRIDES, "settings of the run to override; for a cascade one, or one a stage: --guidance 5,1")
-    parts = {}
-    for i, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name[2:].replace("-", "_") in (*OVERRIDES[:-2], "steps") and name.startswith("--"):
-            at, value = (i, value) if equals else (i + 1, argv[i + 1] if i + 1 < len(argv) else "")
-            if "," in value:
-                parts[at] = [f"{name}={v}" if equals else v for v in value.split(",")]
-    stages = max([len(values) for values in parts.values()] + [1])
-    words = [parts[i][min(stage, len(parts[i]) - 1)] if i in parts else word for i, word in enumerate(argv)]
+    words, stages = words_of(argv, stage)
     args = parser.parse_args(words)
-    if stages > 1 and any(len(values) != len(args.runs) for values in parts.values()):
-        raise UserError(f"{len(args.runs)} runs, but settings for {stages} stages: want one, or one for each")
+    if wrong := stages - {len(args.runs)}:
+        raise UserError(f"{len(args.runs)} runs, but settings for {max(wrong)} stages: want one, or one for each")
     return args
 
 

@@ -230,8 +230,8 @@ def configure(args, given):
                      and getattr(asked, f.name) != getattr(state["config"], f.name)]
             if other:
                 raise UserError(f"--auto-resume: {args.out} is another run than this command's: its "
-                                f"--{other[0].replace('_', '-')} is {getattr(state['config'], other[0])}, not "
-                                f"{getattr(asked, other[0])}")
+                                f"--{other[0].replace('_', '-')} is {getattr(state['config'], other[0])!r}, not "
+                                f"{getattr(asked, other[0])!r} (to go on with it as it is: --resume {args.out})")
         new = override(state["config"], **given)
         check_moved(state["config"].text_encoder, new.text_encoder, args.resume)
         other = sorted(k for k in given if k not in ON_RESUME and getattr(new, k) != getattr(state["config"], k))
@@ -548,7 +548,8 @@ def main():
             since, since_step = time.time(), step
     draw_samples()
     counted = f"; {len(broken)} files skipped" if broken else ""
-    log.say(f"done: {folder}/samples_{step:07d}.png, loss.png, {SHARDED if config.shard else CHECKPOINT}{counted}")
+    sheet = f"samples_{step:07d}.png, " * os.path.exists(os.path.join(folder, f"samples_{step:07d}.png"))
+    log.say(f"done: {folder}/{sheet}loss.png, {SHARDED if config.shard else CHECKPOINT}{counted}")
     log.say("draw more with: " + f"python shard.py {folder}, then " * config.shard + f"python sample.py {folder}")
 
 

@@ -88,10 +88,11 @@ def finished(folder, steps):
     return has_checkpoint(folder) and read_checkpoint(folder)["step"] >= steps
 
 
-def check_seed(args, name):
-    folder = os.path.join(args.folder, name)
-    if has_checkpoint(folder) and (there := read_checkpoint(folder)["config"].seed) != args.seed:
-        raise UserError(f"--seed {args.seed}: {folder} was trained with {there}; choose another folder")
+def check_seeds(args):
+    for name in args.only:
+        folder = os.path.join(args.folder, name)
+        if has_checkpoint(folder) and (there := read_checkpoint(folder)["config"].seed) != args.seed:
+            raise UserError(f"--seed {args.seed}: {folder} was trained with {there}; choose another folder")
 
 
 def train(args):
@@ -100,7 +101,6 @@ def train(args):
     every = {name: kept_every(args, name) for name in args.only}           # all paces first, while nothing else runs
     for name in args.only:
         _, preset, first, use = RUNS[name]
-        check_seed(args, name)
         common = ["--sample-every", 0, "--seed", args.seed, "--auto-resume"]
         below = first and os.path.join(args.folder, first)
         if first and not has_checkpoint(os.path.join(args.folder, name)):
@@ -119,7 +119,6 @@ def judge(args):
         raise UserError(f"{args.folder}: {', '.join(missing)} not trained; first python benchmarks/equal_time.py train "
                         f"{args.folder} --minutes {args.minutes} --only {','.join(missing)}")
     for name in args.only:
-        check_seed(args, name)
         title, preset, first, use = RUNS[name]
         folder = os.path.join(args.folder, name)
         last, below = read_checkpoint(folder), None
@@ -190,6 +189,8 @@ def main():
         args.at = [float(part) for part in args.at.split(",")] if args.at else []
     except ValueError:
         raise UserError(f"--at {args.at}: want minutes, as 10,20") from None
+    if args.what != "cost":
+        check_seeds(args)
     {"cost": cost, "train": train, "judge": judge}[args.what](args)
 
 

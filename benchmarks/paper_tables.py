@@ -337,7 +337,7 @@ def others(args):
         cascade = os.path.join(args.folder, "equal", "cascade")
         if has_checkpoint(cascade):
             state = read_checkpoint(cascade)
-            there = FIRST + KEEP * state["step"] / state["config"].keep_every
+            there = FIRST + KEEP * math.ceil(state["step"] / state["config"].keep_every)
             if there > minutes:
                 raise UserError(f"{cascade} has been trained for {there:g} minutes, not {minutes:g}: --minutes "
                                 f"{there:g}, or another --folder")

@@ -447,6 +447,12 @@ def test_settings_are_for_both_stages(chain, monkeypatch):
     assert run_here(E, [chain / "a", chain / "b", "--n", "8", "--device", "cpu", "--handoff", "clean", "--steps", "3",
                         "--sampler", "ddpm", "--metrics", "none", "--export", chain / "x.npz"]) == (None, "")
     assert asked == [(16, 3, "ddpm"), (32, 3, "ddpm")]
+    asked.clear()
+    assert run_here(E, [chain / "a", chain / "b", "--n", "8", "--device", "cpu", "--handoff", "clean", "--steps=1,2",
+                        "--metrics", "none", "--export", chain / "x.npz"]) == (None, "")
+    assert [steps for _, steps, _ in asked] == [1, 2]
+    status, line = run_here(E, [chain / "a", chain / "b", "--handoff", "clean", "--steps", "1,2,3"])
+    assert status == 2 and "the two runs of a cascade" in line and line.count("\n") == 1
 
 
 def test_presets_of_cdm():

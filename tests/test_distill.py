@@ -283,19 +283,21 @@ def test_nested_models_stages_and_captions_are_distilled_too(settings, tmp_path)
     assert runs.read_checkpoint(str(tmp_path / "r-guided-distilled" / "2"))["config"].sample_steps == 2
 
 
-def test_a_batch_in_parts_is_the_batch(teacher, tmp_path):
+def test_a_batch_in_parts_is_the_batch(teacher, tmp_path, monkeypatch):
     """Kills: parts whose gradients are not averaged, or of which the last alone counts; recomputed blocks."""
     state = runs.read_checkpoint(str(teacher))
     (tmp_path / "again").mkdir()
     again = dict(state, config=dataclasses.asdict(C.override(state["config"], recompute=True)))
     torch.save(again, tmp_path / "again" / "checkpoint.pt")
-    found = []
+    found, recomputed, recompute = [], [], D.shard.recompute
+    monkeypatch.setattr(D.shard, "recompute", lambda model: recomputed.append(model) or recompute(model))
     for run, parts in ((teacher, 1), (teacher, 2), (teacher, 4), (tmp_path / "again", 1)):
         out = tmp_path / f"{run.name}-{parts}"
         assert run_here(D, [run, *SHORT, "--guided", "--guided-steps", 1, "--accumulate", parts, "--out", out]) == (
             None, "")
         found += [[float(row[key]) for key in ("loss", "grad_norm")]
                   for row in runs.Log(str(out / "guided"), state["config"], True, 1).rows()]
+        assert len(recomputed) == (run.name == "again")                   # the first student alone: others are copies
     assert len(found) == 4 and found[1:] == [pytest.approx(found[0], rel=1e-3)] * 3
 
 

@@ -145,7 +145,7 @@ def test_the_seed_is_the_runs_own(tmp_path, monkeypatch):
     monkeypatch.setattr(equal_time, "started", lambda *args: pytest.fail(f"began {args}"))
     finished_run(tmp_path / "glyphs64", 8, seed=0, keep_every=2)
     for what in ("train", "judge"):
-        status, said = run_here(equal_time, [what, tmp_path, "--only", "glyphs64", "--seed", 1])
+        status, said = run_here(equal_time, [what, tmp_path, "--only", "glyphs64_unet,glyphs64", "--seed", 1])
         assert status == 2 and "was trained with 0" in said and said.count("\n") == 1
 
 
@@ -154,7 +154,7 @@ def test_cdm_is_of_its_own_minutes(tmp_path, monkeypatch):
     began = []
     monkeypatch.setattr(paper_tables, "started", lambda *args: began.append(args))
     monkeypatch.setattr(paper_tables.shutil, "copy", lambda *args: None)
-    finished_run(tmp_path / "equal" / "cascade", 16, keep_every=2)        # 5 minutes for the first stage, 8 times 5
+    finished_run(tmp_path / "equal" / "cascade", 15, keep_every=2)        # 5 minutes for the first stage, 8 times 5
     status, said = run_here(paper_tables, ["cdm", "--folder", tmp_path])
     assert status == 2 and "for 45 minutes, not 20" in said and not began
     assert run_here(paper_tables, ["cdm", "--folder", tmp_path, "--minutes", 45]) == (None, "")

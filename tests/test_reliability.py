@@ -346,7 +346,7 @@ def test_auto_resume_begins_and_goes_on(tmp_path):
     assert status == 2 and "would make it another" in line
     assert run_here(T, [*words, "--steps", 4, "--preset", "glyphs64"]) == (None, "")            # as it began
     status, line = run_here(T, [*words, "--steps", 5, "--preset", "glyphs64_unet"])
-    assert status == 2 and "is another run than this command's: its --model is uvit, not unet" in line
+    assert status == 2 and "is another run than this command's: its --model is 'uvit', not 'unet' " in line
     assert runs.read_checkpoint(str(tmp_path / "run"))["step"] == 4
 
 
