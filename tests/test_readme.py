@@ -142,10 +142,13 @@ def of_other_tables():
         sides.setdefault(row["patching"], []).append(row["seconds_a_call"])
     for patching, seconds in sides.items():
         yield f"growth, {patching}", in_row(seconds, 0, 1000)
-    for name in ("ours", "diffusers-at-ours", "ddp-unet-at-ours", "ours-without-classes", "ddp-uvit-at-ours"):
-        of_it = [result for result in results("peers")["results"] if result["name"] == name]
-        yield f"peers, {name}", in_row([sum(result[key] for result in of_it) / len(of_it)
-                                        for key in ("fd_held_out", "fd_few")])
+    for file, names in (("peers", ("ours", "diffusers-at-ours", "ddp-unet-at-ours", "ours-without-classes",
+                                   "ddp-uvit-at-ours")),
+                        ("peers-sampler", ("ours-without-classes", "ours-without-classes-ddpm", "ddp-uvit-at-ours"))):
+        for name in names:
+            of_it = [result for result in results(file)["results"] if result["name"] == name]
+            yield f"{file}, {name}", in_row([sum(result[key] for result in of_it) / len(of_it)
+                                             for key in ("fd_held_out", "fd_few")])
     evaluated = results("glyphs64")
     for key in ("fd_train", "fd_held_out", "is"):
         yield f"glyphs64, {key}", in_row([evaluated[key], evaluated["real_scenes"][key]], 2)
