@@ -283,6 +283,7 @@ def test_nested_models_stages_and_captions_are_distilled_too(settings, tmp_path)
     assert runs.read_checkpoint(str(tmp_path / "r-guided-distilled" / "2"))["config"].sample_steps == 2
 
 
+@pytest.mark.long
 def test_a_batch_in_parts_is_the_batch(teacher, tmp_path, monkeypatch):
     """Kills: parts whose gradients are not averaged, or of which the last alone counts; recomputed blocks."""
     state = runs.read_checkpoint(str(teacher))

@@ -160,6 +160,7 @@ def test_a_second_metric_joins_the_first_and_other_samples_begin_anew(tmp_path, 
     assert "warning: 24 samples for 128 features" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_runs_of_other_seeds_have_one_judge_and_runs_of_other_sizes_a_warning(tmp_path, capsys, monkeypatch):
     """Kills: a network of features for each run, whose distances are then compared."""
     a, b, c = make_run(tmp_path / "a"), make_run(tmp_path / "b", scenes=500), make_run(tmp_path / "c", size=(32, 32))
