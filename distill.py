@@ -33,15 +33,17 @@ import time
 
 import torch
 
-import shard
-from config import Parser, build_model, make_low_schedule, make_optimizer, make_schedules, numbers, override
-from data import UserError, batches, open_run
+from plumbing import shard
+from plumbing.settings import Parser, override
+from config import build_model, make_low_schedule, make_optimizer, make_schedules, numbers
+from plumbing import UserError
+from data import batches, open_run
 from nested_unet import pyramid
-from runs import (CHECKPOINT, Interrupt, Log, autocast, choose_device, choose_precision, cores, load_weights,
-                  main_program, read_checkpoint, save_checkpoint)
+from plumbing.runs import (CHECKPOINT, Interrupt, Log, autocast, choose_device, choose_precision, cores, load_weights,
+                           main_program, read_checkpoint, save_checkpoint)
 from sample import NEVER_DROPPED, averaged_model, ddim_step, guide, seed_of
 from schedule import alpha_sigma_for, diffuse, v_from_x, x_from_v
-from text import Encoder
+from plumbing.t5 import Encoder
 from train import augmented, conditions, draw, draw_augmentation
 
 WEIGHTS = ("constant", "snr", "truncated_snr", "snr+1")

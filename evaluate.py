@@ -37,15 +37,20 @@ import text
 import unet
 import uvit
 from cascade import HANDOFFS, hand_over
-from config import Parser, add_fields, make_low_schedule, make_schedule, override
-from data import BrokenImage, Glyphs, Stream, UserError, open_run
-from features import (GlyphFeatures, Yardstick, described, fingerprint, kept, moments_of, scene_answers, scene_colours,
-                      write)
+from plumbing.settings import Parser, add_fields, override
+from config import make_low_schedule, make_schedule
+from plumbing.images import BrokenImage
+from data import Glyphs, Stream, open_run
+from plumbing import UserError
+from plumbing.features import (GlyphFeatures, Yardstick, described, fingerprint, kept, moments_of, scene_answers,
+                               scene_colours, write)
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
-from runs import choose_device, choose_precision, kept_checkpoints, made_by, main_program, progress, read_checkpoint
-from sample import (OVERRIDES, averaged_model, check_chain, check_levels, check_student, grid, handoff_noise,
-                    sample_run, seed_of, to_uint8, words_of)
+from plumbing.runs import (choose_device, choose_precision, kept_checkpoints, made_by, main_program, progress,
+                           read_checkpoint)
+from sample import (OVERRIDES, averaged_model, check_chain, check_levels, check_student, handoff_noise, sample_run,
+                    seed_of, words_of)
+from plumbing.pictures import grid, to_uint8
 from train import real_low_res
 
 

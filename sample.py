@@ -21,14 +21,17 @@ import sys
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from cascade import HANDOFFS, hand_over
-from config import Parser, add_fields, build_model, make_low_schedule, make_schedule, override
-from data import UserError, turned_back
-from runs import autocast, choose_device, choose_precision, load_weights, main_program, progress, read_checkpoint
+from plumbing.settings import Parser, add_fields, override
+from config import build_model, make_low_schedule, make_schedule
+from plumbing import UserError
+from data import turned_back
+from plumbing.pictures import captioned, grid, side_by_side
+from plumbing.runs import (autocast, choose_device, choose_precision, load_weights, main_program, progress,
+                           read_checkpoint)
 from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
-from text import Encoder, check_moved
+from plumbing.t5 import Encoder, check_moved
 
 
 # ------------------------------------------------------------------------------------------ one step (appendix A)
@@ -317,65 +320,6 @@ def check_chain(configs, names):
         if not torch.allclose(make_schedule(low)(t), make_low_schedule(high)(t)):
             raise UserError(f"{name} knows noise by another schedule than that of {low_name} (schedule, noise_d, "
                             "logsnr_min, logsnr_max)")
-
-
-def side_by_side(levels):
-    """[(B, 3, H_r, W_r), ...] highest first -> (B, 3, H, R W): the lowest level left, each enlarged to the highest."""
-    size = levels[0].shape[-2:]
-    return torch.cat([torch.nn.functional.interpolate(level, size, mode="nearest") for level in reversed(levels)], -1)
-
-
-def to_uint8(images):
-    """(B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3)."""
-    return ((images.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
-
-
-def grid(images, columns, names=None, blocks=1):
-    """A sheet of `columns` images a row as a Pillow picture; names: one a row, written before it; rows in `blocks`
-    columns beside each other. Images below 32 px are enlarged, each pixel to a square, so that they can be seen."""
-    side = min(images.shape[-2:])
-    zoom = max(1, 48 // side) if side < 32 else 1
-    tiles = to_uint8(images).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2).numpy()
-    rows = math.ceil(len(tiles) / columns)
-    height, width = tiles.shape[1:3]
-    rows_a_block, margin = math.ceil(rows / blocks), 0
-    if names:
-        font = ImageFont.load_default(max(10, min(28, height // 3)))
-        margin = 12 + max(int(font.getlength(name)) for name in names)
-    stride = margin + columns * width + (8 if blocks > 1 else 0)
-    sheet = Image.new("RGB", (blocks * stride, rows_a_block * height), "white")
-    for i, tile in enumerate(tiles):
-        row, column = divmod(i, columns)
-        block, row = divmod(row, rows_a_block)
-        sheet.paste(Image.fromarray(tile), (block * stride + margin + column * width, row * height))
-    for row, name in enumerate(names or []):
-        block, row = divmod(row, rows_a_block)
-        place = (block * stride + margin / 2, (row + 0.5) * height)
-        ImageDraw.Draw(sheet).text(place, name, "black", font, anchor="mm")
-    return sheet
-
-
-def captioned(images, columns, captions, blocks=3):
-    """A sheet of rows of `columns` images, the caption under each row, `blocks` rows beside each other."""
-    rows = [grid(row, columns) for row in images.split(columns)]
-    width, height = rows[0].size
-    font = ImageFont.load_default(max(11, min(24, height // 6)))
-    texts = []
-    for caption in captions:                                              # broken into lines that fit
-        lines = [""]
-        for word in caption.split():
-            longer = f"{lines[-1]} {word}".strip()
-            lines = [*lines[:-1], longer] if font.getlength(longer) <= width or not lines[-1] else [*lines, word]
-        texts.append("\n".join(lines))
-    below = int((max(text.count("\n") for text in texts) + 1) * font.size * 1.25) + 10
-    blocks = min(blocks, len(rows))
-    sheet = Image.new("RGB", (blocks * (width + 8) - 8, math.ceil(len(rows) / blocks) * (height + below)), "white")
-    for i, (row, text) in enumerate(zip(rows, texts)):
-        x, y = i % blocks * (width + 8), i // blocks * (height + below)
-        sheet.paste(row, (x, y))
-        ImageDraw.Draw(sheet).text((x + width / 2, y + height + 3), text, "black", font, anchor="ma", align="center",
-                                   spacing=1)
-    return sheet
 
 
 def class_sheet(model, config, device, precision, a_class, seed=0, real_low_res=None, most=36, encoder=None):

@@ -34,19 +34,22 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-import cost
-import shard
+from plumbing import cost
+from plumbing import shard
 from cascade import augment, downsample, super_resolution_loss
-from config import (PRESETS, Config, Parser, add_fields, build_model, make_low_schedule, make_optimizer, make_schedule,
-                    make_schedules, numbers, override)
-from data import BrokenImage, Glyphs, UserError, batches, open_run
+from config import (PRESETS, Config, build_model, make_low_schedule, make_optimizer, make_schedule, make_schedules,
+                    numbers)
+from plumbing.settings import Parser, add_fields, override
+from plumbing.images import BrokenImage
+from data import Glyphs, batches, open_run
+from plumbing import UserError
 from nested_unet import check_inner, grow, mixed_rows, nested_loss, pyramid
-from runs import (CHECKPOINT, SHARDED, Interrupt, Log, any_rank, autocast, broadcast, choose_precision, cores,
-                  has_checkpoint, load_weights, main_program, new_folder, read_checkpoint, save_checkpoint,
-                  sharded_steps, start_processes)
+from plumbing.runs import (CHECKPOINT, SHARDED, Interrupt, Log, any_rank, autocast, broadcast, choose_precision,
+                           cores, has_checkpoint, load_weights, main_program, new_folder, read_checkpoint,
+                           save_checkpoint, sharded_steps, start_processes)
 from sample import class_sheet
 from schedule import diffuse, eps_from_v, v_from_x_eps
-from text import Encoder, check_moved
+from plumbing.t5 import Encoder, check_moved
 
 
 # ------------------------------------------------------------------------------------------ the losses

@@ -13,8 +13,8 @@ sys.path.insert(0, ROOT)
 
 import torch
 
-from data import UserError
-from runs import made_by
+from plumbing import UserError
+from plumbing.runs import made_by
 
 
 def save(name, device, cores="", **what):

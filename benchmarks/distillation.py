@@ -23,11 +23,13 @@ from common import ROOT, check, save, started  # before ours: it puts the projec
 import torch
 
 import evaluate
-from config import PRESETS, Parser, build_model, override
-from data import UserError
-from features import Yardstick
-from runs import choose_device, choose_precision, main_program, read_checkpoint
-from sample import averaged_model, compiled, grid, sample_run
+from config import PRESETS, build_model
+from plumbing.settings import Parser, override
+from plumbing import UserError
+from plumbing.features import Yardstick
+from plumbing.runs import choose_device, choose_precision, main_program, read_checkpoint
+from sample import averaged_model, compiled, sample_run
+from plumbing.pictures import grid
 
 STEPS = (256, 64, 16, 8, 4, 2, 1)
 # (what, w, sampler, ladder): the students of a ladder are in RUN + ladder, the teacher has none

@@ -23,10 +23,12 @@ from common import ROOT, check, save, seconds_a_step, started  # before ours: it
 
 import evaluate
 import speed
-from config import PRESETS, Parser
-from data import UserError
-from features import Yardstick
-from runs import choose_device, choose_precision, has_checkpoint, kept_checkpoints, main_program, read_checkpoint
+from config import PRESETS
+from plumbing.settings import Parser
+from plumbing import UserError
+from plumbing.features import Yardstick
+from plumbing.runs import (choose_device, choose_precision, has_checkpoint, kept_checkpoints, main_program,
+                           read_checkpoint)
 from sample import averaged_model
 
 # folder: (what it is, preset, run that comes first, what it is for)

@@ -30,13 +30,17 @@ import numpy as np
 import torch
 
 import evaluate
-from config import PRESETS, Parser, override
-from data import UserError, open_run
+from config import PRESETS
+from plumbing.settings import Parser, override
+from plumbing import UserError
+from data import open_run
 from dwt import patch_factor
 from equal_time import FIRST, KEEP
-from features import Yardstick
-from runs import choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program, read_checkpoint
-from sample import averaged_model, grid
+from plumbing.features import Yardstick
+from plumbing.runs import (choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program,
+                           read_checkpoint)
+from sample import averaged_model
+from plumbing.pictures import grid
 
 GUIDANCE = 5.0
 COSTLESS = ("noise_d", "multiscale", "dropout_from_resolution", "scenes")  # fields that leave the pace as it is

@@ -48,11 +48,14 @@ import torch
 import torch.nn.functional as F
 
 import evaluate
-from config import PRESETS, Parser, build_model, make_optimizer, make_schedule, override
-from data import Stream, UserError, open_run
-from features import Yardstick, described
-from runs import autocast, main_program
-from sample import grid, sample_run, to_uint8
+from config import PRESETS, build_model, make_optimizer, make_schedule
+from plumbing.settings import Parser, override
+from data import Stream, open_run
+from plumbing import UserError
+from plumbing.features import Yardstick, described
+from plumbing.runs import autocast, main_program
+from plumbing.pictures import grid, to_uint8
+from sample import sample_run
 from train import conditions, draw, make_loss, update_ema
 
 CPU = torch.device("cpu")

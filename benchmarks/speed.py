@@ -25,10 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import PRESETS, Parser, build_model, make_optimizer, override
-from cost import conditions_of, cost_of, forward
-from data import UserError
-from runs import autocast, choose_device, main_program
+from config import PRESETS, build_model, make_optimizer
+from plumbing.settings import Parser, override
+from plumbing.cost import conditions_of, cost_of, forward
+from plumbing import UserError
+from plumbing.runs import autocast, choose_device, main_program
 from train import make_loss, update_ema
 
 # Besides the small presets: the ImageNet networks of appendix B at 64 x 64, as narrow as two cores can bear; without

@@ -16,10 +16,11 @@ import os
 from common import ROOT, check, save, started  # before ours: it puts the project on the path
 
 import evaluate
-from config import PRESETS, Parser
+from config import PRESETS
+from plumbing.settings import Parser
 from data import open_run
-from features import Yardstick
-from runs import choose_device, has_checkpoint, main_program, read_checkpoint
+from plumbing.features import Yardstick
+from plumbing.runs import choose_device, has_checkpoint, main_program, read_checkpoint
 from sample import averaged_model
 
 SCHEDULES = ("interpolated", "shifted")

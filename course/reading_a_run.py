@@ -25,9 +25,9 @@ from PIL import Image
 from config import PRESETS, make_schedule
 from data import Glyphs, open_source
 from evaluate import drawn_samples
-from features import Yardstick, described, moments_of
+from plumbing.features import Yardstick, described, moments_of
 from measures import Moments, bootstrap, frechet_distance, variational_bound
-from runs import kept_checkpoints, made_by, read_checkpoint
+from plumbing.runs import kept_checkpoints, made_by, read_checkpoint
 from sample import averaged_model
 
 RUNS = {"last_week": 2400, "today": 12}                                   # images in the folder

@@ -9,7 +9,7 @@ import sys
 import torch
 
 import config as C
-import runs
+from plumbing import runs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = ("--size 16 --base-channels 8 --emb-channels 16 --channel-mult 1,2 --num-res-blocks 1 "
@@ -18,9 +18,10 @@ TINY = ("--size 16 --base-channels 8 --emb-channels 16 --channel-mult 1,2 --num-
 
 
 def program(name, *args, env=None, launcher=(), timeout=240):
-    """Run a program of the project as a user would; -> CompletedProcess."""
-    return subprocess.run([sys.executable, *launcher, os.path.join(ROOT, name), *map(str, args)], capture_output=True,
-                          text=True, timeout=timeout, cwd=ROOT,
+    """Run a program of the project as a user would (name: a file, or the dotted name of a module); -> CompletedProcess."""
+    words = [os.path.join(ROOT, name)] if str(name).endswith(".py") else ["-m", name]
+    return subprocess.run([sys.executable, *launcher, *words, *map(str, args)], capture_output=True, text=True,
+                          timeout=timeout, cwd=ROOT,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
 
 
@@ -28,7 +29,7 @@ def run_here(module, args):
     """main() of a program in this process (quick): -> (status, what it wrote to stderr)."""
     err, argv = io.StringIO(), sys.argv
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    sys.argv = [module.__name__ + ".py", *map(str, args)]
+    sys.argv = [module.__name__.split(".")[-1] + ".py", *map(str, args)]
     try:
         with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
             runs.main_program(module.main)

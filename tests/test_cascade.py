@@ -13,7 +13,8 @@ import cascade as K
 import config as C
 import data as D
 import evaluate as E
-import features as X
+from plumbing import UserError, features as X
+from plumbing.settings import override
 import sample as P
 import schedule as S
 import train as T
@@ -168,7 +169,7 @@ class Gaussian(torch.nn.Module):
 def test_truncated_has_the_law_of_renoised_when_the_lower_stage_is_perfect(sampler):
     """z_s ~ N(alpha_s m, alpha_s^2 v + sigma_s^2) either way. Kills: stopping one step early or late, a z_s that is
     denoised before it is handed over, the fresh noise forgotten."""
-    config = C.override(C.Config(), size=(4,), schedule="cosine", sample_steps=64, sampler=sampler, clip_x="none",
+    config = override(C.Config(), size=(4,), schedule="cosine", sample_steps=64, sampler=sampler, clip_x="none",
                         num_classes=0)
     for s in (0.25, 0.6):
         level = S.logsnr_cosine(torch.tensor(s))
@@ -317,7 +318,7 @@ def test_both_ways_of_upsampling(mode):
     model.network.input.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     model(torch.zeros(1, 3, 16, 16), torch.zeros(1), {"low_res": low_res})
     assert_close(seen[0][:, 3:], F.interpolate(low_res, HIGH, mode=mode, align_corners=False))
-    config = C.override(C.PRESETS["glyphs64_sr"], low_upsample=mode)
+    config = override(C.PRESETS["glyphs64_sr"], low_upsample=mode)
     with torch.device("meta"):
         assert C.build_model(config).mode == mode
 
@@ -329,12 +330,12 @@ def test_real_low_res_images_are_each_class_s_own(tmp_path):
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(path)
     (tmp_path / "c1" / "00.png").write_text("broken")
-    config = C.override(C.PRESETS["glyphs64_sr"], size=(16,), low_size=(8,), class_names=("c0", "c1", "c2", "c3"))
+    config = override(C.PRESETS["glyphs64_sr"], size=(16,), low_size=(8,), class_names=("c0", "c1", "c2", "c3"))
     source, labels = D.ImageFolder(tmp_path, (16, 16)), [0, 1, 2] * 4 + [0]
     values = (T.real_low_res(source, config, labels)[:, 0, 0, 0] + 1) * 127.5 / 20
     assert [round(v) for v in values.tolist()] == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, 0]
     assert len({round(float(v)) for v in T.real_low_res(source, config, [-1] * 12)[:, 0, 0, 0] * 100}) == 12
-    with pytest.raises(D.UserError, match="no image of class c3"):
+    with pytest.raises(UserError, match="no image of class c3"):
         T.real_low_res(source, config, [3])
 
 

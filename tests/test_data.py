@@ -14,6 +14,7 @@ from fontTools.ttLib.tables.sbixStrike import Strike
 from PIL import Image
 
 import data as D
+from plumbing import UserError, images
 
 
 # ---- glyph scenes
@@ -152,7 +153,7 @@ def test_colour_fonts_keep_their_colours(tmp_path):
 def test_broken_font_is_one_line(tmp_path):
     path = tmp_path / "x.ttf"
     path.write_bytes(b"no font")
-    with pytest.raises(D.UserError, match="x.ttf"):
+    with pytest.raises(UserError, match="x.ttf"):
         D.open_source(str(path), (32, 32))
 
 
@@ -209,15 +210,15 @@ def test_folder_decodes_with_care(folder):
                       ("h_bits.png", 255), ("i_float.tif", 128)):
         assert centre(source, name) == pytest.approx([rgb] * 3, abs=2), name
     for name in ("y_cut.jpg", "z_text.png"):
-        with pytest.raises(D.BrokenImage, match=name):
+        with pytest.raises(images.BrokenImage, match=name):
             centre(source, name)
 
 
 def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     Image.new("L", (300, 300)).save(tmp_path / "big.png")
     monkeypatch.setattr(D, "MAX_PIXELS", 80_000)
-    with pytest.raises(D.BrokenImage, match="300x300 is too large"):
-        D.load_image(str(tmp_path / "big.png"), (16, 16))
+    with pytest.raises(images.BrokenImage, match="300x300 is too large"):
+        images.load_image(str(tmp_path / "big.png"), (16, 16))
 
 
 def test_resizing_is_antialiased_and_keeps_proportions(tmp_path):
@@ -225,11 +226,11 @@ def test_resizing_is_antialiased_and_keeps_proportions(tmp_path):
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "s.png")
-    assert np.abs(D.load_image(str(tmp_path / "s.png"), (16, 16)).astype(int) - 127).max() <= 3
+    assert np.abs(images.load_image(str(tmp_path / "s.png"), (16, 16)).astype(int) - 127).max() <= 3
     wide = np.zeros((20, 100, 3), np.uint8)
     wide[:, 40:60] = 255
     Image.fromarray(wide).save(tmp_path / "w.png")
-    assert D.load_image(str(tmp_path / "w.png"), (20, 20)).min() == 255
+    assert images.load_image(str(tmp_path / "w.png"), (20, 20)).min() == 255
 
 
 def test_classes_captions_and_broken_captions(tmp_path):
@@ -242,12 +243,12 @@ def test_classes_captions_and_broken_captions(tmp_path):
     assert source.classes == ("cat", "dog") and [source.label(i) for i in range(3)] == [0, 1, 1]
     assert [source.caption(i) for i in range(3)] == ["", "a dog", "another dog"]
     (tmp_path / "captions.jsonl").write_text("{}\n")
-    with pytest.raises(D.UserError, match="line 1"):
+    with pytest.raises(UserError, match="line 1"):
         D.ImageFolder(tmp_path, (8, 8))
 
 
 def test_empty_folder_is_the_users_mistake(tmp_path):
-    with pytest.raises(D.UserError, match="no image"):
+    with pytest.raises(UserError, match="no image"):
         D.ImageFolder(tmp_path, (8, 8))
 
 

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 import config as C
 import distill as D
-import runs
+from plumbing import UserError, runs
+from plumbing.settings import override
 import sample as P
 import schedule as S
 import train as T
@@ -161,9 +162,9 @@ def test_a_guided_student_begins_as_its_teacher_and_then_learns_w(kind):
     """Kills: a new layer that is not zero, or that nothing reads; a w that only one level hears."""
     base = dict(size=(16, 16), base_channels=8, emb_channels=16, channel_mult=(1, 2), num_res_blocks=(1,), num_heads=2,
                 num_transformer_blocks=1)
-    config = C.override(C.PRESETS["glyphs64"], **{**base, **kind})
+    config = override(C.PRESETS["glyphs64"], **{**base, **kind})
     model = stirred(config)
-    student = D.with_guidance(model, C.override(config, guidance_max=5.0)).eval()
+    student = D.with_guidance(model, override(config, guidance_max=5.0)).eval()
     z = [torch.randn(2, 3, *size) for size in config.sizes]
     logsnr, cond = [torch.zeros(2) for _ in z], {"label": torch.tensor([3, 4]), "low_res": torch.randn(2, 3, 8, 8)}
     told = dict(cond, guidance=torch.tensor([1.0, 4.0]))
@@ -182,9 +183,9 @@ def test_a_guided_student_begins_as_its_teacher_and_then_learns_w(kind):
 
 
 def test_with_guidance_refuses_another_network():
-    config = C.override(C.PRESETS["glyphs16"], guidance=1.5, guidance_max=2.0)
+    config = override(C.PRESETS["glyphs16"], guidance=1.5, guidance_max=2.0)
     wider = C.build_model(C.PRESETS["glyphs64"])
-    with pytest.raises(D.UserError, match="not a teacher for this student"):
+    with pytest.raises(UserError, match="not a teacher for this student"):
         D.with_guidance(wider, config)
 
 
@@ -258,7 +259,7 @@ def test_each_round_has_noises_of_its_own(teacher, tmp_path, monkeypatch):
 
 def test_a_round_learns(teacher, tmp_path):
     """A student that was shaken comes back to its targets. Kills: a target that moves with the student."""
-    config = C.override(runs.read_checkpoint(str(teacher))["config"], steps=60, sample_steps=2, lr=3e-3, log_every=5,
+    config = override(runs.read_checkpoint(str(teacher))["config"], steps=60, sample_steps=2, lr=3e-3, log_every=5,
                         save_every=60, sampler="ddim", distill_weight="truncated_snr")
     model, _ = P.load_run(str(teacher))
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -288,7 +289,7 @@ def test_a_batch_in_parts_is_the_batch(teacher, tmp_path, monkeypatch):
     """Kills: parts whose gradients are not averaged, or of which the last alone counts; recomputed blocks."""
     state = runs.read_checkpoint(str(teacher))
     (tmp_path / "again").mkdir()
-    again = dict(state, config=dataclasses.asdict(C.override(state["config"], recompute=True)))
+    again = dict(state, config=dataclasses.asdict(override(state["config"], recompute=True)))
     torch.save(again, tmp_path / "again" / "checkpoint.pt")
     found, recomputed, recompute = [], [], D.shard.recompute
     monkeypatch.setattr(D.shard, "recompute", lambda model: recomputed.append(model) or recompute(model))
@@ -325,7 +326,7 @@ def test_runs_that_cannot_be_distilled_are_one_line(teacher, tmp_path):
     assert status == 2 and error.count("\n") == 1 and "no such run" in error
     state = runs.read_checkpoint(str(teacher))
     (tmp_path / "other").mkdir()
-    other = dict(state, config=dataclasses.asdict(C.override(state["config"], base_channels=16)))
+    other = dict(state, config=dataclasses.asdict(override(state["config"], base_channels=16)))
     torch.save({key: dict(value) if key in ("model", "ema") else value for key, value in other.items()},
                tmp_path / "other" / "checkpoint.pt")
     status, error = run_here(D, [tmp_path / "other"])

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import data as D
-import features as X
+from plumbing import UserError, features as X
 import measures as M
 import schedule as S
 
@@ -304,7 +304,7 @@ def test_torchscript_features(tmp_path, scenes):
     resized = network.resized(stripes)
     assert resized.shape == (1, 3, 299, 299) and (resized[..., 4:-4] - 127.5).abs().max() < 8
     (tmp_path / "no.pt").write_bytes(b"no network")
-    with pytest.raises(D.UserError, match="no.pt: not a TorchScript file"):
+    with pytest.raises(UserError, match="no.pt: not a TorchScript file"):
         X.TorchScriptFeatures(str(tmp_path / "no.pt"))
 
 
@@ -344,9 +344,9 @@ class Pair(torch.nn.Module):
 
 def test_networks_with_other_manners(tmp_path, scenes):
     """Kills: logits taken for probabilities, the output's bias left in (the original score had none), a traceback."""
-    with pytest.raises(D.UserError, match="no probabilities"):
+    with pytest.raises(UserError, match="no probabilities"):
         scripted(tmp_path, Logits())(scenes[:2])
-    with pytest.raises(D.UserError, match="want forward"):
+    with pytest.raises(UserError, match="want forward"):
         scripted(tmp_path, Pair())(scenes[:2])
     mean = scripted(tmp_path, Logits()).resized(scenes[:2]).mean((2, 3)) / 50
     assert_close(scripted(tmp_path, WithBias())(scenes[:2])["character"], mean.softmax(1), rtol=1e-4, atol=1e-5)
@@ -356,9 +356,9 @@ def test_features_that_are_not_finite_stop_it(features, scenes):
     """Kills: a distance of nan that is printed as 0, or a traceback from linear algebra."""
     def broken(images):
         return {"features": features(images)["features"] * float("nan")}
-    with pytest.raises(D.UserError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         X.described([(torch.arange(4), scenes[:4])], broken)
-    with pytest.raises(D.UserError, match="1 image"):
+    with pytest.raises(UserError, match="1 image"):
         X.described([(torch.arange(1), scenes[:1])], features)
     lost = gaussian(torch.full((3,), float("nan")), torch.eye(3))
     assert math.isnan(M.frechet_distance(gaussian(torch.zeros(3), torch.eye(3)), lost))

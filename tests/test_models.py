@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import config as C
-import cost
+from plumbing import cost
+from plumbing.settings import override
 import schedule as S
 import unet
 import uvit
@@ -198,9 +199,9 @@ def test_residual_branches_start_as_the_identity():
 
 def test_embedding_uses_the_shifted_end_points_and_a_null_class():
     """Kills: a fixed -15..15 range under a shifted schedule; the null class mistaken for class 0."""
-    schedule = C.make_schedule(C.override(C.PRESETS["imagenet128_unet"], size=(512, 512)))
+    schedule = C.make_schedule(override(C.PRESETS["imagenet128_unet"], size=(512, 512)))
     with torch.device("meta"):
-        model = C.build_model(C.override(C.PRESETS["imagenet512_unet_dwt2"]))
+        model = C.build_model(override(C.PRESETS["imagenet512_unet_dwt2"]))
     assert model.embed.logsnr_max == pytest.approx(10.841, abs=1e-3)
     assert model.embed.logsnr_min == pytest.approx(-19.159, abs=1e-3)
     assert model.embed.logsnr_max == pytest.approx(float(schedule(torch.tensor(0.0))))
@@ -341,7 +342,7 @@ def test_matryoshka_presets_are_the_released_ones():
 def test_each_model_is_one_graph(preset, change):
     """For torch.compile, forward and loss. Kills: a branch on a tensor's value, .item(), printing: each breaks the
     graph in two. And what was compiled says the same."""
-    config = C.override(C.PRESETS[preset], base_channels=8, emb_channels=16, num_heads=2, text_channels=16, **change)
+    config = override(C.PRESETS[preset], base_channels=8, emb_channels=16, num_heads=2, text_channels=16, **change)
     model, batch = stirred(config), 2
     g = torch.Generator().manual_seed(0)
     z = [torch.randn(batch, 3, *size, generator=g) for size in config.sizes]

@@ -17,6 +17,7 @@ import train as T
 import unet
 from programs import TINY, run_here
 from test_models import small_unet, small_uvit, stir
+from plumbing import pictures
 
 SIZES = [(32, 32), (16, 16)]
 SMALL = [*TINY, "--patching", "none", "--base-channels", "16"]
@@ -286,7 +287,7 @@ def test_all_levels_are_guided_clipped_and_start_from_noises_of_their_own():
         assert float(l) == pytest.approx(float(schedules[level](torch.tensor(1.0))))
         assert_close(x_hat, S.x_from_v(z_r, torch.full_like(z_r, 3.0), l).clamp(-1, 1))
     assert [a.abs().max() <= 1 for a in out] == [True, True]
-    tiles = P.side_by_side(out)
+    tiles = pictures.side_by_side(out)
     assert tiles.shape == (1, 3, 32, 64)
     assert torch.equal(tiles[..., 32:], out[0]) and torch.equal(tiles[..., ::2, :32:2], out[1])
 

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 import sample as P
 import schedule as S
+from plumbing import pictures
 
 
 class Oracle(torch.nn.Module):
@@ -176,8 +177,8 @@ def test_an_image_depends_on_its_own_seed_alone():
 def test_grid_and_colours():
     """Kills: rows and columns exchanged, [-1, 1] taken for [0, 1]."""
     for side, shown in ((32, 32), (8, 48)):                               # small images are enlarged
-        sheet = P.grid(torch.stack([torch.full((3, side, side), v) for v in (-1.0, 0.0, 1.0, 5.0)]), 2)
+        sheet = pictures.grid(torch.stack([torch.full((3, side, side), v) for v in (-1.0, 0.0, 1.0, 5.0)]), 2)
         assert sheet.size == (2 * shown, 2 * shown)
         places = [(x, y) for y in (shown // 2, 3 * shown // 2) for x in (shown // 2, 3 * shown // 2)]
         assert [sheet.getpixel(p)[0] for p in places] == [0, 128, 255, 255]
-    assert P.grid(torch.zeros(4, 3, 32, 32), 2, ["a", "b"]).size[0] > 64
+    assert pictures.grid(torch.zeros(4, 3, 32, 32), 2, ["a", "b"]).size[0] > 64

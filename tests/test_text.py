@@ -17,6 +17,8 @@ import train as T
 import unet
 import uvit
 from programs import TINY, program, run_here, stirred
+from plumbing import UserError, t5
+from plumbing.settings import override
 
 SIZE, LENGTH, CHANNELS = (16, 16), 24, 16
 TEXT = ["--text-encoder", "bytes", "--text-channels", 16, "--text-length", 48, "--text-layers", 1]
@@ -29,7 +31,7 @@ def settings(**values):
                 text_layers=1, sample_steps=3, guidance=1.0, precision="float32", clip_x="none")
     if values.get("model") == "unet":
         base.update(num_res_blocks=(1, 1), attn_resolutions=(8,))
-    return C.override(C.PRESETS["glyphs64_text"], **{**base, **values})
+    return override(C.PRESETS["glyphs64_text"], **{**base, **values})
 
 
 KINDS = {"uvit": dict(), "unet": dict(model="unet"),
@@ -41,7 +43,7 @@ KINDS = {"uvit": dict(), "unet": dict(model="unet"),
 
 
 def told(config, captions, **more):
-    cond = X.Encoder(config, "cpu")(captions)
+    cond = t5.Encoder(config, "cpu")(captions)
     if config.low_size:
         cond["low_res"] = torch.randn(len(captions), 3, *config.low_size, generator=torch.Generator().manual_seed(5))
     return {**cond, **more}
@@ -213,7 +215,7 @@ def test_guidance_1_equals_none_to_the_bit_and_negative_text_takes_the_place_of_
 
     def draw(guidance, negative=""):
         calls.clear()
-        return P.sample_run(model, C.override(config, guidance=guidance), [-1, -1], [4, 5], torch.device("cpu"),
+        return P.sample_run(model, override(config, guidance=guidance), [-1, -1], [4, 5], torch.device("cpu"),
                             "float32", low_res=low, captions=["a red A", "on blue, B"], negative=negative)
 
     one = draw(1.0)
@@ -297,7 +299,7 @@ def test_the_portrait_flag_is_a_condition_that_guidance_keeps():
     assert torch.equal(v[0], plain[0]) and (v[1] - plain[1]).abs().max() > 1e-3
     calls, forward = [], model.forward
     model.forward = lambda *args: calls.append(args[2]) or forward(*args)
-    images = P.sample_run(model, C.override(config, guidance=3.0), [-1], [0], torch.device("cpu"), "float32",
+    images = P.sample_run(model, override(config, guidance=3.0), [-1], [0], torch.device("cpu"), "float32",
                           captions=["a"], portrait=True)
     assert images.shape == (1, 3, 16, 24) and all(cond["portrait"].tolist() == [1] for cond in calls)
 
@@ -355,7 +357,7 @@ def test_captions_decide_and_come_with_the_image_that_they_tell_of(monkeypatch, 
                                                                                                        *rest))
     args = [*TINY, *TEXT, "--steps", 12, "--batch", 8, "--withhold", "--cond-drop", 0.3, "--out", tmp_path / "r"]
     assert run_here(T, args) == (None, "")
-    source, dropped = D.open_run(C.override(C.PRESETS["glyphs64_text"], size=SIZE)), 0
+    source, dropped = D.open_run(override(C.PRESETS["glyphs64_text"], size=SIZE)), 0
     by_image = {}
     for i in D.Stream(source, 0).order(0)[:96]:
         by_image[tuple(source.image(int(i)).flatten().tolist())] = source.caption(int(i))
@@ -485,7 +487,7 @@ def captioned_folder(folder):
 
 
 def test_t5_reads_and_is_frozen_and_padding_does_not_matter(tiny_t5):
-    encoder = X.FrozenT5(tiny_t5, 12, torch.device("cpu"))
+    encoder = t5.FrozenT5(tiny_t5, 12, torch.device("cpu"))
     text, mask = encoder(["a red cat", "", "red a cat"])
     assert text.dtype == torch.bfloat16 and text.shape == (3, 12, 16)
     assert mask.sum(1).tolist() == [4, 0, 4] and not text[~mask].any()    # three words and the end of the sentence
@@ -493,7 +495,7 @@ def test_t5_reads_and_is_frozen_and_padding_does_not_matter(tiny_t5):
     alone, _ = encoder(["a red cat"])
     assert torch.equal(alone[0], text[0])
     assert not any(p.requires_grad for p in encoder.model.parameters()) and not encoder.model.training
-    assert X.FrozenT5(tiny_t5, 12, torch.device("cpu")) is encoder        # loaded once
+    assert t5.FrozenT5(tiny_t5, 12, torch.device("cpu")) is encoder        # loaded once
 
 
 def test_cached_and_live_embeddings_agree(tiny_t5, tmp_path, monkeypatch):
@@ -502,22 +504,22 @@ def test_cached_and_live_embeddings_agree(tiny_t5, tmp_path, monkeypatch):
     command = ["cache", "--data", data, "--text-encoder", tiny_t5, "--text-length", 12, "--device", "cpu"]
     assert run_here(X, command) == (None, "")
     config = settings(text_encoder=tiny_t5, text_channels=16, text_length=12, data=data)
-    live, cached = X.Encoder(config, "cpu"), X.Encoder(config, "cpu", cached=True)
-    assert isinstance(cached.encode, X.Cache)
+    live, cached = t5.Encoder(config, "cpu"), t5.Encoder(config, "cpu", cached=True)
+    assert isinstance(cached.encode, t5.Cache)
     for key, value in live(captions).items():
         assert torch.equal(value, cached(captions)[key]), key
     monkeypatch.setattr(X, "FrozenT5", None)                              # it is not needed any more
-    assert X.Encoder(config, "cpu", cached=True)(["red"])["text_mask"].sum() == 2
-    with pytest.raises(D.UserError, match="no embedding of 'green' in .*: run text.py cache again"):
+    assert t5.Encoder(config, "cpu", cached=True)(["red"])["text_mask"].sum() == 2
+    with pytest.raises(UserError, match="no embedding of 'green' in .*: run text.py cache again"):
         cached(["green"])
-    with pytest.raises(D.UserError, match="--text-length 10: .* was made with 12"):
-        X.Encoder(C.override(config, text_length=10), "cpu", cached=True)
+    with pytest.raises(UserError, match="--text-length 10: .* was made with 12"):
+        t5.Encoder(override(config, text_length=10), "cpu", cached=True)
     monkeypatch.undo()
     (tmp_path / "photos" / "4.txt").write_text("blue")                    # a new caption: known before any work
-    with pytest.raises(D.UserError, match="no embedding of 'blue'"):
-        X.Encoder(config, "cpu", cached=True).check(D.open_source(data, (16, 16)))
-    assert X.write_cache(data, tiny_t5, 12, torch.device("cpu"))[1] == 1  # it alone is added
-    assert X.Encoder(config, "cpu", cached=True)(["blue", "red"])["text_mask"].sum() == 4
+    with pytest.raises(UserError, match="no embedding of 'blue'"):
+        t5.Encoder(config, "cpu", cached=True).check(D.open_source(data, (16, 16)))
+    assert t5.write_cache(data, tiny_t5, 12, torch.device("cpu"))[1] == 1  # it alone is added
+    assert t5.Encoder(config, "cpu", cached=True)(["blue", "red"])["text_mask"].sum() == 4
 
 
 class Hash:
@@ -549,19 +551,19 @@ def test_an_interrupted_cache_goes_on_and_a_damaged_one_is_one_line(tmp_path, mo
         return whole(self, some)
     whole = Hash.__call__
     monkeypatch.setattr(Hash, "__call__", killed_in_the_third_part)
-    data, write = str(tmp_path / "photos"), lambda: X.write_cache(str(tmp_path / "photos"), "t5", 12, "cpu", part=4)
+    data, write = str(tmp_path / "photos"), lambda: t5.write_cache(str(tmp_path / "photos"), "t5", 12, "cpu", part=4)
     with pytest.raises(Killed):
         write()
-    folder = X.cache_folder(data, "t5")
+    folder = t5.cache_folder(data, "t5")
     (tmp_path / "photos" / ".text" / "t5" / "000002.npy").write_bytes(b"half")                  # and what a kill leaves
     (tmp_path / "photos" / ".text" / "t5" / "000002.index.new").write_bytes(b"half")
     assert write() == (folder, 2)                                         # eight were there
-    cache = X.Cache(folder, 12)
+    cache = t5.Cache(folder, 12)
     assert all(torch.equal(a, b) for a, b in zip(cache(captions + [""]), Hash.__call__(Hash(), captions + [""])))
     for damage in (b"", b"[]", b"{"):
         (tmp_path / "photos" / ".text" / "t5" / "about.json").write_bytes(damage)
-        with pytest.raises(D.UserError, match="damaged"):
-            X.Cache(folder, 12)
+        with pytest.raises(UserError, match="damaged"):
+            t5.Cache(folder, 12)
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
@@ -579,25 +581,25 @@ def test_a_t5_that_lacks_weights_is_refused(tiny_t5, tmp_path):
     weights = load_file(folder / "model.safetensors")
     save_file({key: value for key, value in weights.items() if "block.1" not in key}, folder / "model.safetensors",
               metadata={"format": "pt"})
-    with pytest.raises(D.UserError, match="it lacks weights"):
-        X.FrozenT5(str(folder), 12, torch.device("cpu"))
+    with pytest.raises(UserError, match="it lacks weights"):
+        t5.FrozenT5(str(folder), 12, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_run_with_t5_keeps_its_weights_out_of_the_checkpoint(tiny_t5, tmp_path, cached):
     captioned_folder(tmp_path / "photos")
     if cached:
-        X.write_cache(str(tmp_path / "photos"), tiny_t5, 12, torch.device("cpu"))
+        t5.write_cache(str(tmp_path / "photos"), tiny_t5, 12, torch.device("cpu"))
     args = [*TINY, "--text-encoder", tiny_t5, *T5_ARGS, "--data", tmp_path / "photos", "--steps", 2]
-    frozen = X.FrozenT5(tiny_t5, 12, torch.device("cpu")).model           # the one that the program will use, too
+    frozen = t5.FrozenT5(tiny_t5, 12, torch.device("cpu")).model           # the one that the program will use, too
     before = {key: value.clone() for key, value in frozen.state_dict().items()}
     assert run_here(T, [*args, "--out", tmp_path / "r"]) == (None, "")
-    assert X.FrozenT5(tiny_t5, 12, torch.device("cpu")).model is frozen
+    assert t5.FrozenT5(tiny_t5, 12, torch.device("cpu")).model is frozen
     assert all(torch.equal(value, before[key]) for key, value in frozen.state_dict().items())
     assert all(p.grad is None for p in frozen.parameters())
     state = torch.load(tmp_path / "r" / "checkpoint.pt", weights_only=True)
     with torch.device("meta"):
-        count = len(list(C.build_model(C.override(C.Config(), **{
+        count = len(list(C.build_model(override(C.Config(), **{
             k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()})).parameters()))
     assert not any("encoder" in key for key in [*state["model"], *state["ema"]])
     assert len(state["optimizer"]["state"]) == count
@@ -619,7 +621,7 @@ def test_another_width_than_the_encoder_has_is_one_line(tiny_t5, tmp_path):
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    X.FrozenT5.cache_clear()
+    t5.FrozenT5.cache_clear()
     status, error = run_here(T, ["--preset", "t2i256_uvit", "--data", "glyphs", "--steps", 1, "--out", tmp_path / "r"])
     assert status == 2 and error.count("\n") == 1
     assert "--text-encoder google/t5-v1_1-xxl: want the package transformers: pip install transformers" in error

@@ -18,7 +18,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 import config as C
-import runs
+from plumbing import UserError, runs
+from plumbing.settings import override
 import sample as P
 import schedule as S
 import train as T
@@ -168,7 +169,7 @@ def test_two_processes_are_one_on_the_joined_batch(tmp_path, settings):
 
 def checkpoint_at_start(**settings):
     torch.manual_seed(0)
-    config = C.override(C.PRESETS["glyphs64"], size=(16,), base_channels=8, emb_channels=16, channel_mult=(1, 2),
+    config = override(C.PRESETS["glyphs64"], size=(16,), base_channels=8, emb_channels=16, channel_mult=(1, 2),
                         num_res_blocks=(1,), num_transformer_blocks=1, num_heads=2, **settings)
     return C.build_model(config).state_dict()
 
@@ -301,7 +302,7 @@ def test_a_resumed_run_notices_other_data_and_forgives_a_torn_log(tmp_path):
 
 
 def test_ctrl_c_outside_the_loop_is_one_line():
-    for error, status, wanted in ((KeyboardInterrupt(), 130, "interrupted"), (C.UserError("so\nso"), 2, "so so")):
+    for error, status, wanted in ((KeyboardInterrupt(), 130, "interrupted"), (UserError("so\nso"), 2, "so so")):
         def main():
             raise error
         assert run_here(types.SimpleNamespace(main=main, __name__="p"), []) == (status, f"p.py: {wanted}\n")

@@ -10,8 +10,8 @@ from programs import ROOT, TINY, program, run_here
 
 sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
 import peers
-from config import override
-from runs import read_checkpoint
+from plumbing.settings import override
+from plumbing.runs import read_checkpoint
 
 
 def test_ours_is_train_py(tmp_path, monkeypatch):

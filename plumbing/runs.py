@@ -14,7 +14,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +25,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from config import Config, override
-from data import UserError
+from config import Config
+from plumbing.settings import override
+from plumbing import UserError
+from plumbing.files import flush_folder, keep, reason_of
 
 CHECKPOINT, PREVIOUS, SHARDED = "checkpoint.pt", "previous.pt", "sharded"
 LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "seconds"]
@@ -231,34 +232,6 @@ def save_checkpoint(folder, model, ema, optimizer, step, images, config, example
         if os.path.exists(path + ".new"):
             os.remove(path + ".new")
         raise UserError(f"{path}: step {step} could not be saved: {reason_of(error)}") from None
-
-
-def reason_of(error):
-    """A line about an error of the disk. PyTorch's writer says that it could not end the file; why, is behind that."""
-    while isinstance(error, RuntimeError) and error.__context__:
-        error = error.__context__
-    return getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
-
-
-def keep(path, other):
-    """Another name for a file that will not change any more; a copy where there can be no second name."""
-    if os.path.exists(other + ".new"):
-        os.remove(other + ".new")
-    try:
-        os.link(path, other + ".new")
-    except OSError:
-        shutil.copyfile(path, other + ".new")
-        with open(other + ".new", "rb") as file:
-            os.fsync(file.fileno())
-    os.replace(other + ".new", other)
-
-
-def flush_folder(folder):
-    """The new names themselves are on the disk after this (POSIX)."""
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY)
-        os.fsync(number)
-        os.close(number)
 
 
 def sharded_steps(folder):

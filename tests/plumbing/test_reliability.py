@@ -17,12 +17,11 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-import data as D
 import distill
 import evaluate
-import runs
+from plumbing import UserError, runs
 import sample as P
-import shard
+from plumbing import shard
 import soak
 import train as T
 from programs import ROOT, TINY, program, run_here
@@ -65,7 +64,8 @@ BOMB = """
 import os, signal, sys
 del sys.argv[0]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-import torch, runs, shard, train
+import torch, train
+from plumbing import runs, shard
 name, call = os.environ["BOMB"].split()
 call = int(call)
 def die(*args, **more):
@@ -197,7 +197,7 @@ def test_a_flipped_bit_or_a_cut_is_found(unbroken, tmp_path):
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         try:
             state = runs.read_checkpoint(str(tmp_path))
-        except D.UserError:
+        except UserError:
             refused += 1
             continue
         # Bytes between the parts of the file: nothing that is read.
@@ -251,7 +251,8 @@ def test_a_gradient_that_is_not_finite_leaves_the_state_before_it(tmp_path):
 MORTAL = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
-import runs, train
+import train
+from plumbing import runs
 real, steps = train.update_ema, []
 def update(*args):
     steps.append(1)
@@ -431,12 +432,13 @@ def test_awkward_files_are_read_right_or_skipped_by_name(tmp_path):
     assert len(good) >= 70
     # In a process of its own, for its memory and a limit on its time.
     code = ("import os, sys; sys.path.insert(0, os.path.dirname(sys.argv[1])); import data as D\n"
+            "from plumbing import images\n"
             "source = D.ImageFolder(sys.argv[2], (32, 32))\n"
             "for path in source.files:\n"
             "    try:\n        image = source.image(source.files.index(path))\n"
             "        assert tuple(image.shape) == (3, 32, 32) and -1 <= image.min() and image.max() <= 1\n"
             "        print('good', ascii(os.path.relpath(path, sys.argv[2])))\n"
-            "    except D.BrokenImage as error:\n"
+            "    except images.BrokenImage as error:\n"
             "        assert os.path.basename(path) in str(error)\n"
             "        print('broken', ascii(os.path.relpath(path, sys.argv[2])))\n"
             "for path, why in source.skipped:\n    print('skipped', ascii(os.path.relpath(path, sys.argv[2])))\n"

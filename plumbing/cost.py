@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import PRESETS, build_model, replace
-from shard import blocks_of, recompute
+from plumbing.shard import blocks_of, recompute
 
 
 @dataclass

@@ -16,7 +16,7 @@ import common
 import distillation
 import equal_time
 import paper_tables
-import runs
+from plumbing import runs
 import speed
 import text_guidance
 import train

@@ -15,8 +15,9 @@ from PIL import Image
 import config as C
 import data as D
 import evaluate as E
-import features as X
-import runs
+from plumbing import features as X
+from plumbing.settings import override
+from plumbing import runs
 from programs import run_here
 
 SMALL = ["--n", "24", "--n-real", "40", "--n-bits", "4", "--device", "cpu"]
@@ -24,10 +25,10 @@ SMALL = ["--n", "24", "--n-real", "40", "--n-bits", "4", "--device", "cpu"]
 
 def make_run(folder, seed=0, step=10, **settings):
     """A run folder with a checkpoint of a tiny model that learnt nothing."""
-    base = C.override(C.PRESETS["glyphs64"], size=(16,), base_channels=8, emb_channels=16, channel_mult=(1, 2),
+    base = override(C.PRESETS["glyphs64"], size=(16,), base_channels=8, emb_channels=16, channel_mult=(1, 2),
                       num_res_blocks=(1,), num_transformer_blocks=1, num_heads=2, sample_steps=2, precision="float32",
                       class_names=tuple(D.CHARACTERS))
-    config = C.override(base, **settings)
+    config = override(base, **settings)
     torch.manual_seed(seed)
     model = C.build_model(config)
     for parameter in model.parameters():                                  # away from its zeros: conditions have effects
@@ -307,7 +308,7 @@ def test_captions_are_asked_for_judged_and_composed(tmp_path, monkeypatch):
     """The samples are those of the captions, the answers those of the same scenes. Kills: another order, colours of
     other scenes, withheld pairs among the seen."""
     run = make_run(tmp_path / "a", **TEXT)
-    asked, source = [], D.open_run(C.override(C.PRESETS["glyphs64_text"], size=(16,)))
+    asked, source = [], D.open_run(override(C.PRESETS["glyphs64_text"], size=(16,)))
     withheld = D.Glyphs((16, 16), pairs="withheld")
 
     def perfect(model, config, labels, seeds, *rest, captions, **more):   # draws what was asked for

@@ -37,10 +37,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from config import Parser, build_model, make_optimizer
-from data import UserError
-from runs import (CHECKPOINT, SHARDED, config_of, flush_folder, main_program, read_checkpoint, reason_of,
-                  save_checkpoint, sharded_steps)
+from plumbing.settings import Parser
+from config import build_model, make_optimizer
+from plumbing import UserError
+from plumbing.runs import (CHECKPOINT, SHARDED, config_of, main_program, read_checkpoint, save_checkpoint,
+                           sharded_steps)
+from plumbing.files import flush_folder, reason_of
 from unet import FeedForward, MapAttention, ResBlock
 from uvit import AttentionBlock, TransformerBlock
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import config as C
-import runs
+from plumbing import runs
+from plumbing.settings import override
 import sample as P
-import shard
+from plumbing import shard
 import train as T
 from programs import TINY, program, run_here
 
@@ -66,7 +67,7 @@ def test_any_number_of_processes_goes_on_where_another_stopped(unbroken, tmp_pat
     assert sorted(os.listdir(run / "sharded")) == ["0000004", "0000005"]                        # the last two
     status, line = run_here(P, [run])
     assert status == 2 and f"python shard.py {run}" in line
-    assert program("shard.py", run).returncode == 0
+    assert program("plumbing.shard", run).returncode == 0
     same_run(whole(unbroken), whole(run))
     assert run_here(P, [run, "--n", 1, "--steps", 1, "--device", "cpu", "--out", tmp_path / "s.png"]) == (None, "")
 
@@ -79,7 +80,7 @@ def test_a_whole_run_goes_on_in_pieces(unbroken, tmp_path):
     go("--resume", run, "--steps", 5, "--device", "cpu", "--shard", number=2)
     status, line = run_here(P, [run])                                     # the plain one is old by now
     assert status == 2 and "is of step 3, the sharded checkpoint beside it of 5" in line
-    assert program("shard.py", run).returncode == 0
+    assert program("plumbing.shard", run).returncode == 0
     same_run(whole(unbroken), whole(run))
 
 
@@ -87,12 +88,14 @@ PIECES = """
 import copy, json, os, sys
 import torch, torch.distributed as dist
 sys.path.insert(0, os.getcwd())
-import config as C, shard
-from runs import autocast
+import config as C
+from plumbing import shard
+from plumbing.settings import override
+from plumbing.runs import autocast
 from train import make_loss
 dist.init_process_group("gloo")
 nested = dict(outer_channels=sys.argv[3], outer_blocks="1,1", patching="none") if sys.argv[3] else {}
-config = C.override(C.PRESETS[sys.argv[1]], precision=sys.argv[2], base_channels=16, emb_channels=32, **nested)
+config = override(C.PRESETS[sys.argv[1]], precision=sys.argv[2], base_channels=16, emb_channels=32, **nested)
 torch.manual_seed(0)
 with torch.device("meta" if dist.get_rank() else "cpu"):
     model = C.build_model(config)
@@ -150,7 +153,7 @@ def test_parts_and_recomputing_change_nothing(unbroken, tmp_path):
 
 def test_recomputing_keeps_less(monkeypatch):
     """Kills: wrapping nothing. Bytes that a forward pass keeps for backward, and the same gradients."""
-    config = C.override(C.PRESETS["glyphs64"], base_channels=8, emb_channels=16, num_heads=2)
+    config = override(C.PRESETS["glyphs64"], base_channels=8, emb_channels=16, num_heads=2)
     kept, grads = [], []
     for again in (False, True):
         torch.manual_seed(0)

@@ -23,10 +23,13 @@ from PIL import Image
 
 import data
 import measures
-from data import BrokenImage, FontFile, Glyphs, Stream, UserError, open_run, open_source
+from plumbing.images import BrokenImage
+from data import FontFile, Glyphs, Stream, open_run, open_source
+from plumbing import UserError
 from measures import Moments, colour_histogram
-from runs import cores, progress, reason_of
-from sample import to_uint8
+from plumbing.runs import cores, progress
+from plumbing.files import reason_of
+from plumbing.pictures import to_uint8
 
 
 # ------------------------------------------------------------------------------------------ features

@@ -7,16 +7,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import config as C
-import cost
-import runs
-import shard
+from plumbing import cost
+from plumbing.settings import override
+from plumbing import runs
+from plumbing import shard
 import train as T
 from programs import program
 
 
 def test_flops_and_memory_against_a_hand_count():
     """One 3x3 convolution in, one out, one transformer block: the FLOPs that a pencil gives."""
-    config = C.override(C.PRESETS["glyphs64"], size=(16,), patching="none", base_channels=8, channel_mult=(1,),
+    config = override(C.PRESETS["glyphs64"], size=(16,), patching="none", base_channels=8, channel_mult=(1,),
                         num_res_blocks=(), num_transformer_blocks=1, num_heads=2, emb_channels=16)
     found = cost.cost_of(config)
     pixels, c, e = 256, 8, 16
@@ -41,7 +42,7 @@ def allocated(function):
 def test_the_prediction_is_what_is_allocated(preset, precision, again):
     """Within 10 %, row by row. Kills: activations in the wrong precision, views counted twice, copies of weights
     forgotten or counted for each image."""
-    config = C.override(C.PRESETS[preset], precision=precision, recompute=again, batch=8)
+    config = override(C.PRESETS[preset], precision=precision, recompute=again, batch=8)
     images, g = 8, torch.Generator().manual_seed(0)
     shapes = [(3, *size) for size in config.sizes]
     x, t = torch.rand(images, *shapes[0], generator=g), torch.rand(images, generator=g)
@@ -67,7 +68,7 @@ def test_the_prediction_is_what_is_allocated(preset, precision, again):
 
 
 def test_what_sharding_and_parts_save():
-    config = C.override(C.PRESETS["glyphs64"], batch=64, precision="float32")
+    config = override(C.PRESETS["glyphs64"], batch=64, precision="float32")
     found = cost.cost_of(config)
     whole, parts = cost.memory(config, found, 8), cost.memory(C.replace(config, accumulate=4), found, 8)
     assert parts["activations"] * 4 == whole["activations"] == found.activations * 8
@@ -81,7 +82,7 @@ def test_what_sharding_and_parts_save():
 def test_dry_run_prints_both():
     done = program("train.py", "--dry-run", "--world-size", 8, "--precision", "bf16")
     assert done.returncode == 0, done.stderr
-    config = C.override(C.PRESETS["glyphs64"], precision="bf16")
+    config = override(C.PRESETS["glyphs64"], precision="bf16")
     found = cost.cost_of(config)
     assert f"{found.parameters:,}" in done.stdout and f"{found.flops / 1e9:,.2f} GFLOP" in done.stdout
     assert "each of 8 processes, 2 images at once" in done.stdout

@@ -1,0 +1,83 @@
+"""Files that are there whole or not at all."""
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+
+from plumbing import UserError
+
+
+@contextlib.contextmanager
+def whole_file(path, mode="wb", **options):
+    """Open `path` for writing. It appears only when it is complete: written under another name, flushed, renamed.
+
+    Whatever goes wrong, the file that was there before stays, and the unfinished one is removed.
+    """
+    new = path + ".new"
+    try:
+        with open(new, mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+        flush_folder(os.path.dirname(path) or ".")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(new)
+        raise
+
+
+def flush_folder(folder):
+    """Flush the names of the files in `folder` to the disk (POSIX)."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        os.fsync(number)
+        os.close(number)
+
+
+def keep(path, other):
+    """Give a finished file a second name; copy it where the file system has no hard links."""
+    new = other + ".new"
+    if os.path.exists(new):
+        os.remove(new)
+    try:
+        os.link(path, new)
+    except OSError:
+        shutil.copyfile(path, new)
+        with open(new, "rb") as file:
+            os.fsync(file.fileno())
+    os.replace(new, other)
+
+
+def writable_folder(path, flag):
+    """Make the folder if needed and check that files can be written there. Raises UserError naming the flag."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag} {path}: {error.strerror}") from None
+    return path
+
+
+def reason_of(error):
+    """One line about a failed write. PyTorch's writer hides the cause behind its own error."""
+    while isinstance(error, RuntimeError) and error.__context__:
+        error = error.__context__
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def write_json(path, values):
+    """Write a dict as JSON, whole or not at all. NaN is refused: JSON has none."""
+    with whole_file(path, "w") as file:
+        json.dump(values, file, indent=1, allow_nan=False)
+
+
+def read_json(path):
+    """The dict in a JSON file; empty if there is none or it is damaged."""
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,88 @@
+"""Pictures for people: matplotlib without a screen, sheets of samples, captions."""
+import math
+import os
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+
+def pyplot():
+    """matplotlib.pyplot, writing to files only, whatever MPLBACKEND asks for (a notebook sets it for its children)."""
+    os.environ["MPLBACKEND"] = "Agg"                                      # read by matplotlib as it is imported
+    import matplotlib.pyplot as plt
+    plt.switch_backend("Agg")
+    return plt
+
+
+def show_image(axis, image, title="", **options):
+    """Draw an image (3, H, W) in [-1, 1] on a matplotlib axis, without ticks."""
+    axis.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0), **options)
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title, fontsize=9)
+
+
+def save_figure(figure, path, dpi=120):
+    """Write a matplotlib figure as PNG and close it. The folder is made if needed."""
+    figure.tight_layout()
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    pyplot().close(figure)
+
+
+def side_by_side(levels):
+    """[(B, 3, H_r, W_r), ...] highest first -> (B, 3, H, R W): the lowest level left, each enlarged to the highest."""
+    size = levels[0].shape[-2:]
+    return torch.cat([torch.nn.functional.interpolate(level, size, mode="nearest") for level in reversed(levels)], -1)
+
+
+def to_uint8(images):
+    """(B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3)."""
+    return ((images.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def grid(images, columns, names=None, blocks=1):
+    """A sheet of `columns` images a row as a Pillow picture; names: one a row, written before it; rows in `blocks`
+    columns beside each other. Images below 32 px are enlarged, each pixel to a square, so that they can be seen."""
+    side = min(images.shape[-2:])
+    zoom = max(1, 48 // side) if side < 32 else 1
+    tiles = to_uint8(images).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2).numpy()
+    rows = math.ceil(len(tiles) / columns)
+    height, width = tiles.shape[1:3]
+    rows_a_block, margin = math.ceil(rows / blocks), 0
+    if names:
+        font = ImageFont.load_default(max(10, min(28, height // 3)))
+        margin = 12 + max(int(font.getlength(name)) for name in names)
+    stride = margin + columns * width + (8 if blocks > 1 else 0)
+    sheet = Image.new("RGB", (blocks * stride, rows_a_block * height), "white")
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, columns)
+        block, row = divmod(row, rows_a_block)
+        sheet.paste(Image.fromarray(tile), (block * stride + margin + column * width, row * height))
+    for row, name in enumerate(names or []):
+        block, row = divmod(row, rows_a_block)
+        place = (block * stride + margin / 2, (row + 0.5) * height)
+        ImageDraw.Draw(sheet).text(place, name, "black", font, anchor="mm")
+    return sheet
+
+
+def captioned(images, columns, captions, blocks=3):
+    """A sheet of rows of `columns` images, the caption under each row, `blocks` rows beside each other."""
+    rows = [grid(row, columns) for row in images.split(columns)]
+    width, height = rows[0].size
+    font = ImageFont.load_default(max(11, min(24, height // 6)))
+    texts = []
+    for caption in captions:                                              # broken into lines that fit
+        lines = [""]
+        for word in caption.split():
+            longer = f"{lines[-1]} {word}".strip()
+            lines = [*lines[:-1], longer] if font.getlength(longer) <= width or not lines[-1] else [*lines, word]
+        texts.append("\n".join(lines))
+    below = int((max(text.count("\n") for text in texts) + 1) * font.size * 1.25) + 10
+    blocks = min(blocks, len(rows))
+    sheet = Image.new("RGB", (blocks * (width + 8) - 8, math.ceil(len(rows) / blocks) * (height + below)), "white")
+    for i, (row, text) in enumerate(zip(rows, texts)):
+        x, y = i % blocks * (width + 8), i // blocks * (height + below)
+        sheet.paste(row, (x, y))
+        ImageDraw.Draw(sheet).text((x + width / 2, y + height + 3), text, "black", font, anchor="ma", align="center",
+                                   spacing=1)
+    return sheet
