@@ -24,12 +24,11 @@ import torch
 
 from cascade import HANDOFFS, hand_over
 from plumbing.settings import Parser, add_fields, override
-from config import build_model, make_low_schedule, make_schedule
+from config import make_low_schedule, make_schedule
 from plumbing import UserError
 from data import turned_back
 from plumbing.pictures import captioned, grid, side_by_side
-from plumbing.runs import (autocast, choose_device, choose_precision, load_weights, main_program, progress,
-                           read_checkpoint)
+from plumbing.runs import autocast, choose_device, choose_precision, load_run, main_program, progress
 from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
 from plumbing.t5 import Encoder, check_moved
 
@@ -181,20 +180,6 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
 
 
 # ------------------------------------------------------------------------------------------ runs and pictures
-
-def load_run(path, device="cpu"):
-    """(model, config) of a run folder: the averaged weights, in evaluation mode. Raises UserError."""
-    state = read_checkpoint(path)
-    return averaged_model(state, path, device), state["config"]
-
-
-def averaged_model(state, path, device="cpu"):
-    """The model of read_checkpoint's `state`, with the averaged weights, in evaluation mode. Raises UserError."""
-    with torch.device(device):
-        model = build_model(state["config"])
-    load_weights(model, state["ema"], path)
-    return model.eval().requires_grad_(False)
-
 
 def compiled(model, device):
     """The network as one graph (torch.compile); with CUDA its kernels are recorded once and replayed at each call (CUDA

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import PRESETS, build_model, replace
-from plumbing.shard import blocks_of, recompute
+from plumbing.shard import blocks_of, checkpoint_activations
 
 
 @dataclass
@@ -79,7 +79,7 @@ def cost_of(config):
                   if not any(block is not other and block in set(other.modules()) for other in blocks_of(model))]
         sizes = [sum(p.numel() for p in block.parameters()) for block in blocks] or [0]
         if config.recompute:
-            recompute(model)
+            checkpoint_activations(model)
         one, two = kept(config, model, 1), kept(config, model, 2)         # a line through two points
     parameters = sum(p.numel() for p in model.parameters())
     return Cost(parameters, counter.get_total_flops(), two - one, 2 * one - two, max(sizes), parameters - sum(sizes))

@@ -1,20 +1,19 @@
-"""Sharding: weights, gradients, moments and averages split over the processes, and checkpoints of the pieces.
+"""Sharding: each rank keeps 1/N of the weights, gradients, optimizer state and EMA weights.
 
 Paper: simple diffusion, section 3.3: at a low resolution it is the kernels that are large, and "sharding the weights
 allows us to scale to much larger models without requiring more complicated parallelization approaches like model
-parallelism". PyTorch's engine for it is fully_shard: each process keeps 1/N of every tensor, gathers a block's weights
-when the block runs, and forgets them after it.
-Read before: runs.py (the plain checkpoint). Read after: train.py, which says where in the loop this enters.
+parallelism". PyTorch does this by fully_shard: a rank gathers a block's weights when the block runs, and drops them
+after it.
 
     torchrun --nproc_per_node 8 train.py --preset imagenet512_uvit --shard --data imagenet/train --out runs/big
-    torchrun --nproc_per_node 4 train.py --resume runs/big      fewer processes, or more: each reads what it needs
-    python shard.py runs/big                                    the pieces -> runs/big/checkpoint.pt, for sample.py
+    torchrun --nproc_per_node 4 train.py --resume runs/big      another number of processes: each reads what it needs
+    python -m plumbing.shard runs/big                           the shards -> runs/big/checkpoint.pt, for sample.py
 
-A checkpoint is a folder RUN/sharded/STEP of torch.distributed.checkpoint: tensors by name, a file a process. run.json
-in it holds the rest (step, images, config) and a checksum of each file. It is written under another name and renamed
-when all processes are done; the last two are kept.
+A checkpoint is a folder RUN/sharded/STEP of torch.distributed.checkpoint: tensors by name, one file per rank. run.json
+in it holds the rest (step, images, config) and a checksum of each file. The folder is written under another name and
+renamed when all ranks are done. The last two are kept.
 
-# Paper: no more than the words above. How optimizer and averages were kept is not said; here all four are split.
+# Paper: says no more than the words above. How optimizer state and EMA weights were kept is not said; here all are split.
 """
 import dataclasses
 import functools
@@ -40,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 from plumbing.settings import Parser
 from config import build_model, make_optimizer
 from plumbing import UserError
-from plumbing.runs import (CHECKPOINT, SHARDED, config_of, main_program, read_checkpoint, save_checkpoint,
+from plumbing.runs import (CHECKPOINT, SHARDED, broadcast, config_of, main_program, read_checkpoint, save_checkpoint,
                            sharded_steps)
 from plumbing.files import flush_folder, reason_of
 from unet import FeedForward, MapAttention, ResBlock
@@ -56,44 +55,52 @@ def blocks_of(model):
 
 # ------------------------------------------------------------------------------------------ splitting
 
-def split(model, ema, optimizer, begun, config, device, compiled=False):
-    """(model, ema, optimizer) whole on the first process, shapes alone on the others -> the same in 1/N each.
+def split(model, ema, optimizer, config, device):
+    """Hand the model, EMA weights and optimizer of rank 0 out in shards: 1/N to each rank.
 
-    Blocks one by one, then what is left. With bf16 on CUDA the blocks' weights travel in bf16, half the bytes;
-    gradients are summed in float32, and embedding, first and last layer stay as they are. (A CPU's layer norm wants its
-    weights in float32.) begun: the optimizer has moments.
+    On the other ranks the three have shapes only. Blocks are split one by one, then what is left. With bf16 on CUDA the
+    weights of blocks travel in bf16, which halves the traffic; gradients are summed in float32, and embedding, first
+    and last layer stay in float32. (A CPU's layer norm needs its weights in float32.) config.compile "on": each block
+    is compiled, and the gathering of its weights stays outside.
     """
-    first, pieces = dist.get_rank() == 0, []
+    first = dist.get_rank() == 0
+    resumed = broadcast(bool(optimizer.state), dist.get_world_size())
+    from_rank_0 = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    # fully_shard warns of the wavelet layer, which returns a view; nobody changes that view in place.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
+    new_model, new_ema = (split_one(whole, config, device, from_rank_0) for whole in (model, ema))
+    state = get_optimizer_state_dict(model, optimizer) if resumed and first else {}
+    optimizer = make_optimizer(new_model, config)
+    if resumed:
+        set_optimizer_state_dict(new_model, optimizer, state, options=from_rank_0)
+    return new_model, new_ema.eval().requires_grad_(False), optimizer
+
+
+def split_one(whole, config, device, from_rank_0):
+    """Return rank 0's model `whole` in shards."""
     options = dict(mesh=init_device_mesh(device.type, (dist.get_world_size(),)))
     block_options = dict(options)
     if config.precision == "bf16" and device.type == "cuda":
         block_options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32,
                                                           cast_forward_inputs=False)
-    from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    # Of the wavelet's last layer, which nobody changes in place:
-    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
-    for whole in (model, ema):
-        with torch.device("meta"):
-            piece = build_model(config)
-        for block in blocks_of(piece):
-            if compiled:
-                block.compile()                                           # gathering stays outside of it
-            fully_shard(block, **block_options)
-        fully_shard(piece, **options)
-        piece.to_empty(device=device)
-        set_model_state_dict(piece, whole.state_dict() if first else {}, options=from_first)
-        pieces.append(piece)
-    moments = get_optimizer_state_dict(model, optimizer) if begun and first else {}
-    optimizer = make_optimizer(pieces[0], config)
-    if begun:
-        set_optimizer_state_dict(pieces[0], optimizer, moments, options=from_first)
-    return pieces[0], pieces[1].eval().requires_grad_(False), optimizer
+    with torch.device("meta"):
+        sharded = build_model(config)
+    for block in blocks_of(sharded):
+        if config.compile == "on":
+            block.compile()
+        fully_shard(block, **block_options)
+    fully_shard(sharded, **options)
+    sharded.to_empty(device=device)
+    set_model_state_dict(sharded, whole.state_dict() if dist.get_rank() == 0 else {}, options=from_rank_0)
+    return sharded
 
 
-def recompute(model):
-    """Blocks keep their inputs alone; the backward pass computes the rest again: memory for a third more time."""
+def checkpoint_activations(model):
+    """Activation checkpointing (--recompute): blocks keep only their inputs, and the backward pass computes the rest
+    again. Saves memory; costs a third more time."""
     for block in blocks_of(model):
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    torch._dynamo.config.optimize_ddp = False                             # it cannot cut the graph within such blocks
 
 
 # ------------------------------------------------------------------------------------------ checkpoints

@@ -1,0 +1,311 @@
+"""How a training run starts: the command line, the run to resume or to grow from, the data, the folder.
+
+Each function takes one step of train.py's main() before its loop, and raises UserError with one line for a mistake.
+"""
+import dataclasses
+import itertools
+import os
+
+import torch
+
+from config import PRESETS, Config, build_model, make_schedules, numbers
+from data import Glyphs, open_run, open_source
+from nested_unet import check_inner, grow, mixed_rows
+from plumbing import UserError, cost, shard
+from plumbing.files import writable_folder
+from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, load_weights, read_checkpoint,
+                           sharded_steps)
+from plumbing.settings import Parser, add_fields, override
+from plumbing.t5 import Encoder, check_moved
+
+# Settings that may change when a run is resumed.
+ON_RESUME = ("steps", "log_every", "held_out", "held_out_every", "sample_every", "save_every", "keep_every", "workers",
+             "sampler", "sample_steps", "guidance", "noise_param", "clip_x", "compile", "text_encoder", "channels_last",
+             "accumulate", "recompute", "shard", "if_unsaved")
+# Settings without a flag in train.py: the data or distill.py set them.
+SET_ELSEWHERE = ("num_classes", "class_names", "examples", "distilled_from", "distilled_steps", "distill_weight",
+                 "guidance_max")
+
+
+# ------------------------------------------------------------------------------------------ the command line
+
+def parse():
+    """Read the flags. Return (args, {field of Config: value} for those that were given)."""
+    parser = Parser(prog="train.py", description="Train a diffusion model. Without arguments: letters at 64 x 64.")
+    parser.add_argument("--preset", help="named settings: " + ", ".join(PRESETS) + " (default glyphs64)")
+    parser.add_argument("--out", help="folder of the run (default runs/PRESET)")
+    parser.add_argument("--resume", metavar="RUN", help="folder of the run to continue")
+    parser.add_argument("--auto-resume", action="store_true", help="with --out: continue the run there, or start it if "
+                        "there is none; for jobs that are restarted")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, size and cost; do not train")
+    parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: the cost for each of N processes")
+    add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in SET_ELSEWHERE])
+    args = parser.parse_args()
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
+    for option in ("resume", "preset", "out", "grow_from"):               # an unset variable of a script
+        if getattr(args, option, None) == "":
+            raise UserError(f"--{option.replace('_', '-')} is empty")
+    if args.resume and (args.preset or args.out or args.auto_resume):
+        raise UserError("--resume continues a run as it is: leave out --preset, --out and --auto-resume")
+    if args.auto_resume and not args.out:
+        raise UserError("--auto-resume: name the run's folder with --out")
+    if args.world_size is not None and (args.world_size < 1 or not args.dry_run):
+        raise UserError(f"--world-size {args.world_size}: want 1 or more, and --dry-run (torchrun sets it otherwise)")
+    return args, given
+
+
+def read_command_line():
+    """Return (args, config, checkpoint). checkpoint is None for a new run."""
+    args, given = parse()
+    if args.auto_resume and has_checkpoint(args.out):
+        args.resume = args.out
+    if not args.resume:
+        return args, override(preset_of(args), **given), None
+    checkpoint = newest_checkpoint(args.resume)
+    saved = checkpoint["config"]
+    if given.get("precision") == "auto":                                  # the run has settled it
+        del given["precision"]
+    if saved.distilled_from:
+        raise UserError(f"--resume {args.resume}: a distilled run; distill.py continues it")
+    if args.preset:                                                       # --auto-resume: the same command once more
+        check_same_run(args, override(preset_of(args), **given), saved)
+    config = override(saved, **given)
+    check_moved(saved.text_encoder, config.text_encoder, args.resume)
+    changed = sorted(k for k in given if k not in ON_RESUME and getattr(config, k) != getattr(saved, k))
+    if changed:
+        raise UserError(f"--resume continues the same run: --{changed[0].replace('_', '-')} would make it another "
+                        f"(allowed: {', '.join(ON_RESUME)})")
+    return args, config, checkpoint
+
+
+def preset_of(args):
+    """Return the Config of --preset."""
+    name = args.preset or "glyphs64"
+    if name not in PRESETS:
+        raise UserError(f"--preset {name}: want one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def newest_checkpoint(run):
+    """Read the newest checkpoint of a run, checkpoint.pt or the sharded one."""
+    steps, plain = sharded_steps(run), os.path.exists(os.path.join(run, CHECKPOINT))
+    checkpoint = read_checkpoint(run, old=True) if plain or not steps else None
+    if steps and (checkpoint is None or steps[-1] > checkpoint["step"]):
+        checkpoint = shard.newest(run)
+    return checkpoint
+
+
+def check_same_run(args, asked, saved):
+    """Refuse --auto-resume if the command asks for other settings than the run in --out has."""
+    settled = (*ON_RESUME, *SET_ELSEWHERE, "precision", "withhold")       # the last two are settled as a run starts
+    for field in dataclasses.fields(Config):
+        if field.name not in settled and getattr(asked, field.name) != getattr(saved, field.name):
+            raise UserError(f"--auto-resume: {args.out} is another run than this command's: its "
+                            f"--{field.name.replace('_', '-')} is {getattr(saved, field.name)!r}, not "
+                            f"{getattr(asked, field.name)!r} (to continue it as it is: --resume {args.out})")
+
+
+# ------------------------------------------------------------------------------------------ settling what is open
+
+def resolve(config, checkpoint, args, device, world):
+    """Settle what the data and the machine decide. Return (config, source, inner).
+
+    source is the training data, None in a dry run without any. inner is the checkpoint that --grow-from names, or None.
+    """
+    if not config.data and not args.dry_run:
+        raise UserError(f"--preset {args.preset or 'glyphs64'}: name the folder of training images with --data")
+    with torch.device("meta"):
+        build_model(config)                                               # sizes that do not fit: found before any work
+    check_batch(config, args.world_size or world)
+    check_sharding(config)
+    source = open_run(config) if config.data else None
+    if source:
+        config = fit_to_data(config, source, checkpoint, args)
+    precision = choose_precision(config.precision, device)
+    config = dataclasses.replace(config, precision=broadcast(precision, world))                 # the same on every rank
+    inner = read_inner(config) if config.grow_from and checkpoint is None else None
+    return config, source, inner
+
+
+def check_batch(config, world):
+    """Does the batch divide over the processes and their micro-batches?"""
+    if config.batch % (world * config.accumulate):
+        parts = f" and {config.accumulate} parts (--accumulate)" if config.accumulate > 1 else ""
+        raise UserError(f"--batch {config.batch}: does not divide over {world} processes{parts}")
+    if config.mixed_ratio:
+        try:
+            mixed_rows(numbers(config.mixed_ratio, ":"), config.batch // world // config.accumulate)
+        except ValueError as error:
+            raise UserError(f"--mixed-ratio: {error}, over {world} processes") from None
+
+
+def check_sharding(config):
+    """Refuse what a sharded run cannot do."""
+    if config.shard and config.keep_every:
+        raise UserError("--keep-every: a sharded run keeps its last two checkpoints, no more")
+    if config.shard and config.if_unsaved == "go-on":
+        raise UserError("--if-unsaved go-on: not with --shard; a sharded run stops when it cannot be saved")
+    if config.shard and config.channels_last == "on":
+        raise UserError("--channels-last on: not with --shard, whose shards are in the usual order")
+
+
+def fit_to_data(config, source, checkpoint, args):
+    """Take classes and example captions from the data; for a resumed run check that they are still the same."""
+    if config.withhold and not isinstance(source, Glyphs):
+        if getattr(args, "withhold", False):
+            raise UserError(f"--withhold: only drawn scenes have pairs to leave out, not {config.data}")
+        config = dataclasses.replace(config, withhold=False)              # the preset's
+    if checkpoint is None:
+        config = dataclasses.replace(config, num_classes=0 if config.text_encoder else len(source.classes),
+                                     class_names=tuple(source.classes))
+    if config.text_encoder:
+        captions = filter(None, map(source.caption, range(len(source))))
+        examples = tuple(dict.fromkeys(itertools.islice(captions, 100)))[:12]
+        if not examples:
+            raise UserError(f"--text-encoder {config.text_encoder}: {config.data} has no captions (captions.jsonl, or "
+                            "a .txt beside each image)")
+        config = dataclasses.replace(config, examples=examples)
+    if checkpoint and tuple(source.classes) != config.class_names:
+        raise UserError(f"--resume {args.resume}: the classes of {config.data} are no longer those of the run")
+    if checkpoint and checkpoint.get("examples") not in (None, len(source)):                    # None: an old checkpoint
+        raise UserError(f"--resume {args.resume}: {config.data} had {checkpoint['examples']:,} examples and now has "
+                        f"{len(source):,}; their order would change")
+    return config
+
+
+def settle(config, device, world):
+    """Decide each "auto" for this machine. Not saved with the run: it may continue on another one."""
+    cuda = device.type == "cuda"
+    sharded = config.shard and world > 1                                  # a single process holds every shard
+    on = lambda setting: "on" if setting == "on" or (setting == "auto" and cuda) else "off"
+    workers = config.workers if config.workers >= 0 else max(1, min(8, cores() // (2 * world)))
+    return dataclasses.replace(config, workers=workers, compile=on(config.compile), shard=sharded,
+                               channels_last="off" if sharded else on(config.channels_last))
+
+
+def dry_run(config, device, why, world):
+    """Print the settings and what a step costs."""
+    print(f"{'device':24s} {world} x {device.type} ({why})")
+    for field in dataclasses.fields(config):
+        if field.name not in ("class_names", "examples"):
+            print(f"{field.name:24s} {getattr(config, field.name)}")
+    cost.report(config, world)
+
+
+# ------------------------------------------------------------------------------------------ encoder, folder, weights
+
+def open_encoder(config, source, device):
+    """Return the text encoder, or None for a model without text. Every caption must have its embedding."""
+    if not config.text_encoder:
+        return None
+    encoder = Encoder(config, device, cached=True)
+    encoder.check(source)
+    return encoder
+
+
+def open_held_out(config, source):
+    """Return images that training never sees, or None: unseen scenes, or the folder --held-out."""
+    if not config.held_out_every:
+        return None
+    if isinstance(source, Glyphs):
+        if config.held_out:
+            raise UserError(f"--held-out {config.held_out}: not with {config.data}, whose unseen scenes are drawn")
+        return open_run(config, held_out=True)
+    if not config.held_out:
+        return None
+    seen, unseen = (os.path.realpath(path) for path in (config.data, config.held_out))
+    if os.path.commonpath([seen, unseen]) in (seen, unseen):
+        raise UserError(f"--held-out {config.held_out}: it shares images with --data {config.data}")
+    held_out = open_source(config.held_out, config.size, portrait=config.portrait)
+    if not config.text_encoder and tuple(held_out.classes) != config.class_names:
+        raise UserError(f"--held-out {config.held_out}: its classes are not those of {config.data}")
+    return held_out
+
+
+def run_folder(args, checkpoint, rank, world):
+    """Make the folder of a new run, or return that of the resumed one; the same on every rank."""
+    step = checkpoint["step"] if checkpoint else 0
+    if broadcast(step, world) != step:
+        raise UserError(f"{args.resume or args.out}: rank {rank} finds step {step} there, rank 0 another: do they see "
+                        "the same folder?")
+    folder = args.resume
+    if not folder and rank == 0:
+        folder = new_folder(args.out, args.preset or "glyphs64", args.auto_resume)
+    return broadcast(folder, world)
+
+
+def new_folder(out, preset, again=False):
+    """Return the folder of a new run: --out if it holds none yet, or the first free runs/PRESET, runs/PRESET-2, ...
+
+    again: accept a folder whose run was killed before its first checkpoint.
+    """
+    if out is None:
+        out, number = os.path.join("runs", preset), 2
+        while not make_first(out):
+            out, number = os.path.join("runs", f"{preset}-{number}"), number + 1
+    elif has_checkpoint(out) or (os.path.exists(os.path.join(out, "log.csv")) and not again):
+        raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
+    return writable_folder(out, "--out")
+
+
+def make_first(folder):
+    """Make the folder. Return False if it exists: another program may have made it a moment ago."""
+    try:
+        os.makedirs(folder)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}") from None
+    return True
+
+
+def read_inner(config):
+    """MDM 3.3: read the run that the inner network grows from, and check that it fits this configuration."""
+    path = config.grow_from
+    state = read_checkpoint(path)
+    run = state["config"]
+    if not config.outer_channels:
+        raise UserError(f"--grow-from {path}: only a nested model grows, and --outer-channels is empty")
+    if run.class_names != config.class_names:
+        raise UserError(f"--grow-from {path}: its classes ({len(run.class_names)}) are not those of {config.data} "
+                        f"({len(config.class_names)})")
+    if (run.text_encoder, run.text_length) != (config.text_encoder, config.text_length):
+        tokens = lambda c: f"{c.text_length if c.text_encoder else 0} tokens of {c.text_encoder or 'no text'}"
+        raise UserError(f"--grow-from {path}: it reads {tokens(run)}, this run {tokens(config)}")
+    if run.sizes != config.sizes[1:]:
+        sizes = [" + ".join(f"{h}x{w}" for h, w in levels) for levels in (run.sizes, config.sizes[1:])]
+        raise UserError(f"--grow-from {path}: that run is of {sizes[0]}, the inner levels are {sizes[1]}")
+    t = torch.linspace(0, 1, 11)
+    for theirs, ours in zip(make_schedules(run), make_schedules(config)[1:]):
+        if not torch.allclose(theirs(t), ours(t)):
+            raise UserError(f"--grow-from {path}: its schedule is another (check schedule, noise_d, logsnr_min, "
+                            "logsnr_max, level_power)")
+    with torch.device("meta"):
+        model = build_model(config)
+    for weights in (state["model"], state["ema"]):
+        try:
+            check_inner(model, weights)
+        except (ValueError, AttributeError, TypeError) as error:          # the last two: values that are no tensors
+            raise UserError(f"--grow-from {path}: not the inner network of this model ({error})") from None
+    return state
+
+
+def restore(model, ema, optimizer, checkpoint, inner, here, device):
+    """Load the checkpoint of the resumed run, or the weights of the inner network; with here.shard, split the result.
+
+    Return (model, ema, optimizer, step). Before the split only rank 0 holds the whole model.
+    """
+    if not next(model.parameters()).is_meta:
+        if inner:
+            grow(model, inner["model"])
+            grow(ema, inner["ema"])
+        if checkpoint and "model" in checkpoint:
+            load_weights(model, checkpoint["model"], checkpoint["path"])
+            load_weights(ema, checkpoint["ema"], checkpoint["path"])
+            load_weights(optimizer, checkpoint["optimizer"], checkpoint["path"])
+    if here.shard:
+        model, ema, optimizer = shard.split(model, ema, optimizer, here, device)
+    if checkpoint and "model" not in checkpoint:                          # a sharded one
+        shard.load(checkpoint, model, ema, optimizer)
+    return model, ema, optimizer, checkpoint["step"] if checkpoint else 0

@@ -1,0 +1,342 @@
+"""A run while it trains: its log, its checkpoints, its sheets of samples, and the signals that stop it.
+
+A run is a folder: config.json (resolved settings), log.csv (a row per logged step), loss.png, samples_*.png,
+checkpoint.pt and the one before it, previous.pt. A sharded run has a folder `sharded` in their place (shard.py).
+"""
+import csv
+import dataclasses
+import functools
+import json
+import math
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from cascade import downsample
+from data import open_run
+from plumbing import UserError, shard
+from plumbing.files import whole_file
+from plumbing.images import BrokenImage
+from plumbing.pictures import pyplot, save_figure
+from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, save_checkpoint
+from sample import class_sheet
+
+LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "seconds", "held_out"]
+
+
+class Interrupt:
+    """Remember Ctrl-C and SIGTERM in `signal` instead of dying, so that the loop can save first.
+
+    A second Ctrl-C kills. A second SIGTERM does not: under torchrun and Slurm each process may get several.
+    """
+
+    def __init__(self):
+        self.signal = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number, frame):
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+# ------------------------------------------------------------------------------------------ the run
+
+class Run:
+    """Everything around a training loop that is not the training:
+
+        for step, batch in run.steps(stream):       # ends at config.steps, at Ctrl-C and at SIGTERM
+            ...                                     # loss, backward
+            if not run.finite(grad_norm):
+                return run.fail()
+            ...                                     # optimizer.step()
+            run.after_step(loss, grad_norm, lr)     # log, held-out loss, checkpoint, sheet: when they are due
+        return run.finish()                         # the exit status
+
+    source                  the training data; a resumed run must find as many examples
+    model, ema, optimizer   what a checkpoint holds
+    step                    where the loop begins
+    held_out_loss           function () -> float, or None
+    sheet                   function (images per class) -> Pillow picture, or None
+    """
+
+    def __init__(self, folder, config, source, model, ema, optimizer, step=0, rank=0, world=1, held_out_loss=None,
+                 sheet=None, interrupt=None):
+        self.folder, self.config, self.source = folder, config, source
+        self.model, self.ema, self.optimizer = model, ema, optimizer
+        self.step, self.rank, self.world = step, rank, world
+        self.held_out_loss, self.sheet = held_out_loss, sheet
+        self.interrupt, self.stopped = interrupt or Interrupt(), False
+        self.log = Log(folder, config, active=rank == 0, first_step=step)
+        self.broken = {f"{path}: {reason}" for path, reason in getattr(source, "skipped", [])}  # files named so far
+        self.last_saved = f"the checkpoint of step {step} is in {folder}" if step else "no checkpoint was written yet"
+        self.sharded = config.shard and world > 1                         # then every rank takes part in a forward pass
+
+    def introduce(self, device, why):
+        """Say what is about to be trained."""
+        config, source = self.config, self.source
+        self.log.say(f"{self.folder}: {sum(p.numel() for p in self.model.parameters()):,} parameters, "
+                     f"{config.size[0]}x{config.size[1]}, {len(source):,} examples, {len(source.classes)} classes; "
+                     f"{self.world} x {device.type} ({why}), {config.precision}"
+                     + (", sharded" if self.sharded else "") + (f"; from step {self.step}" if self.step else ""))
+        for message in sorted(self.broken):
+            self.log.say(f"skipped {message}")
+
+    def steps(self, stream):
+        """Yield (step, batch) until the run is complete or stopped."""
+        self.log.start_clock(self.step)
+        while self.step < self.config.steps and not self.stopped:
+            batch = next(stream)
+            for message in set(batch["broken"]) - self.broken:
+                print(f"\nskipped {message}", file=sys.stderr)
+            self.broken.update(batch["broken"])
+            if batch["image"] is None:
+                raise UserError(f"--data {self.config.data}: no image left that can be read ({len(self.broken)} "
+                                "skipped)")
+            yield self.step, batch
+
+    def finite(self, grad_norm):
+        """Is the norm of the gradient a finite number? Asked before the optimizer changes the weights."""
+        return bool(torch.isfinite(grad_norm))
+
+    def fail(self):
+        """Stop at a gradient that is not finite. Save the weights before this step as failed.pt. Return the status."""
+        if self.rank == 0:
+            kept = os.path.join(self.folder, SHARDED, "failed") if self.config.shard else os.path.join(self.folder,
+                                                                                                       "failed.pt")
+            print(f"\nstep {self.step}: the gradient is not finite; stopped, {self.last_saved}; the weights before "
+                  f"this step go to {kept}", file=sys.stderr)
+        self.save(failed=True)
+        return 1
+
+    def after_step(self, loss, grad_norm, lr):
+        """Count the step. Log, measure, save, draw what is due."""
+        self.step += 1
+        config, last = self.config, self.step == self.config.steps
+        self.stopped = any_rank(self.interrupt.signal is not None, self.world)
+        measured = self.held_out_loss is not None and self.due(config.held_out_every)
+        if self.due(config.log_every) or measured or last:
+            self.log_step(loss, grad_norm, lr, measured)
+        if self.due(config.save_every) or self.due(config.keep_every) or last or self.stopped:
+            self.save()
+        if self.due(config.sample_every) and not last and not self.stopped:
+            self.save_sheet()
+
+    def due(self, every):
+        return every > 0 and self.step % every == 0
+
+    def log_step(self, loss, grad_norm, lr, measured):
+        if self.world > 1:
+            dist.all_reduce(loss)
+            loss = loss / self.world
+        pace = self.log.images_per_second(self.step)
+        held_out = self.on_ranks(self.held_out_loss) if measured else None
+        self.log.row(self.step, loss.item(), grad_norm.item(), lr, pace, held_out)
+        self.log.start_clock(self.step)
+
+    def save(self, failed=False):
+        """Write a checkpoint, on every rank together. Raises UserError if it cannot be written and the run shall stop
+        for that."""
+        saved, images = True, self.step * self.config.batch
+        what = self.folder, self.model, self.ema, self.optimizer, self.step, images, self.config, len(self.source)
+        try:
+            if self.config.shard:
+                shard.save(*what, name="failed" if failed else None)
+            elif self.rank == 0:
+                save_checkpoint(*what, name="failed.pt" if failed else CHECKPOINT)
+        except UserError as error:
+            if self.config.if_unsaved == "stop" or self.stopped or self.step == self.config.steps:
+                raise
+            print(f"\n{error}; going on", file=sys.stderr)
+            saved = False
+        self.log.draw()
+        if broadcast(saved, self.world) and not failed:                   # nobody leaves while rank 0 writes
+            self.last_saved = f"the checkpoint of step {self.step} is in {self.folder}"
+
+    def on_ranks(self, forward, *args):
+        """Call a function that runs the EMA weights: on rank 0, or on every rank if each holds a shard only."""
+        if self.rank and not self.sharded:
+            return None
+        result = forward(*args)
+        if self.sharded:
+            self.ema.reshard()                                            # only a backward pass does so by itself
+        return result
+
+    def save_sheet(self, a_class=2):
+        """Draw a sheet of samples with the EMA weights."""
+        if self.sheet is None:
+            return
+        name = f"samples_{self.step:07d}.png"
+        try:
+            picture = self.on_ranks(self.sheet, a_class)
+            if self.rank == 0:
+                picture.save(os.path.join(self.folder, name))
+        except UserError as error:                                        # no low-res image: the run goes on
+            self.log.say(f"no sheet of samples: {error}")
+        except OSError as error:                                          # a full disk: the run goes on
+            self.log.say(f"{name}: {error.strerror}")
+        self.log.start_clock(self.step)
+
+    def finish(self):
+        """Draw the last sheet, say where everything is. Return the exit status."""
+        if self.stopped:
+            self.log.say(f"stopped at step {self.step}; continue with: python train.py --resume {self.folder}")
+            return 128 + (self.interrupt.signal or 0)
+        self.save_sheet(4)
+        sheet = f"samples_{self.step:07d}.png"
+        files = [sheet] if os.path.exists(os.path.join(self.folder, sheet)) else []
+        files += ["loss.png", SHARDED if self.config.shard else CHECKPOINT]
+        skipped = f"; {len(self.broken)} files skipped" if self.broken else ""
+        self.log.say(f"done: {self.folder}/{', '.join(files)}{skipped}")
+        join = f"python -m plumbing.shard {self.folder}, then " if self.config.shard else ""
+        self.log.say(f"draw more with: {join}python sample.py {self.folder}")
+
+
+# ------------------------------------------------------------------------------------------ sheets of samples
+
+def draw_sheet(ema, config, device, encoder, a_class):
+    """Draw samples of each class or caption with the EMA weights; a super-resolution model enlarges real images."""
+    low_res = None
+    if config.low_size:
+        source = open_run(config, portrait=False)                         # the sheet shows no upright images
+        low_res = functools.partial(real_low_res, source, config)
+    return class_sheet(ema, config, device, config.precision, a_class, config.seed, low_res, encoder=encoder)
+
+
+def real_low_res(source, config, labels, first=0):
+    """Average images of these classes down: (B, 3, h, w), what a super-resolution model gets before it has a stage
+    below. Each class starts at example `first` and goes on from image to image.
+
+    labels: class numbers, -1 for any; for a model with text captions, each with the first image that has it. Raises
+    UserError for a class or caption without a readable image.
+    """
+    if config.text_encoder:
+        return captioned_low_res(source, config, labels)
+    images, place = [], dict.fromkeys(labels, first)
+    for label in labels:
+        for _ in range(len(source)):
+            i, place[label] = place[label] % len(source), place[label] + 1
+            if label in (-1, source.label(i)):
+                try:
+                    images.append(downsample(source.image(i)[None], config.low_size))
+                    break
+                except BrokenImage:
+                    continue
+        else:
+            raise UserError(f"{config.data}: no image of class {(*config.class_names, 'any')[label]} that can be read")
+    return torch.cat(images)
+
+
+def captioned_low_res(source, config, captions):
+    """Like real_low_res, for captions."""
+    images = {}
+    for i in range(len(source)):
+        if (caption := source.caption(i)) in captions and caption not in images:
+            try:
+                images[caption] = downsample(source.image(i)[None], config.low_size)
+            except BrokenImage:
+                continue
+        if len(images) == len(set(captions)):
+            return torch.cat([images[caption] for caption in captions])
+    missing = next(caption for caption in captions if caption not in images)
+    raise UserError(f"{config.data}: no image with the caption {missing!r} that can be read")
+
+
+# ------------------------------------------------------------------------------------------ the log
+
+def is_number_row(row):
+    """Is this a whole row of log.csv? A crash may leave half of one."""
+    try:
+        return int(row["step"]) >= 0 and all(math.isfinite(float(row[column])) for column in LOG_COLUMNS[:-1])
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+class Log:
+    """log.csv, loss.png and the progress line of rank 0. On the other ranks every call does nothing."""
+
+    def __init__(self, folder, config, active, first_step=0):
+        self.folder, self.config, self.active = folder, config, active
+        self.path = os.path.join(folder, "log.csv")
+        self.terminal, self.printed = sys.stdout.isatty(), 0.0
+        self.start, self.first_step = time.time(), first_step
+        self.seconds_before = 0.0
+        self.start_clock(first_step)
+        if not active:
+            return
+        with whole_file(os.path.join(folder, "config.json"), "w") as file:
+            json.dump(dataclasses.asdict(config), file, indent=1)
+        rows = []
+        if first_step:                                                    # drop what a killed run logged after its
+            rows = [row for row in self.rows() if int(row["step"]) <= first_step]               # checkpoint
+            self.seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
+        with whole_file(self.path, "w", newline="") as file:
+            writer = csv.DictWriter(file, LOG_COLUMNS, restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def rows(self):
+        """The whole rows of log.csv, as dicts of strings."""
+        if not os.path.exists(self.path):
+            return []
+        with open(self.path, newline="") as file:
+            return [row for row in csv.DictReader(file) if is_number_row(row)]
+
+    def start_clock(self, step):
+        self.since, self.since_step = time.time(), step
+
+    def images_per_second(self, step):
+        return (step - self.since_step) * self.config.batch / (time.time() - self.since)
+
+    def row(self, step, loss, grad_norm, lr, images_per_s, held_out=None):
+        """Append a row to log.csv and show the progress line."""
+        if not self.active:
+            return
+        seconds = self.seconds_before + time.time() - self.start
+        try:
+            with open(self.path, "a", newline="") as file:
+                csv.writer(file).writerow([step, step * self.config.batch, f"{loss:.6g}", f"{grad_norm:.6g}",
+                                           f"{lr:.6g}", f"{images_per_s:.2f}", f"{seconds:.2f}",
+                                           "" if held_out is None else f"{held_out:.6g}"])
+        except OSError as error:                                          # a full disk: the run goes on
+            self.say(f"{self.path}: {error.strerror}")
+        pace = (time.time() - self.start) / max(1, step - self.first_step)
+        left = int(pace * (self.config.steps - step))
+        line = (f"step {step}/{self.config.steps}  loss {loss:.4f}  "
+                + (f"held out {held_out:.4f}  " if held_out is not None else "")
+                + f"{images_per_s:.0f} images/s  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+        if self.terminal:
+            print("\r" + line.ljust(78), end="", flush=True)
+        elif time.time() - self.printed > 30 or step == self.config.steps:
+            print(line, flush=True)
+            self.printed = time.time()
+
+    def say(self, text):
+        if self.active:
+            print(("\r".ljust(79) + "\r" if self.terminal else "") + text, flush=True)
+
+    def draw(self):
+        """Draw loss.png: the logged loss, its running mean, and the held-out loss."""
+        rows = self.rows() if self.active else []
+        if len(rows) < 2:
+            return
+        steps, loss = np.array([[float(row["step"]), float(row["loss"])] for row in rows]).T
+        held_out = [(float(row["step"]), float(row["held_out"])) for row in rows if row.get("held_out")]
+        width = max(1, len(loss) // 20)
+        figure, axis = pyplot().subplots(figsize=(6.4, 3.6))
+        axis.plot(steps, loss, alpha=0.3, color="C0")
+        axis.plot(steps[width - 1:], np.convolve(loss, np.ones(width) / width, "valid"), color="C0", label="training")
+        if held_out:
+            axis.plot(*zip(*held_out), "o-", color="C1", markersize=3, label="held out, EMA weights")
+        axis.set(xlabel="step", ylabel=f"loss ({self.config.loss})", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+        axis.legend()
+        try:
+            save_figure(figure, os.path.join(self.folder, "loss.png"), dpi=110)
+        except OSError as error:                                          # a full disk: the run goes on
+            self.say(f"loss.png: {error.strerror}")
