@@ -48,7 +48,7 @@ from measures import (Moments, bootstrap, frechet_distance, histogram_distance, 
                       variational_bound)
 from plumbing.runs import (choose_device, choose_precision, kept_checkpoints, made_by, main_program, progress,
                            read_checkpoint)
-from sample import (OVERRIDES, averaged_model, check_chain, check_levels, check_student, handoff_noise, sample_run,
+from sample import (OVERRIDES, ema_model, check_chain, check_levels, check_student, handoff_noise, sample_run,
                     seed_of, words_of)
 from plumbing.pictures import grid, to_uint8
 from train import real_low_res
@@ -612,7 +612,7 @@ def curve(run, args, yardstick, config, device):
     points = []
     for name in kept_checkpoints(run):
         state = read_checkpoint(run, name)
-        values, *_ = measure(run, averaged_model(state, run, device), config, args, yardstick, device, ("fd",))
+        values, *_ = measure(run, ema_model(state, run, device), config, args, yardstick, device, ("fd",))
         points.append((state["images"], values["fd_train"]))
         print(f"{run}: {state['images']:,} images seen: {yardstick.name} {values['fd_train']:.2f}", flush=True)
     return points
@@ -655,7 +655,7 @@ def main():
             check_levels([state["config"] for state in states], runs, args.handoff, [args.s])
         low = override(states[0]["config"], **args.given_low)             # as in sample.py, one flag is for both stages
         check_student(low, runs[0], stop=args.s if args.handoff == "truncated" else 0.0)
-        below, runs = (runs[0], averaged_model(states[0], runs[0], device), low), runs[1:]
+        below, runs = (runs[0], ema_model(states[0], runs[0], device), low), runs[1:]
     for run in args.runs:                                                 # known before any work
         if args.handoff and read_checkpoint(run)["config"].text_encoder:
             raise UserError(f"{run}: a cascade with text can be sampled, but not measured")
@@ -665,7 +665,7 @@ def main():
                             f"and --handoff {', '.join(HANDOFFS)}")
     for run in runs:
         state = read_checkpoint(run)
-        model, config = averaged_model(state, run, device), override(state["config"], **args.given)
+        model, config = ema_model(state, run, device), override(state["config"], **args.given)
         text.check_moved(state["config"].text_encoder, config.text_encoder, run)
         check_student(config, run)
         if config.text_encoder:

@@ -100,7 +100,7 @@ def training_loss(config, model, x, cond, t, eps):
 
 # ------------------------------------------------------------------------------------------ what a step is given
 
-HELD_OUT = 2 ** 62                                                        # the "step" whose noise the held-out loss uses
+HELD_OUT = 2 ** 62                                                        # the step number of the held-out loss
 
 
 def draw(seed, step, places, shapes, device):
@@ -129,7 +129,7 @@ def draw_augmentation(seed, step, places, device):
 
 
 def conditions(config, batch, dropped, encoder=None):
-    """Return the model's conditions: captions or labels, dropped where `dropped` (B,) is True, and the portrait flag."""
+    """Return the conditions: captions or labels, dropped where `dropped` (B,) is True, and the portrait flag."""
     if encoder:
         cond = encoder(batch["caption"])
         cond["text_mask"] = cond["text_mask"] & ~dropped[:, None]

@@ -28,7 +28,7 @@ from plumbing.settings import Parser, override
 from plumbing import UserError
 from plumbing.features import Yardstick
 from plumbing.runs import choose_device, choose_precision, main_program, read_checkpoint
-from sample import averaged_model, compiled, sample_run
+from sample import ema_model, compiled, sample_run
 from plumbing.pictures import grid
 
 STEPS = (256, 64, 16, 8, 4, 2, 1)
@@ -57,7 +57,7 @@ def rows_of(run):
 def opened(folder, device, **setting):
     """(model, config) of a run, sampled with this setting."""
     state = read_checkpoint(folder)
-    return averaged_model(state, folder, device), override(state["config"], **setting)
+    return ema_model(state, folder, device), override(state["config"], **setting)
 
 
 def seconds_an_image(model, config, device, batch):

@@ -56,7 +56,7 @@ from plumbing.features import Yardstick, described
 from plumbing.runs import autocast, main_program
 from plumbing.pictures import grid, to_uint8
 from sample import sample_run
-from train import conditions, draw, make_loss, update_ema
+from train import conditions, draw, training_loss, update_ema
 
 CPU = torch.device("cpu")
 CALLS, FEW, LADDER = 48, 72, (1, 2, 4, 8, 12, 16, 24)
@@ -76,7 +76,7 @@ class Ours:
         self.batch, self.seed = self.config.batch, seed
         self.model = build_model(self.config)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer, self.loss_of = make_optimizer(self.model, self.config), make_loss(self.config, self.batch)
+        self.optimizer = make_optimizer(self.model, self.config)
 
     def settings(self, seed):
         return override(SCENES, num_classes=CLASSES, seed=seed)
@@ -88,7 +88,7 @@ class Ours:
         cond = conditions(config, dict(label=labels), u < config.cond_drop)
         self.optimizer.param_groups[0]["lr"] = config.lr * min(1, (step + 1) / config.warmup)
         with autocast("bf16", CPU):
-            loss = self.loss_of(self.model, x, cond, t, eps)
+            loss = training_loss(self.config, self.model, x, cond, t, eps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()

@@ -30,7 +30,7 @@ from plumbing.settings import Parser, override
 from plumbing.cost import conditions_of, cost_of, forward
 from plumbing import UserError
 from plumbing.runs import autocast, choose_device, main_program
-from train import make_loss, update_ema
+from train import training_loss, update_ema
 
 # Besides the small presets: the ImageNet networks of appendix B at 64 x 64, as narrow as two cores can bear; without
 # dropout, whose random numbers are a matter of the device.
@@ -85,12 +85,12 @@ def make_step(config, device, precision, channels_last=False, compiled=False):
     if channels_last:
         model, ema = (network.to(memory_format=torch.channels_last) for network in (model, ema))
         x = x.contiguous(memory_format=torch.channels_last)
-    optimizer, loss_of = make_optimizer(model, config), make_loss(config, config.batch)
+    optimizer = make_optimizer(model, config)
     handle, sampler = (torch.compile(model), torch.compile(ema)) if compiled else (model, ema)
 
     def step():
         with autocast(precision, device):
-            loss = loss_of(handle, x, cond, t, eps)
+            loss = training_loss(config, handle, x, cond, t, eps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()

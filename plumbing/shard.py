@@ -13,7 +13,7 @@ A checkpoint is a folder RUN/sharded/STEP of torch.distributed.checkpoint: tenso
 in it holds the rest (step, images, config) and a checksum of each file. The folder is written under another name and
 renamed when all ranks are done. The last two are kept.
 
-# Paper: says no more than the words above. How optimizer state and EMA weights were kept is not said; here all are split.
+# Paper: says no more than the words above, nothing of optimizer state and EMA weights. Here all of them are split.
 """
 import dataclasses
 import functools

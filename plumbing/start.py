@@ -13,8 +13,8 @@ from data import Glyphs, open_run, open_source
 from nested_unet import check_inner, grow, mixed_rows
 from plumbing import UserError, cost, shard
 from plumbing.files import writable_folder
-from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, load_weights, read_checkpoint,
-                           sharded_steps)
+from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, load_weights,
+                           read_checkpoint, sharded_steps)
 from plumbing.settings import Parser, add_fields, override
 from plumbing.t5 import Encoder, check_moved
 
@@ -168,7 +168,7 @@ def fit_to_data(config, source, checkpoint, args):
         config = dataclasses.replace(config, examples=examples)
     if checkpoint and tuple(source.classes) != config.class_names:
         raise UserError(f"--resume {args.resume}: the classes of {config.data} are no longer those of the run")
-    if checkpoint and checkpoint.get("examples") not in (None, len(source)):                    # None: an old checkpoint
+    if checkpoint and checkpoint.get("examples") not in (None, len(source)):  # None: an old checkpoint
         raise UserError(f"--resume {args.resume}: {config.data} had {checkpoint['examples']:,} examples and now has "
                         f"{len(source):,}; their order would change")
     return config

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import config as C
 import distill as D
-from plumbing import UserError, runs
+from plumbing import runs, training, UserError
 from plumbing.settings import override
 import sample as P
 import schedule as S
@@ -267,8 +267,8 @@ def test_a_round_learns(teacher, tmp_path):
     with torch.no_grad():
         for p in student.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=g))
-    D.teach(str(tmp_path / "r"), config, model, student, 2, torch.device("cpu"), runs.Interrupt())
-    losses = [float(row["loss"]) for row in runs.Log(str(tmp_path / "r"), config, True, 60).rows()]
+    D.teach(str(tmp_path / "r"), config, model, student, 2, torch.device("cpu"), training.Interrupt())
+    losses = [float(row["loss"]) for row in training.Log(str(tmp_path / "r"), config, True, 60).rows()]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3]), losses
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())    # the teacher stands
 
@@ -291,14 +291,14 @@ def test_a_batch_in_parts_is_the_batch(teacher, tmp_path, monkeypatch):
     (tmp_path / "again").mkdir()
     again = dict(state, config=dataclasses.asdict(override(state["config"], recompute=True)))
     torch.save(again, tmp_path / "again" / "checkpoint.pt")
-    found, recomputed, recompute = [], [], D.shard.recompute
-    monkeypatch.setattr(D.shard, "recompute", lambda model: recomputed.append(model) or recompute(model))
+    found, recomputed, recompute = [], [], D.shard.checkpoint_activations
+    monkeypatch.setattr(D.shard, "checkpoint_activations", lambda model: recomputed.append(model) or recompute(model))
     for run, parts in ((teacher, 1), (teacher, 2), (teacher, 4), (tmp_path / "again", 1)):
         out = tmp_path / f"{run.name}-{parts}"
         assert run_here(D, [run, *SHORT, "--guided", "--guided-steps", 1, "--accumulate", parts, "--out", out]) == (
             None, "")
         found += [[float(row[key]) for key in ("loss", "grad_norm")]
-                  for row in runs.Log(str(out / "guided"), state["config"], True, 1).rows()]
+                  for row in training.Log(str(out / "guided"), state["config"], True, 1).rows()]
         assert len(recomputed) == (run.name == "again")                   # the first student alone: others are copies
     assert len(found) == 4 and found[1:] == [pytest.approx(found[0], rel=1e-3)] * 3
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import config as C
-from plumbing import UserError, runs
+from plumbing import training, UserError
 from plumbing.settings import override
 import sample as P
 import schedule as S
@@ -122,7 +122,7 @@ def test_a_run_is_a_folder(unbroken):
     assert not any(n.endswith(".new") for n in names)
     with open(unbroken / "log.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [int(r["step"]) for r in rows] == [1, 2, 3, 4, 5, 6] and list(rows[0]) == runs.LOG_COLUMNS
+    assert [int(r["step"]) for r in rows] == [1, 2, 3, 4, 5, 6] and list(rows[0]) == training.LOG_COLUMNS
     assert int(rows[-1]["images"]) == 24
     settings = json.load(open(unbroken / "config.json"))
     assert settings["batch"] == 4 and settings["class_names"][:2] == ["A", "B"] and settings["num_classes"] == 36
@@ -193,7 +193,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     os.killpg(process.pid, signal.SIGTERM)                                # Slurm's and torchrun's own: twice
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and err == ""
-    assert f"go on with: python train.py --resume {tmp_path / 'r'}" in out
+    assert f"continue with: python train.py --resume {tmp_path / 'r'}" in out
     assert checkpoint(tmp_path / "r")["step"] > 0
 
 
@@ -245,10 +245,10 @@ def test_load_run_gives_the_averaged_weights(unbroken):
 
 def test_what_the_loop_tells_the_loss_and_the_optimiser(tmp_path, monkeypatch):
     """Kills: conditions never dropped, or always; no warm-up; betas exchanged; no clipping; a sheet of raw weights."""
-    labels, sheets, loss, sheet = [], [], T.simple_loss, T.class_sheet
+    labels, sheets, loss, sheet = [], [], T.simple_loss, training.class_sheet
     monkeypatch.setattr(T, "simple_loss", lambda model, x, cond, *rest: labels.append(cond["label"]) or loss(
         model, x, cond, *rest))
-    monkeypatch.setattr(T, "class_sheet", lambda model, *rest, **more: sheets.append(
+    monkeypatch.setattr(training, "class_sheet", lambda model, *rest, **more: sheets.append(
         {k: v.clone() for k, v in model.state_dict().items()}) or sheet(model, *rest, **more))
     for drop, low, high in ((0, 0, 0), (0.5, 0.25, 0.75), (1, 1, 1)):
         labels.clear()

@@ -49,15 +49,15 @@ def test_the_prediction_is_what_is_allocated(preset, precision, again):
     eps, cond = [torch.randn(images, *shape, generator=g) for shape in shapes], {"label": torch.arange(images)}
     if config.low_size:
         cond.update(low_res=torch.zeros(images, 3, *config.low_size), aug_logsnr=torch.zeros(images))
-    loss_of, device = T.make_loss(config, images), torch.device("cpu")
+    device = torch.device("cpu")
 
     def forward():
         with runs.autocast(precision, device):
-            return loss_of(model, x, cond, t, eps)
+            return T.training_loss(config, model, x, cond, t, eps)
     want = cost.memory(config, cost.cost_of(config))
     weights, model = allocated(lambda: C.build_model(config))
     if again:
-        shard.recompute(model)
+        shard.checkpoint_activations(model)
     activations, loss = allocated(forward)
     after, _ = allocated(loss.backward)
     moments, _ = allocated(C.make_optimizer(model, config).step)

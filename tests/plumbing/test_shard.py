@@ -92,7 +92,7 @@ import config as C
 from plumbing import shard
 from plumbing.settings import override
 from plumbing.runs import autocast
-from train import make_loss
+from train import training_loss
 dist.init_process_group("gloo")
 nested = dict(outer_channels=sys.argv[3], outer_blocks="1,1", patching="none") if sys.argv[3] else {}
 config = override(C.PRESETS[sys.argv[1]], precision=sys.argv[2], base_channels=16, emb_channels=32, **nested)
@@ -100,10 +100,10 @@ torch.manual_seed(0)
 with torch.device("meta" if dist.get_rank() else "cpu"):
     model = C.build_model(config)
 whole = {key: value.clone() for key, value in model.state_dict().items()}
-optimizer = None if dist.get_rank() else C.make_optimizer(model, config)
-model, ema, optimizer = shard.split(model, copy.deepcopy(model), optimizer, False, config, torch.device("cpu"))
+optimizer = C.make_optimizer(model, config)
+model, ema, optimizer = shard.split(model, copy.deepcopy(model), optimizer, config, torch.device("cpu"))
 with autocast(config.precision, torch.device("cpu")):
-    loss = make_loss(config, 2)(model, torch.zeros(2, 3, *config.size), {}, torch.tensor([0.3, 0.6]),
+    loss = training_loss(config, model, torch.zeros(2, 3, *config.size), {}, torch.tensor([0.3, 0.6]),
                                 [torch.ones(2, 3, *size) for size in config.sizes])
 loss.backward()
 optimizer.step()
@@ -159,7 +159,7 @@ def test_recomputing_keeps_less(monkeypatch):
         torch.manual_seed(0)
         model = C.build_model(config)
         if again:
-            shard.recompute(model)
+            shard.checkpoint_activations(model)
         saved = {}
 
         def keep(x):
