@@ -51,7 +51,7 @@ from plumbing.runs import (choose_device, choose_precision, kept_checkpoints, ma
 from sample import (OVERRIDES, ema_model, check_chain, check_levels, check_student, handoff_noise, sample_run,
                     seed_of, words_of)
 from plumbing.pictures import grid, to_uint8
-from train import real_low_res
+from plumbing.training import real_low_res
 
 
 # ------------------------------------------------------------------------------------------ the samples of a run

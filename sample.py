@@ -28,7 +28,7 @@ from config import make_low_schedule, make_schedule
 from plumbing import UserError
 from data import turned_back
 from plumbing.pictures import captioned, grid, side_by_side
-from plumbing.runs import autocast, choose_device, choose_precision, load_run, main_program, progress
+from plumbing.runs import autocast, choose_device, choose_precision, ema_model, load_run, main_program, progress
 from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
 from plumbing.t5 import Encoder, check_moved
 
