@@ -282,7 +282,7 @@ def test_mistakes(unbroken, pieces, tmp_path):
             (T, ["--shard", "--if-unsaved", "go-on", "--out", tmp_path / "x"], "--if-unsaved go-on"),
             (T, ["--accumulate", 3, "--out", tmp_path / "x"], "--batch 16: does not divide"),
             (T, ["--auto-resume"], "--out"), (T, ["--resume", unbroken, "--auto-resume"], "--resume"),
-            (T, ["--world-size", 2, "--out", tmp_path / "x"], "--dry-run"), (P, [pieces], "shard.py")]:
+            (T, ["--world-size", 2, "--out", tmp_path / "x"], "--dry-run"), (P, [pieces], "plumbing.shard")]:
         status, line = run_here(module, args)
         assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)
     state = json.load(open(pieces / "sharded" / "0000004" / "run.json"))
