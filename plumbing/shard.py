@@ -41,11 +41,11 @@ from config import build_model, make_optimizer
 from plumbing import UserError
 from plumbing.runs import (CHECKPOINT, SHARDED, broadcast, config_of, main_program, read_checkpoint, save_checkpoint,
                            sharded_steps)
-from plumbing.files import flush_folder, reason_of
+from plumbing.files import flush_folder, reason_of, whole_file
 from unet import FeedForward, MapAttention, ResBlock
 from uvit import AttentionBlock, TransformerBlock
 
-# What is gathered, recomputed and compiled as one.
+# The units that are gathered, compiled, and computed again as one.
 BLOCKS = (TransformerBlock, AttentionBlock, ResBlock, MapAttention, FeedForward)
 
 
@@ -106,33 +106,30 @@ def checkpoint_activations(model):
 # ------------------------------------------------------------------------------------------ checkpoints
 
 def tensors(model, ema, optimizer):
-    """Every tensor of a run by name, as it is: reading into them is reading into the run."""
-    weights, moments = get_state_dict(model, optimizer)
-    return {"model": weights, "ema": ema.state_dict(), "optimizer": moments["state"]}
+    """Return every tensor of a run by name, not copies: to read into them is to read into the run."""
+    weights, state = get_state_dict(model, optimizer)
+    return {"model": weights, "ema": ema.state_dict(), "optimizer": state["state"]}
 
 
 def save(folder, model, ema, optimizer, step, images, config, examples, name=None):
-    """RUN/sharded/STEP, whole or not at all, by all processes together; the last two are kept. Raises UserError."""
+    """Write RUN/sharded/STEP, whole or not at all, on all ranks together; the last two are kept. Raises UserError."""
     path = os.path.join(folder, SHARDED, name or f"{step:07d}")
-    new, first = path + ".new", not dist.is_initialized() or dist.get_rank() == 0
+    new, first = path + ".new", rank() == 0
     try:
         if first:
-            shutil.rmtree(new, ignore_errors=True)                        # of a run that was killed here
+            shutil.rmtree(new, ignore_errors=True)                        # left by a run that was killed here
             os.makedirs(new)
             flush_folder(folder)
-        together()
+        wait_for_all()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                               # "no process group": one process needs none
-            dcp.save(tensors(model, ema, optimizer), checkpoint_id=new)   # each file is flushed to the disk
+            dcp.save(tensors(model, ema, optimizer), checkpoint_id=new)   # flushes each file to the disk
         if first:
             files = {file: checksum(os.path.join(new, file)) for file in sorted(os.listdir(new))}
-            with open(os.path.join(new, "run.json"), "w") as file:
+            with whole_file(os.path.join(new, "run.json"), "w") as file:
                 json.dump(dict(step=step, images=images, config=dataclasses.asdict(config), examples=examples,
                                files=files), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            flush_folder(new)
-            shutil.rmtree(path, ignore_errors=True)                       # the same step again: the same state
+            shutil.rmtree(path, ignore_errors=True)                       # the same step again holds the same state
             os.rename(new, path)
             flush_folder(os.path.join(folder, SHARDED))
             for old in sharded_steps(folder)[:-2]:
@@ -140,23 +137,28 @@ def save(folder, model, ema, optimizer, step, images, config, examples, name=Non
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
         if first:
             shutil.rmtree(new, ignore_errors=True)
-        raise UserError(f"{path}: step {step} could not be saved: {reason(error)}") from None
-    together()
+        raise UserError(f"{path}: step {step} could not be saved: {cause(error)}") from None
+    wait_for_all()
 
 
-def reason(error):
-    """Why saving or loading failed, in a line: the first process's own error, without its stack."""
+def cause(error):
+    """Return why saving or loading failed, in one line: the first rank's own error, without its stack."""
     if isinstance(error, dcp.api.CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     return reason_of(error)
 
 
-def together():
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait_for_all():
     if dist.is_initialized():
         dist.barrier()
 
 
 def checksum(path):
+    """CRC-32 of a file."""
     value = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 24):
@@ -165,7 +167,7 @@ def checksum(path):
 
 
 def newest(folder):
-    """dict(path, files, step, images, config, examples) of the last sharded checkpoint of a run. Raises UserError."""
+    """Return dict(path, files, step, images, config, examples) of a run's last sharded checkpoint. Raises UserError."""
     if not sharded_steps(folder):
         raise UserError(f"{folder}: has no sharded checkpoint")
     path = os.path.join(folder, SHARDED, f"{sharded_steps(folder)[-1]:07d}")
@@ -179,28 +181,29 @@ def newest(folder):
 
 
 def check(state):
-    """Are the files what was written? Each process looks at its share. Raises UserError, on every process."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    """Compare the files with their checksums, each rank its part. Raises UserError, on every rank."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
     damaged = []
-    for name in sorted(state["files"])[rank::world]:
+    for name in sorted(state["files"])[rank()::world]:
         path = os.path.join(state["path"], os.path.basename(name))
         try:
             right = checksum(path) == state["files"][name]
         except OSError:
             right = False
-        damaged += [name] * (not right)
+        if not right:
+            damaged.append(name)
     lists = [damaged]
     if world > 1:
         lists = [None] * world
         dist.all_gather_object(lists, damaged)
     if damaged := [name for names in lists for name in names]:
-        raise UserError(f"{state['path']}: damaged ({', '.join(damaged)}); with this folder removed the run goes on "
-                        "from the one before it")
+        raise UserError(f"{state['path']}: damaged ({', '.join(damaged)}); remove this folder, and the run continues "
+                        "from the checkpoint before it")
 
 
 class Metadata(pickle.Unpickler):
-    """The list of tensors of torch.distributed.checkpoint is a pickle, and a pickle may be a program: here it may name
-    what such lists are made of, and nothing else."""
+    """Read the list of tensors of torch.distributed.checkpoint. It is a pickle, and a pickle may be a program: this one
+    may name what such lists are made of, and nothing else."""
     MADE_OF = {("torch.distributed.checkpoint.metadata", name) for name in (
         "Metadata", "TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties", "MetadataIndex", "StorageMeta",
         "_MEM_FORMAT_ENCODING")} | {
@@ -216,6 +219,8 @@ class Metadata(pickle.Unpickler):
 
 
 class Reader(FileSystemReader):
+    """Reads that list safely, and opens no file outside of the checkpoint's folder."""
+
     def read_metadata(self, *args, **kwargs):
         path = os.path.join(self.path, ".metadata")
         with open(path, "rb") as file:
@@ -229,14 +234,14 @@ class Reader(FileSystemReader):
 
 
 class Planner(DefaultLoadPlanner):
-    """Tensors alone: what a checkpoint of torch.distributed.checkpoint holds besides would be unpickled."""
+    """Loads tensors only. Anything else in such a checkpoint would be unpickled."""
 
     def load_bytes(self, read_item, value):
         raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is no tensor")
 
 
 def load(state, model, ema, optimizer):
-    """Read newest()'s `state` into the three, whatever number of processes wrote it and reads it. Raises UserError."""
+    """Read the checkpoint `state` (from newest) into the three; any number of processes may have written it."""
     check(state)
     into = tensors(model, ema, optimizer)
     try:
@@ -244,19 +249,19 @@ def load(state, model, ema, optimizer):
             warnings.simplefilter("ignore")
             dcp.load(into, storage_reader=Reader(state["path"]), planner=Planner())
     except (Exception, dcp.api.CheckpointException) as error:             # a damaged file fails in many ways
-        raise UserError(f"{state['path']}: damaged, or a checkpoint of another model ({reason(error)})") from None
+        raise UserError(f"{state['path']}: damaged, or a checkpoint of another model ({cause(error)})") from None
 
 
 # ------------------------------------------------------------------------------------------ the program
 
 def main():
-    """RUN/sharded -> RUN/checkpoint.pt, by one process: it needs room for all four of each weight."""
-    parser = Parser(prog="shard.py", description="Make one checkpoint.pt of a sharded run's last checkpoint.")
+    """Turn RUN/sharded into RUN/checkpoint.pt, in one process: it needs memory for four copies of the weights."""
+    parser = Parser(prog="plumbing.shard", description="Make one checkpoint.pt of a sharded run's last checkpoint.")
     parser.add_argument("run", metavar="RUN")
     run = parser.parse_args().run
     state = newest(run)
     if os.path.exists(os.path.join(run, CHECKPOINT)) and read_checkpoint(run, CHECKPOINT, True)["step"] > state["step"]:
-        raise UserError(f"{run}: its {CHECKPOINT} is newer than the pieces of step {state['step']}")
+        raise UserError(f"{run}: its {CHECKPOINT} is newer than the shards of step {state['step']}")
     model, ema = build_model(state["config"]), build_model(state["config"])
     optimizer = make_optimizer(model, state["config"])
     load(state, model, ema, optimizer)
