@@ -214,6 +214,8 @@ def open_held_out(config, source):
         return open_run(config, held_out=True)
     if not config.held_out:
         return None
+    if not os.path.isdir(config.held_out):
+        raise UserError(f"--held-out {config.held_out}: no such folder of images")
     seen, unseen = (os.path.realpath(path) for path in (config.data, config.held_out))
     if os.path.commonpath([seen, unseen]) in (seen, unseen):
         raise UserError(f"--held-out {config.held_out}: it shares images with --data {config.data}")

@@ -18,6 +18,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import config as C
+from data import open_run
 from plumbing import training, UserError
 from plumbing.settings import override
 import sample as P
@@ -268,6 +269,60 @@ def test_what_the_loop_tells_the_loss_and_the_optimiser(tmp_path, monkeypatch):
         for key, value in sheets[-1].items():
             assert torch.equal(value, state["ema"][key])
         assert any(not torch.equal(state["ema"][k], state["model"][k]) for k in start)
+
+
+def held_out_column(run):
+    return [row["held_out"] for row in csv.DictReader(open(run / "log.csv"))]
+
+
+def test_the_held_out_loss_is_that_of_the_ema_weights_and_has_no_noise(tmp_path):
+    """Kills: raw weights, noise drawn anew at each call, hidden labels, an effect on the training."""
+    args = [*TINY, "--cond-drop", 1, "--mixed-ratio", "1:1", "--outer-channels", "8,8", "--outer-blocks", "1,1",
+            "--patching", "none", "--size", 32, "--steps", 4]
+    assert run_here(T, [*args, "--held-out-every", 2, "--out", tmp_path / "r"]) == (None, "")
+    assert run_here(T, [*args, "--held-out-every", 0, "--out", tmp_path / "without"]) == (None, "")
+    column = held_out_column(tmp_path / "r")
+    assert [bool(value) for value in column] == [False, True, False, True]
+    assert held_out_column(tmp_path / "without") == [""] * 4
+    a, b = checkpoint(tmp_path / "r"), checkpoint(tmp_path / "without")
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
+    model, config = P.load_run(str(tmp_path / "r"))
+    seen = []
+    spy = lambda z, logsnr, cond: seen.append(cond["label"]) or model(z, logsnr, cond)
+    loss = T.make_held_out_loss(config, spy, open_run(config, held_out=True), None, torch.device("cpu"))
+    assert loss() == loss() == pytest.approx(float(column[-1]), rel=1e-4)
+    assert min(map(int, seen[0])) >= 0 and len(seen[0]) == 32
+
+
+def test_the_held_out_loss_of_a_folder(tmp_path):
+    """A folder has unseen images only if the user names some. Kills: training images called unseen."""
+    for name, number in (("seen", 4), ("unseen", 3)):
+        for i in range(number):
+            path = tmp_path / name / f"c{i % 2}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (40 * i, 0, 0)).save(path)
+    args = [*TINY, "--steps", 2, "--held-out-every", 1, "--data", tmp_path / "seen"]
+    assert run_here(T, [*args, "--out", tmp_path / "without"]) == (None, "")
+    assert held_out_column(tmp_path / "without") == ["", ""]
+    assert run_here(T, [*args, "--held-out", tmp_path / "unseen", "--out", tmp_path / "with"]) == (None, "")
+    assert all(float(value) > 0 for value in held_out_column(tmp_path / "with"))
+    (tmp_path / "other" / "c7").mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(tmp_path / "other" / "c7" / "a.png")
+    for more, wanted in ((["--held-out", tmp_path / "seen" / "c0"], "shares images"),
+                         (["--held-out", tmp_path / "other"], "its classes are not those"),
+                         (["--held-out", tmp_path / "none"], "none: no such folder of images"),
+                         (["--data", "glyphs", "--held-out", tmp_path / "unseen"], "unseen scenes are drawn")):
+        status, line = run_here(T, [*args, *more, "--out", tmp_path / "x"])
+        assert status == 2 and wanted in line and line.count("\n") == 1, line
+
+
+def test_a_log_from_before_the_held_out_loss_is_continued(tmp_path):
+    assert run_here(T, [*TINY, "--steps", 2, "--held-out-every", 2, "--out", tmp_path / "r"]) == (None, "")
+    rows = list(csv.reader(open(tmp_path / "r" / "log.csv")))
+    with open(tmp_path / "r" / "log.csv", "w", newline="") as file:
+        csv.writer(file).writerows(row[:-1] for row in rows)
+    assert run_here(T, ["--resume", tmp_path / "r", "--steps", 4, "--device", "cpu"]) == (None, "")
+    assert [bool(value) for value in held_out_column(tmp_path / "r")] == [False, False, False, True]
 
 
 def test_dry_run_resolves_what_was_left_open(tmp_path, capsys):
