@@ -27,16 +27,16 @@ from uvit import UViT
 class Config:
     # data
     data: str = "glyphs"                 # glyphs (scenes drawn on the fly), a font file, or a folder of images
-    size: tuple[int, ...] = (64, 64)     # px: height,width of the images; one number = square
-    scenes: int = 100_000                # number of different scenes to train on, of glyphs or a font file
+    size: tuple[int, ...] = (64, 64)     # px: height,width of the images; one number: square
+    scenes: int = 100_000                # number of different training scenes, of glyphs or a font file
     held_out: str = ""                   # folder of images never trained on, for the held-out loss; scenes need none
     flip: bool = False                   # mirror half of the images left to right (wrong for letters)
     withhold: bool = False               # drawn scenes: never train on a fifth of the pairs of character and colour
     num_classes: int = 36                # set from the data: number of classes, ImageNet 1000; 0 for models with text
     # process (simple diffusion 3.1, A)
-    schedule: Literal["cosine", "shifted", "interpolated"] = "shifted"  # log-SNR as a function of t
-    noise_d: float = 64                  # px: image side at which the plain cosine holds; interpolated: the noisy end's
-    noise_d_high: float = 256            # px: the same, for the clean end of the interpolated schedule
+    schedule: Literal["cosine", "shifted", "interpolated"] = "shifted"  # log-SNR as a function of time t
+    noise_d: float = 64                  # px: image side at which the plain cosine holds; interpolated: the low one
+    noise_d_high: float = 256            # px: the high one of the interpolated schedule, which holds at its clean end
     logsnr_min: float = -15.0            # log-SNR of the cosine at t = 1, before the shift
     logsnr_max: float = 15.0             # log-SNR of the cosine at t = 0, before the shift
     # loss (2, 3.2, A)
@@ -52,34 +52,34 @@ class Config:
     num_res_blocks: tuple[int, ...] = (3, 4, 4, 12, 4)  # ResBlocks of each level on the way down, finest first
     num_transformer_blocks: int = 36     # U-ViT: transformer blocks at the bottom
     attn_resolutions: tuple[int, ...] = (8, 16)  # U-Net: sides of the maps with attention
-    attn_layers: tuple[int, ...] = ()    # U-Net, instead: attention layers after each block of each level (Matryoshka)
+    attn_layers: tuple[int, ...] = ()    # Matryoshka's U-Net, instead: attention layers after the blocks of each level
     num_heads: int = 4                   # heads of every attention layer
     dropout: float = 0.1                 # dropout in ResBlocks
     dropout_from_resolution: int = 16    # largest side of the maps whose ResBlocks have dropout; 0 = none
     transformer_dropout: float = 0.2     # U-ViT: dropout in MLP blocks
     position_std: float = 0.01           # U-ViT: std of the position embedding at initialisation
     # text and shape (3.6)
-    text_encoder: str = ""               # empty = classes; bytes = small, trained along; else name or folder of a T5
+    text_encoder: str = ""               # empty: classes; bytes: small, trained here; else the name or folder of a T5
     text_channels: int = 128             # width of the text embeddings; t5-v1_1-xxl 4096, flan-t5-xl 2048
-    text_length: int = 128               # most tokens (or bytes) of a caption; the rest is cut off
+    text_length: int = 128               # largest number of tokens (or bytes) of a caption; the rest is cut off
     text_layers: int = 2                 # transformer layers of the byte encoder
-    text_pooled: bool = True             # besides cross-attention, add the pooled text to the embedding of log-SNR
+    text_pooled: bool = True             # add the pooled text to the embedding of log-SNR, besides cross-attention
     transformer_resolutions: tuple[int, ...] = ()  # U-ViT: sides of maps with self-attention for ResBlocks; text: 32
     guidance_max: float = 0.0            # largest guidance scale that a distilled model takes as a condition; 0 = none
-    portrait: bool = False               # turn upright images on their side and give the model a portrait flag
+    portrait: bool = False               # turn upright images on their side, and tell the model so by a portrait flag
     # nested levels (Matryoshka 3): the network above is the innermost. Levels are separated by "/", the highest first
-    outer_channels: str = ""             # widths of each outer level's maps: 32,32,64/64,128,256; empty = not nested
-    outer_blocks: str = ""               # ResBlocks of each outer level's maps: 2,2,1/2,2,1
+    outer_channels: str = ""             # widths of the maps, level by level: 32,32,64/64,128,256; empty = not nested
+    outer_blocks: str = ""               # ResBlocks at each of these widths: 2,2,1/2,2,1
     outer_patching: str = "none"         # first reduction of the image in every outer level, like --patching
-    level_power: float = 2.0             # p: log-SNR of a level is p log k below the lowest's; 2 = simple diffusion's
+    level_power: float = 2.0             # p: log-SNR of a level is p log k below the lowest's; simple diffusion: 2
     level_weights: str = ""              # weights of the levels' losses, highest first: 16:4:1; empty = equal
-    mixed_ratio: str = ""                # 2:1 = two thirds of the batch have the high level, all the low; empty = all
+    mixed_ratio: str = ""                # 2:1: two thirds of a batch have the high level, all have the low; empty: all
     grow_from: str = ""                  # run whose weights initialise the inner network
     # a super-resolution stage of a cascade (CDM 3)
     low_size: tuple[int, ...] = ()       # px: height,width of the low-res image to start from; empty = none
-    low_upsample: Literal["bilinear", "bicubic"] = "bilinear"  # how the low-res image is brought to full size
-    aug_noise: float = 0.9               # share of examples whose low-res image gets noise, s ~ U(0, 1)
-    aug_blur: float = 0.0                # share whose low-res image is blurred; paper: 0.5 for the stages from 128 up
+    low_upsample: Literal["bilinear", "bicubic"] = "bilinear"  # interpolation of the low-res image to full size
+    aug_noise: float = 0.9               # share of examples whose low-res image gets noise, of a level s ~ U(0, 1)
+    aug_blur: float = 0.0                # share of examples whose low-res image is blurred; paper: 0.5 from 128 px up
     blur_low: float = 0.4                # low-res px: smallest sigma of the blur
     blur_high: float = 0.6               # low-res px: largest sigma of the blur
     # optimisation (B.1, B.2)
@@ -88,36 +88,36 @@ class Config:
     lr: float = 5e-5                     # Adam: learning rate
     text_lr: float = 0.1                 # Adam: learning rate of text.py's layers, as a share of lr
     warmup: int = 10_000                 # steps of linear warm-up of the learning rate
-    beta1: float = 0.9                   # Adam: decay of the mean of the gradient
-    beta2: float = 0.99                  # Adam: decay of the mean of its square; 0.999 for ImageNet 128
-    adam_eps: float = 1e-12              # Adam: epsilon in the denominator
+    beta1: float = 0.9                   # Adam: decay of the running mean of the gradient
+    beta2: float = 0.99                  # Adam: decay of the running mean of its square; 0.999 for ImageNet 128
+    adam_eps: float = 1e-12              # Adam: added to the denominator
     weight_decay: float = 0.0            # Adam: weight decay
     clip: float = 1.0                    # largest norm of the gradient
-    ema: float = 0.9999                  # decay of the EMA weights, which are the weights that sample
+    ema: float = 0.9999                  # decay of the EMA weights; samples come from these weights
     # sampling, in training and as the defaults of sample.py (A)
-    sampler: Literal["ddpm", "ddim", "stochastic"] = "ddpm"  # ancestral (paper), deterministic, or that of distill.py
-    sample_steps: int = 256              # network evaluations an image; twice as many with guidance
+    sampler: Literal["ddpm", "ddim", "stochastic"] = "ddpm"  # ancestral (paper), deterministic, or for distilled models
+    sample_steps: int = 256              # network evaluations of an image; guidance doubles them
     guidance: float = 1.0                # guidance scale w = 1 + eta of eq. 7; 1 = off
     noise_param: float = 0.2             # nu: log variance of the DDPM step, from its lower (0) to its upper bound (1)
     clip_x: Literal["static", "dynamic", "none"] = "static"  # how the predicted image is clipped at every step
     # running
     seed: int = 0                        # seed of everything random
     workers: int = -1                    # processes that load images; -1 = choose
-    precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16: autocast; auto: the faster one on this device
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16: autocast; auto: the faster one here
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on with CUDA
     channels_last: Literal["auto", "on", "off"] = "auto"  # memory format of the maps; auto: on with CUDA
-    accumulate: int = 1                  # micro-batches that each process splits its batch into, to save memory
+    accumulate: int = 1                  # micro-batches into which each process splits its batch, to save memory
     recompute: bool = False              # activation checkpointing: backward recomputes the activations inside blocks
-    shard: bool = False                  # shard weights, gradients, optimizer state and EMA weights over processes
-    if_unsaved: Literal["stop", "go-on"] = "stop"  # what to do if a checkpoint cannot be written (a full disk)
+    shard: bool = False                  # shard weights, gradients, optimizer state and EMA weights over the processes
+    if_unsaved: Literal["stop", "go-on"] = "stop"  # what to do when a checkpoint cannot be written (full disk)
     log_every: int = 20                  # steps between rows of the log
     held_out_every: int = 1000           # steps between measurements of the held-out loss; 0 = never
     sample_every: int = 50_000           # steps between sheets of samples; 0 = only at the end
     save_every: int = 10_000             # steps between checkpoints
-    keep_every: int = 0                  # steps between checkpoints that stay, for curves; 0 = only the last two
+    keep_every: int = 0                  # steps between checkpoints that stay, for curves; 0 = only the last two stay
     distilled_from: str = ""             # set by distill.py: the teacher's run and its step
-    distilled_steps: int = 0             # set by distill.py: sampling steps that the model is trained for; 0 = any
-    distill_weight: str = ""             # set by distill.py: weight of the error
+    distilled_steps: int = 0             # set by distill.py: number of sampling steps that it learned; 0 = any
+    distill_weight: str = ""             # set by distill.py: weighting of the loss
     class_names: tuple[str, ...] = ()    # set from the data: names of the classes
     examples: tuple[str, ...] = ()       # set from the data: captions that the sheets of samples show
 
@@ -141,9 +141,9 @@ class Config:
         patchings = [self.outer_patching] * len(outer) + [self.patching]
         sizes = [tuple(self.size)]
         for widths, patching, patching_below in zip(outer, patchings, patchings[1:]):
-            down = patch_factor(patching) * 2 ** (len(widths) - 1)        # side of the image / its coarsest map
-            up = patch_factor(patching_below)                             # side of the image below / its first map
             height, width = sizes[-1]
+            down = patch_factor(patching) * 2 ** (len(widths) - 1)        # from a level's image to its coarsest map
+            up = patch_factor(patching_below)                             # from that map to the image of the next level
             if height * up % down or width * up % down:
                 raise ValueError(f"size {self.size[0]}x{self.size[1]}: level {height}x{width} does not divide by "
                                  f"{down // up or 1}")
@@ -193,7 +193,7 @@ def make_low_schedule(config):
     return make_schedule(replace(config, size=config.low_size, low_size=()))
 
 
-def ends(schedule):
+def end_points(schedule):
     """Return log-SNR at t = 1 and at t = 0: the range that a network embeds. "Care needs to be taken" (appendix A)."""
     with torch.device("cpu"):                                             # the default device may be "meta"
         return schedule(torch.tensor([1.0, 0.0])).tolist()
@@ -204,8 +204,8 @@ def build_model(config):
     try:
         network = plain_network(config)
         if config.low_size:
-            return SuperResolutionUNet(network, config.low_size, ends(make_low_schedule(config)), config.emb_channels,
-                                       config.low_upsample)
+            low_ends = end_points(make_low_schedule(config))
+            return SuperResolutionUNet(network, config.low_size, low_ends, config.emb_channels, config.low_upsample)
         for level in reversed(range(len(config.sizes) - 1)):              # from the inside out
             network = NestedUNet(network, outer_network(config, level))
         return network
@@ -215,7 +215,7 @@ def build_model(config):
 
 def plain_network(config):
     """Return the U-Net or U-ViT of a plain model; of a nested one, the innermost network."""
-    logsnr_min, logsnr_max = ends(make_schedules(config)[-1])             # the shift moves both ends
+    logsnr_min, logsnr_max = end_points(make_schedules(config)[-1])             # the shift moves both ends
     common = dict(
         size=config.sizes[-1], base_channels=config.base_channels, emb_channels=config.emb_channels,
         channel_mult=config.channel_mult, num_res_blocks=config.num_res_blocks, patching=config.patching,
@@ -242,7 +242,7 @@ def text_condition(config):
 
 def outer_network(config, level):
     """Return the U-Net of an outer level, 0 = the highest. It has no attention, no classes and no middle."""
-    logsnr_min, logsnr_max = ends(make_schedules(config)[level])
+    logsnr_min, logsnr_max = end_points(make_schedules(config)[level])
     return UNet(
         size=config.sizes[level], base_channels=1, emb_channels=config.emb_channels,
         channel_mult=numbers(parts(config.outer_channels)[level], ","),
@@ -315,9 +315,9 @@ MDM = replace(UNET, base_channels=256, channel_mult=(1, 2, 3), num_res_blocks=(2
               num_heads=8, dropout=0.0, dropout_from_resolution=0, lr=1e-4, adam_eps=1e-8, clip=2.0, steps=400_000,
               sample_steps=250)
 
-# Cascaded Diffusion: its appendix B, from notes on the paper. We simplify: discrete times and learned variances became
-# our continuous process. Unverified: its schedules (cosine everywhere here), and what we take from simple diffusion:
-# Adam's betas and eps, warm-up, gradient clipping, 10 % of the labels dropped.
+# Cascaded Diffusion: its appendix B, from notes on the paper. We simplify: our continuous process takes the place of
+# discrete times and learned variances. Unverified: its schedules (cosine everywhere here), and what we take from simple
+# diffusion: Adam's betas and eps, warm-up, gradient clipping, 10 % of the labels dropped.
 CDM = replace(UNET, flip=False, schedule="cosine", base_channels=256, channel_mult=(1, 2, 3, 4), num_heads=4,
               attn_resolutions=(8, 16), dropout=0.1, dropout_from_resolution=64, batch=2048, lr=1e-4)
 CDM_HIGH = replace(CDM, base_channels=128, attn_resolutions=(16,), num_heads=1, dropout=0.0, dropout_from_resolution=0,

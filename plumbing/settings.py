@@ -1,4 +1,7 @@
-"""From the command line to a Config: a flag for each field, and a check of each value. A mistake is answered in one line."""
+"""From the command line to a Config: a flag for each field, and a check of each value.
+
+A mistake is answered in one line: the flag, its value, and what would be right.
+"""
 import argparse
 import dataclasses
 import inspect
@@ -54,7 +57,7 @@ def add_fields(parser, names, group="settings of the preset, each to be overridd
 # ------------------------------------------------------------------------------------------ the checks
 
 def override(config, **values):
-    """Return config with these fields changed and checked. Raise UserError: the flag, its value, what would be right."""
+    """Return config with these fields changed and all fields checked. Raise UserError for a mistake."""
     for name in ("size", "low_size"):
         if len(values.get(name, ())) == 1:
             values[name] = values[name] * 2                               # one number is a square
@@ -77,7 +80,7 @@ def want(config, ok, name, right):
         raise UserError(f"--{name.replace('_', '-')} {value}: want {right}")
 
 
-# The rules for one field: (what is right, the test, the fields). nan passes none of them: each comparison with it is false.
+# The rules for single fields: (what is right, the test, the fields). Comparisons with nan are false, so all refuse it.
 RANGES = [
     ("1 or more", lambda v: v >= 1,
      "scenes batch steps log_every save_every sample_steps base_channels emb_channels num_heads text_channels "
@@ -92,17 +95,17 @@ RANGES = [
     ("a number; 1 is off", math.isfinite, "guidance"),
     ("more than 1, or 0", lambda v: v == 0 or 1 < v < math.inf, "guidance_max"),
     ("0 to 256, or -1 to choose", lambda v: -1 <= v <= 256, "workers"),
-    ("less than 2^31", lambda v: v < 2 ** 31, "seed"),
-    ("height,width in pixels", lambda v: len(v) == 2 and min(v) > 0, "size"),
+    ("less than 2^31", lambda v: v < 2 ** 31, "seed scenes"),
+    ("height,width in pixels, 1 to 65536", lambda v: len(v) == 2 and all(1 <= n <= 65536 for n in v), "size"),
     ("positive numbers", lambda v: all(n >= 1 for n in v), "channel_mult attn_resolutions transformer_resolutions"),
     ("no negative numbers", lambda v: all(n >= 0 for n in v), "num_res_blocks"),
 ]
 
 
 def check_guidance(config):
-    """Check the guidance scale of a distilled model, which has learned a range of scales."""
+    """Check the guidance scale of a distilled model, which has learnt a range of scales."""
     want(config, not config.guidance_max or 1 <= config.guidance <= config.guidance_max, "guidance",
-         f"1 to {config.guidance_max:g}, what this distilled model has learned")
+         f"1 to {config.guidance_max:g}, what this distilled model has learnt")
 
 
 def check_levels(config):
@@ -119,7 +122,7 @@ def check_levels(config):
         want(config, len(values) in (0, levels), name,
              f"a number for each of the {levels} levels, like {':'.join('1' * levels)}")
     try:
-        config.sizes
+        config.sizes                                                      # raises if the levels do not fit
         if ratio:
             mixed_rows(ratio, config.batch)
     except ValueError as error:
@@ -127,6 +130,7 @@ def check_levels(config):
 
 
 def read_numbers(config, name, text, separator):
+    """Return the numbers of a level, or of the levels. Raise UserError about this field."""
     try:
         return numbers(text, separator)
     except ValueError:
@@ -147,7 +151,7 @@ def check_low_res(config):
 
 
 def check_schedule(config):
-    """Check the end points of the schedule, and its two shifts."""
+    """Check the end points of the schedule and its two shifts."""
     want(config, -25 <= config.logsnr_min < config.logsnr_max <= 25, "logsnr_min",
          f"below logsnr_max ({config.logsnr_max:g}), both within -25..25")
     want(config, config.schedule != "interpolated" or config.noise_d <= config.noise_d_high, "noise_d_high",

@@ -169,18 +169,19 @@ def test_where_the_text_goes_in():
     t2i = C.PRESETS["t2i512_uvit"]
     assert (t2i.schedule, t2i.noise_d, t2i.noise_d_high, t2i.steps) == ("interpolated", 32, 256, 700_000)
     wide = C.PRESETS["t2i384x640_uvit"]
-    assert wide.portrait and wide.image_d == pytest.approx(math.sqrt(384 * 640))
+    noisy_end = -15 + 2 * math.log(32 / math.sqrt(384 * 640))             # the d of an image that is not square
+    assert wide.portrait and float(C.make_schedule(wide)(torch.tensor(1.0))) == pytest.approx(noisy_end, abs=1e-4)
 
 
 def test_what_reads_the_text_learns_at_its_own_rate(run_folder):
     """Kills: the share forgotten at the first step, by the warm-up; layers that are in no group, or in both."""
     config = settings()
     model = C.build_model(config)
-    groups = C.rates(model, config)
+    groups = C.parameter_groups(model, config)
     assert [group.get("share") for group in groups] == [None, 0.1]
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     assert {id(p) for p in groups[1]["params"]} == {id(p) for p in model.embed.text.parameters()}
-    assert len(C.rates(C.build_model(C.PRESETS["glyphs16"]), config)) == 1                      # no text: as ever
+    assert len(C.parameter_groups(C.build_model(C.PRESETS["glyphs16"]), config)) == 1           # no text: one group
     state = torch.load(run_folder / "checkpoint.pt", weights_only=True)
     rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
     assert rates == pytest.approx([4e-5, 4e-6])                           # step 4 of a warm-up of 100 to 1e-3

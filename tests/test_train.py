@@ -1,7 +1,6 @@
 """Laws of train.py, config.py and runs.py: losses, resuming, processes, and the user's mistakes."""
 import copy
 import csv
-import dataclasses
 import json
 import os
 import re
@@ -428,14 +427,3 @@ def test_hostile_checkpoint_runs_no_code(tmp_path):
             return os.mkdir, (str(tmp_path / "owned"),)
     torch.save({"model": Exploit()}, tmp_path / "checkpoint.pt")
     assert run_here(P, [tmp_path])[0] == 2 and not (tmp_path / "owned").exists()
-
-
-# ---- the command line
-
-def test_every_field_has_a_flag_with_its_comment():
-    helps = C._help_of_fields()
-    assert set(helps) == {f.name for f in dataclasses.fields(C.Config)}
-    text = program("train.py", "-h").stdout
-    for name in ("--noise-d", "--multiscale", "--no-flip", "--patching"):
-        assert name in text
-    assert "paper 32" in text

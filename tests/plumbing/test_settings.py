@@ -1,0 +1,183 @@
+"""Laws of the settings: a flag for each field, a rule for each value, one line for each mistake."""
+import dataclasses
+import math
+import random
+
+import pytest
+import torch
+
+import config as C
+import train as T
+from plumbing import UserError
+from plumbing.runs import config_of
+from plumbing.settings import RANGES, Parser, add_fields, help_of_fields, override
+from programs import program
+
+FIELDS = {field.name: field for field in dataclasses.fields(C.Config)}
+NOT_FLAGS = {"num_classes", "distilled_steps"}                            # set by the data and by distill.py: no rule
+NESTED = dict(patching="none", outer_channels="32,64", outer_blocks="1,1", outer_patching="dwt_1")
+
+
+def refused(preset="glyphs64", **values):
+    """The line with which override refuses these values."""
+    with pytest.raises(UserError) as error:
+        override(C.PRESETS[preset], **values)
+    line = str(error.value)
+    assert "\n" not in line
+    return line
+
+
+# ---- the flags
+
+def test_every_field_has_a_flag_with_its_comment():
+    """Kills: a comment that stands on a line of its own, or a field without one: -h would lack it."""
+    assert set(help_of_fields()) == set(FIELDS)
+    assert all(len(text) > 5 for text in help_of_fields().values())
+    page = program("train.py", "-h", env={"COLUMNS": "400"}).stdout
+    for name, text in help_of_fields().items():
+        if name not in T.SET_ELSEWHERE:
+            assert f"--{name.replace('_', '-')}" in page and text in page, name
+    assert "--no-flip" in page and "paper 32" in page and "{cosine,shifted,interpolated}" in page
+
+
+def test_a_flag_can_be_written_with_either_dash_and_is_absent_unless_given():
+    parser = Parser()
+    add_fields(parser, list(FIELDS))
+    args = parser.parse_args("--noise-d 32 --sample_steps 7 --size 24x32 --channel-mult 1,2,4 --flip --no-portrait "
+                             "--loss v_mse --outer-channels 8,8/16".split())
+    assert vars(args) == dict(noise_d=32.0, sample_steps=7, size=(24, 32), channel_mult=(1, 2, 4), flip=True,
+                              portrait=False, loss="v_mse", outer_channels="8,8/16")
+
+
+@pytest.mark.parametrize("words, wanted", [
+    ("--lr fast", "--lr: invalid float value: 'fast'"), ("--batch 1.5", "--batch: invalid int value: '1.5'"),
+    ("--size 1,", "1,: want whole numbers, like 64 or 1,2,4"), ("--channel-mult -1", "--channel-mult"),
+    ("--model gan", "invalid choice: 'gan'"), ("--steps", "expected one argument"),
+    ("--nosuch 1", "unrecognized arguments: --nosuch 1"), ("--flip=1", "ignored explicit argument"),
+    ("--sample 1", "ambiguous option: --sample could match --sampler, --sample-steps")])
+def test_a_word_that_is_no_setting_is_one_line(words, wanted):
+    parser = Parser()
+    add_fields(parser, list(FIELDS))
+    with pytest.raises(UserError) as error:
+        parser.parse_args(words.split())
+    assert wanted in str(error.value) and "\n" not in str(error.value)
+
+
+# ---- the rules for one field
+
+def test_every_number_has_a_rule():
+    """Kills: a new field that nobody checks. nan and -30 are right for no number but the ends of the schedule."""
+    for name, field in FIELDS.items():
+        if field.type is float:
+            assert f"--{name.replace('_', '-')} nan: want " in refused(**{name: math.nan}) or name in (
+                "logsnr_min", "logsnr_max", "blur_low")                   # the line names the other one of the pair
+        if field.type in (int, float) and name not in NOT_FLAGS | {"guidance", "blur_low", "logsnr_max"}:
+            assert f"--{name.replace('_', '-')} -30" in refused(**{name: field.type(-30)})
+    assert {name for *_, names in RANGES for name in names.split()} <= set(FIELDS)
+
+
+@pytest.mark.parametrize("name, right, wrong", [
+    ("scenes", (1, 2 ** 31 - 1), (0, 2 ** 31)), ("batch", (1, 10 ** 6), (0, -1)), ("log_every", (1,), (0,)),
+    ("warmup", (0,), (-1,)), ("held_out_every", (0, 1), (-1,)), ("seed", (0, 2 ** 31 - 1), (-1, 2 ** 31)),
+    ("dropout", (0.0, 0.999), (1.0, -0.1)), ("ema", (0.0,), (1.0,)), ("cond_drop", (0.0, 1.0), (1.01, -0.01)),
+    ("lr", (1e-12, 1e30), (0.0, math.inf)), ("noise_d", (0.5,), (0.0,)), ("level_power", (0.0, 4.0), (-0.1, 4.1)),
+    ("guidance", (-1.0, 0.0, 1e9), (math.inf, -math.inf)), ("guidance_max", (0.0,), (1.0, -1.0, math.inf)),
+    ("workers", (-1, 0, 256), (-2, 257)), ("multiscale", (0, 64), (-1, 65)),
+    ("size", ((64,), (32, 64), (1, 1)), ((0,), (1, 2, 3), (64, 0), (65537,))),
+    ("channel_mult", ((1, 2),), ((0, 1), (1, -1))), ("num_res_blocks", ((0, 1),), ((1, -1),))])
+def test_the_edges_of_the_ranges(name, right, wrong):
+    """Kills: < for <=, and a bound on the wrong side."""
+    for value in right:
+        override(C.PRESETS["glyphs64"], **{name: value})
+    for value in wrong:
+        line = refused(**{name: value})
+        shown = ",".join(map(str, value * 2 if len(value) == 1 else value)) if isinstance(value, tuple) else value
+        assert line.startswith(f"--{name.replace('_', '-')} {shown}: want "), line
+
+
+# ---- the rules between fields
+
+@pytest.mark.parametrize("values, wanted", [
+    (dict(schedule="interpolated", noise_d=64.0, noise_d_high=32.0), "--noise-d-high 32.0: want at least noise_d (64)"),
+    (dict(logsnr_min=5.0, logsnr_max=5.0), "--logsnr-min 5.0: want below logsnr_max (5), both within -25..25"),
+    (dict(logsnr_max=26.0), "--logsnr-min -15.0: want below logsnr_max (26), both within -25..25"),
+    (dict(portrait=True), "--portrait True: want a --size that is wider than tall, not 64,64"),
+    (dict(blur_low=0.7), "--blur-high 0.6: want at least blur_low (0.7)"),
+    (dict(guidance_max=4.0, guidance=5.0), "--guidance 5.0: want 1 to 4, what this distilled model has learnt"),
+    (dict(guidance_max=4.0, guidance=0.5), "--guidance 0.5: want 1 to 4"),
+    (dict(low_size=(24,)), "--low-size 24,24: want a size that divides 64x64, alike in height and width"),
+    (dict(low_size=(64,)), "--low-size 64,64: want a size"), (dict(low_size=(16, 32)), "--low-size 16,32: want a size"),
+    (dict(low_size=(0,)), "--low-size 0,0: want a size"), (dict(low_size=(8, 8, 8)), "--low-size 8,8,8: want a size"),
+    (dict(NESTED, low_size=(16,)), "--low-size 16,16: want no low-res image for a nested model"),
+    (dict(NESTED, multiscale=32), "--multiscale 32: want at most the side of the lowest level, 16"),
+    (dict(NESTED, outer_channels="a"), "--outer-channels a: want whole numbers, 1 or more"),
+    (dict(NESTED, outer_channels="32,0"), "--outer-channels 32,0: want whole numbers, 1 or more"),
+    (dict(NESTED, outer_channels="32,64/"), "--outer-channels 32,64/: want a width or more for each level"),
+    (dict(NESTED, outer_blocks="1"), "--outer-blocks 1: want a number of blocks for each width of --outer-channels 32"),
+    (dict(outer_blocks="1"), "--outer-blocks 1: want a number of blocks for each width of --outer-channels (none)"),
+    (dict(NESTED, level_weights="1:1:1"), "--level-weights 1:1:1: want a number for each of the 2 levels, like 1:1"),
+    (dict(NESTED, level_weights="1:-1"), "--level-weights 1:-1: want whole numbers, 1 or more"),
+    (dict(mixed_ratio="2:1"), "--mixed-ratio 2:1: want a number for each of the 1 levels, like 1"),
+    (dict(NESTED, mixed_ratio="1:1000"), "mixed ratio 1:1000 of 16 images leaves none for the highest level"),
+    (dict(NESTED, size=(62,)), "size 62x62: level 62x62 does not divide by 4"),
+    (dict(NESTED, outer_channels="32", outer_blocks="1", outer_patching="none"), "level 64x64 is not below 64x64"),
+    (dict(NESTED, outer_patching="haar"), "patching 'haar'")])
+def test_settings_that_do_not_fit_together_are_one_line(values, wanted):
+    assert wanted in refused(**values)
+
+
+def test_what_override_sets_by_itself():
+    """One number is a square; a model with text has no classes, whatever its preset says."""
+    assert override(C.Config(), size=(32,), low_size=(8,)).size == (32, 32)
+    assert override(C.Config(), size=(32,), low_size=(8,)).low_size == (8, 8)
+    assert override(C.PRESETS["glyphs64"], text_encoder="bytes").num_classes == 0
+    assert override(C.PRESETS["glyphs64_text"], num_classes=36).num_classes == 0
+    assert override(C.PRESETS["glyphs64_text"], text_encoder="", num_classes=36).num_classes == 36
+
+
+def test_presets_and_their_saved_form_pass_their_own_rules():
+    """Kills: a rule that no preset of the papers meets; a checkpoint, of lists, that is another Config once loaded."""
+    for name, preset in C.PRESETS.items():
+        assert override(preset) == preset
+        saved = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(preset).items()}
+        assert config_of(saved) == preset, name
+
+
+def test_a_checkpoint_from_before_a_field_loads_with_its_default():
+    """Kills: a default of a new field that asks an old run for something it has not: a folder of held-out images."""
+    saved = vars(C.PRESETS["glyphs64"]).copy()
+    del saved["held_out"], saved["held_out_every"]
+    config = config_of(saved)
+    assert config.held_out == "" and config.held_out_every == 1000
+    assert dataclasses.replace(config, held_out_every=100) == C.PRESETS["glyphs64"]
+
+
+# ---- the network
+
+@pytest.mark.parametrize("preset, values, wanted", [
+    ("glyphs64", dict(size=(30,)), "size 30x30: height and width must be multiples of 8"),
+    ("glyphs64", dict(patching="haar"), "patching 'haar'"), ("glyphs64", dict(num_heads=5), "heads"),
+    ("glyphs64", dict(channel_mult=(1, 2)), "widths"), ("glyphs64_unet", dict(channel_mult=(1, 2)), "widths"),
+    ("glyphs64_unet", dict(attn_layers=(1,)), "attention layers"), ("glyphs64_text", dict(num_heads=5), "heads"),
+    ("glyphs64_nested", dict(outer_channels="32,64,64", outer_blocks="1,1,1", size=(24,)), "size")])
+def test_a_network_that_does_not_fit_is_one_line(preset, values, wanted):
+    with pytest.raises(UserError, match=wanted) as error, torch.device("meta"):
+        C.build_model(override(C.PRESETS[preset], **values))
+    assert "\n" not in str(error.value)
+
+
+def test_no_setting_shows_a_traceback():
+    """A few hundred random command lines, seeded: each is a Config, or one line."""
+    parser, rng, well = Parser(), random.Random(0), 0
+    add_fields(parser, list(FIELDS))
+    values = ["0", "1", "-1", "2", "64", "16", "32,64", "1,1", "1,2,4", "0.5", "1e-3", "1e400", "nan", "", "-", "a b",
+              "none", "dwt_1", "bytes", "2:1", "1:0", "/", "on", "9" * 30, "9" * 400, "0x10", "1_000", "64x32", "%s"]
+    for _ in range(400):
+        words = [word for _ in range(rng.choice((1, 1, 2, 3)))
+                 for word in ("--" + rng.choice(list(FIELDS)), rng.choice(values))]
+        try:
+            override(C.PRESETS[rng.choice(list(C.PRESETS))], **vars(parser.parse_args(words)))
+            well += 1
+        except UserError as error:                                        # anything else raises
+            assert str(error) and "\n" not in str(error), words
+    assert 20 < well < 380
