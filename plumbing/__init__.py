@@ -1,7 +1,11 @@
 """What is in no paper: command lines, run folders, checkpoints, sharding, pictures, decoding. Skip it on a first read.
 
-    settings.py   the command line -> Config; every check and its one-line message
-    runs.py       device, processes, run folder, checkpoints, log
+    settings.py   flags, and a check of every setting with its one-line message
+    start.py      how a training run starts: new, resumed or grown
+    training.py   a run while it trains: log, checkpoints, sheets of samples, signals
+    sampling.py   the command line of sample.py, and what evaluate.py shares with it
+    measuring.py  the command line of evaluate.py, its tables and pictures
+    runs.py       programs, device, processes, checkpoints
     shard.py      weights and optimizer state split over processes
     files.py      files that are written whole or not at all
     images.py     decode any image file safely
