@@ -1,19 +1,19 @@
-"""Matryoshka diffusion: all resolutions of an image in one process, denoised together by nested networks.
+"""Matryoshka diffusion: nested networks denoise all resolutions of an image together, in one process.
 
-Paper: Matryoshka Diffusion Models (Gu, Zhai, Zhang, Susskind, Jaitly 2023, arXiv 2310.15111), section 3. Its full text
-was not at hand: equations and steps below are those of the released code and of other people's notes on the paper; what
-rests on notes alone is called unverified.
+Paper: Matryoshka Diffusion Models (Gu, Zhai, Zhang, Susskind, Jaitly 2023, arXiv 2310.15111), section 3. We did not
+have its full text. The equations and steps here follow the released code and other people's notes on the paper.
+"Unverified" marks what only the notes say.
 Read before: schedule.py, unet.py. Read after: train.py, sample.py.
 
-The image is looked at through R levels, R the full image, 1 the smallest (eq. 2); here lists, HIGHEST FIRST:
+An image has R levels, from level R, the full image, to level 1, the smallest (eq. 2). Our lists are HIGHEST FIRST:
 
     x^r = D^r(x)                                 D^r averages pixels: `pyramid`
     z_t^r = alpha_t^r x^r + sigma_t^r eps^r      one t for all levels, noise INDEPENDENT from level to level
 
-so z^1 is no shrunken z^R but a second noisy look at the same image. One network sees all z_t^r and predicts v^r for
-every level at once; all levels step together in sampling. (A cascade finishes one level before the next begins.)
+So z^1 is not a smaller z^R. It is a second noisy view of the same image. One network sees all z_t^r and predicts all
+v^r at once. In sampling all levels step together. (A cascade finishes one level before it starts the next.)
 
-A nested U-Net is a U-Net whose middle is another network, which is a denoiser in its own right:
+A nested U-Net is a U-Net with another network as its middle. That inner network is a denoiser of its own:
 
     z^R --> input --> down blocks ------------------ skips ------------------> up blocks --> output --> v^R
                            \\                                                   /
@@ -21,37 +21,40 @@ A nested U-Net is a U-Net whose middle is another network, which is a denoiser i
                              \\                                               /
               z^R-1 --> input (+) --> down ... middle ... up: its last map --+--> output --> v^R-1
 
-The adapters are 3x3 convolutions that start at zero: at first no level knows of the others, and a trained inner network
-goes on behaving exactly as it was trained. That is what lets a model be grown level by level (3.3).
+The adapters are 3x3 convolutions that start at zero. So at first no level sees another one, and a trained inner network
+still does exactly what it was trained to do. That is why a model can grow level by level (3.3).
 
-Most of the network is innermost, at the lowest resolution: level 1024 adds almost no parameters (this file, run, prints
-how many). simple diffusion is the case of one level.
+Most parameters are in the innermost network, at the lowest resolution. The 1024 px level adds almost none.
+simple diffusion is the case of one level.
 
-Legend of shapes: R levels; z, v, eps, x lists of (B_r, 3, H_r, W_r); logsnr list of (B_r,); cond as in unet.py.
+Legend of shapes: R levels; z, v, eps, x lists of (B_r, 3, H_r, W_r), logsnr a list of (B_r,), cond as in unet.py.
 
-# Paper: Matryoshka's blocks concatenate skips, let text in by a query that is shared with self-attention, and divide
-# the 256 level's input by its standard deviation in the 1024 model. Ours are unet.py's: skips added, no division.
-# Paper: each level has its own micro-condition ("scale"); ours have none.
+# Paper: Matryoshka's blocks concatenate skips, and its cross-attention to text shares the query of the self-attention.
+# Its 1024 model divides the input of the 256 px level by its standard deviation. Ours are the blocks of unet.py: they
+# add skips, and nothing is divided.
+# Paper: each level has a condition of its own, the "scale" of the image. Ours has none.
 
-`python nested_unet.py` draws z_t at every level and the architecture, and prints the cost of each level.
+`python nested_unet.py` draws z_t at every level and the architecture. It prints the parameters and FLOPs by level.
 """
 import math
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from schedule import diffuse
-from unet import initialise, starting_at
+from plumbing.pictures import pyplot, save_figure, show_image
+from schedule import alpha_sigma, diffuse, logsnr_shifted
+from unet import UNet, initialise, starting_at
 
 
 # ------------------------------------------------------------------------------------------ the process (3.1)
 
 def pyramid(x, sizes):
-    """The levels of an image: (B, C, H, W) -> a list, averaged from level to level.
+    """Average an image down, level by level: (B, C, H, W) -> list of the levels. Eq. 2.
 
-    sizes: [(H, W), ...], highest first. Raises ValueError if x is not of the first size, or a size does not divide the
-    one before it.
+    sizes: [(H, W), ...], highest first. Raises ValueError if x does not have the first size, or if a size does not
+    divide the one before it by the same factor in height and width.
     """
     if tuple(x.shape[-2:]) != tuple(sizes[0]):
         raise ValueError(f"the highest level is {sizes[0][0]}x{sizes[0][1]}, the image {x.shape[-2]}x{x.shape[-1]}")
@@ -64,26 +67,30 @@ def pyramid(x, sizes):
 
 
 def level_schedules(base, sizes, power=2.0):
-    """One schedule a level, highest first: logsnr_r(t) = base(t) - power log k_r, k_r = side of r / side of the lowest.
+    """Return a schedule for each level, highest first: logsnr_r(t) = base(t) - power log k_r.
 
-    base: the schedule of the lowest level. power 2 is simple diffusion's shift (eq. 5 there): averaged to the lowest
-    level, all levels then have the same SNR at the same t. # Paper: the released 1024 model has 2, the 256 model 1.
-    # Paper: the released code has 1000 discrete steps of a squared cosine, log-SNR 10 to -20; our base is continuous.
+    base    the schedule of the lowest level
+    k_r     side of level r / side of the lowest level
+    power   2 is the shift of simple diffusion (eq. 5 there): average all levels to the lowest one, and they have the
+            same SNR at the same t. # Paper: the released 1024 model uses 2, the 256 model 1.
+    # Paper: the released code has 1000 discrete steps of a squared cosine, log-SNR 10 to -20. Our base is continuous.
     """
     side = [math.sqrt(h * w) for h, w in sizes]
     return [lambda t, down=power * math.log(s / side[-1]): base(t) - down for s in side]
 
 
 def nested_loss(model, x, cond, t, eps, schedules, measure, weights=None, rows=None):
-    """Eq. 3: sum over the levels of w_r times the level's loss, a mean over its values. -> scalar.
+    """Sum the losses of the levels, each times its weight w_r. Eq. 3. -> scalar.
 
-    x          list of the levels of the images (`pyramid`), B of each
-    t, eps     (B,) one time for all levels; list of noises, each drawn for itself
-    measure    measure(v_hat, z, x, eps, logsnr) -> the loss of one level. # Paper: eq. 3 measures x_hat; the released
-               code turns v_hat into eps_hat and measures eps, as train.py's does.
-    weights    one a level, highest first. # Paper: w_r / w_R = N_R / N_r times a SUM over values: equal means, 1:1.
-    rows       how many examples each level has, `mixed_rows`; all if None. A level's loss is the mean over its own
-               rows: unbiased, since which examples they are has nothing to do with their content.
+    x          levels of the images (`pyramid`), B images each
+    t          (B,), one time for all levels
+    eps        one noise a level, independent of the others
+    measure    measure(v_hat, z, x, eps, logsnr) -> the loss of one level, a mean over its values. # Paper: eq. 3
+               measures x_hat. The released code turns v_hat into eps_hat and measures eps. So does train.py.
+    weights    w_r, highest level first; None: all 1. # Paper: w_r / w_R = N_R / N_r, times a SUM over the N_r values
+               of a level. This equals our means, all with weight 1.
+    rows       the number of examples at each level, from `mixed_rows`; None: all. The loss of a level is the mean over
+               its own rows. It is unbiased, since the choice of the rows does not depend on the images.
     """
     logsnr = [schedule(t) for schedule in schedules]                      # (B,) each
     z = [diffuse(*level) for level in zip(x, eps, logsnr)]
@@ -96,10 +103,11 @@ def nested_loss(model, x, cond, t, eps, schedules, measure, weights=None, rows=N
 
 
 def mixed_rows(ratio, batch):
-    """Section 3.3, mixed resolutions: (2, 1), 12 -> [8, 12]: two thirds of the images have the high level, all the low.
+    """Return how many images of a batch each level sees. Section 3.3, mixed resolutions.
 
-    ratio: highest first. A level costs what its pixels cost, so a batch goes further when not every image is run at the
-    top. Raises ValueError if a level is left without an image.
+    ratio (2, 1), batch 12 -> [8, 12]: two thirds of the images have the high level, all have the low one. High levels
+    have the most pixels and cost the most, so a batch is cheaper if some images skip them.
+    Raises ValueError if no image is left for the highest level.
     """
     rows = [round(batch * sum(ratio[:r + 1]) / sum(ratio)) for r in range(len(ratio))]
     if rows[0] < 1:
@@ -110,20 +118,23 @@ def mixed_rows(ratio, batch):
 # ------------------------------------------------------------------------------------------ the network (3.2)
 
 class NestedUNet(nn.Module):
-    """([z^R, ..., z^1], [logsnr^R, ...], cond) -> [v^R, ..., v^1].
+    """Nest a network in an outer level: ([z^R, ..., z^1], [logsnr^R, ...], cond) -> [v^R, ..., v^1].
 
-    inner   a UNet, a UViT or a NestedUNet: everything below
-    outer   the highest level, a UNet with middle=False and num_classes=None whose coarsest map is as large as the inner
-            network's first; None: there is no level but the inner one
+    inner   all levels below: a UNet, a UViT or another NestedUNet
+    outer   the highest level: a UNet with middle=False and num_classes=None. Its coarsest map must have the size of the
+            inner network's first map. None: only the levels of the inner network
+    Raises ValueError if the two maps differ in size.
     """
 
     def __init__(self, inner, outer=None):
         super().__init__()
         self.inner, self.outer = inner, outer
+        top = inner if outer is None else outer
+        self.first_map, self.widths = top.first_map, top.widths
+        self.sizes = inner.sizes if isinstance(inner, NestedUNet) else [inner.size]             # highest first
         if outer is None:
-            self.sizes, self.first_map, self.widths = sizes_of(inner), inner.first_map, inner.widths
             return
-        self.sizes, self.first_map, self.widths = [outer.size] + sizes_of(inner), outer.first_map, outer.widths
+        self.sizes = [outer.size, *self.sizes]
         if outer.last_map != inner.first_map:
             raise ValueError(f"the coarsest map of the {outer.size[0]}x{outer.size[1]} level is {outer.last_map}, the "
                              f"inner network's first is {inner.first_map}")
@@ -135,25 +146,26 @@ class NestedUNet(nn.Module):
     def forward(self, z, logsnr, cond):
         if len(z) != len(self.sizes) or len(logsnr) != len(self.sizes):
             raise ValueError(f"this model has {len(self.sizes)} levels, got {len(z)} images and {len(logsnr)} log-SNRs")
-        # Computed once, told to every level.
+        # The innermost network embeds the conditions once. Every level adds the result to its own embedding of log-SNR.
         condition, text = innermost(self).embed.of_cond(cond, z[-1].shape[0])
         return denoise(self, z, logsnr, condition, text)[0]
 
 
 def denoise(network, z, logsnr, condition, text=None, f=None):
-    """One level and all below it. -> ([v, ...] highest first, the last feature map of this level).
+    """Run one level and all levels below it. -> ([v, ...] highest first, the last feature map of this level).
 
-    condition (B, E), for every level; text, for the cross-attention of the innermost network alone; f: the map that
-    comes down from the level above, for the input of this one. In a mixed batch the levels above have the first B_r
-    rows only: the rows without them get no f, and give nothing back.
+    condition   (B, E), added at every level
+    text        for the cross-attention. Only the innermost network has it
+    f           the map that comes down from the level above. This level adds it to its input
+    In a mixed batch a level above has only the first B_r rows. The other rows get f = 0 and send nothing back up.
     """
     if not isinstance(network, NestedUNet):                               # the innermost network
         h = network.features(z[0], network.embed.of_logsnr(logsnr[0], len(z[0])) + condition, text, f)
-        return [network.output(h)], h                                     # h: before the output layer
+        return [network.output(h)], h                                     # h is the map before the output
     if network.outer is None:
         return denoise(network.inner, z, logsnr, condition, text, f)
     outer, rows = network.outer, len(z[0])
-    emb = outer.embed.of_logsnr(logsnr[0], rows) + condition[:rows]       # its own embedding of its own log-SNR
+    emb = outer.embed.of_logsnr(logsnr[0], rows) + condition[:rows]       # each level embeds its own log-SNR
     h, skips = outer.descend(z[0], emb, f=f)
     f = network.in_adapter(h)
     f = F.pad(f, (0, 0, 0, 0, 0, 0, 0, len(z[1]) - rows))                 # rows without a high level: zeros
@@ -163,35 +175,31 @@ def denoise(network, z, logsnr, condition, text=None, f=None):
 
 
 def innermost(network):
+    """Return the network of the lowest level."""
     while isinstance(network, NestedUNet):
         network = network.inner
     return network
 
 
-def sizes_of(network):
-    """The sizes of the levels of any of our networks, highest first."""
-    return network.sizes if isinstance(network, NestedUNet) else [network.size]
-
-
 # ------------------------------------------------------------------------------------------ growing (3.3)
 
 def check_inner(model, trained):
-    """Is `trained` the state_dict of a network like the inner one of `model`? Nothing is skipped in silence: raises
-    ValueError naming what is missing, in excess, or of another shape."""
+    """Raise ValueError unless `trained` is the state_dict of a network like model.inner. The error names the keys."""
     wanted = model.inner.state_dict()
-    missing, excess = sorted(wanted.keys() - trained.keys()), sorted(trained.keys() - wanted.keys())
-    shapes = [f"{key} {tuple(trained[key].shape)} for {tuple(wanted[key].shape)}" for key in wanted
-              if key in trained and trained[key].shape != wanted[key].shape]
-    faults = [f"{what}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-              for what, keys in (("missing", missing), ("in excess", excess), ("of another shape", shapes)) if keys]
+    keys = {"missing": sorted(wanted.keys() - trained.keys()),
+            "in excess": sorted(trained.keys() - wanted.keys()),
+            "of another shape": [f"{key} {tuple(trained[key].shape)} for {tuple(wanted[key].shape)}" for key in wanted
+                                 if key in trained and trained[key].shape != wanted[key].shape]}
+    faults = [f"{fault}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+              for fault, names in keys.items() if names]
     if faults:
         raise ValueError("; ".join(faults))
 
 
 def grow(model, trained):
-    """Put the weights of a trained inner network into `model`, a NestedUNet around an equal one. In place.
+    """Load the weights `trained` of a smaller model into the inner network of a new NestedUNet, in place.
 
-    The outer level is left as it is, the adapters at zero: `model` then gives the inner network's output to the bit.
+    The adapters of the new model are zero, so its inner levels predict what the smaller model predicts, to the bit.
     """
     check_inner(model, trained)
     model.inner.load_state_dict(trained)
@@ -199,113 +207,118 @@ def grow(model, trained):
 
 # ------------------------------------------------------------------------------------------ the page of the lecture
 
-def draw_levels(plt, path):
-    """z_t of one scene at 1024, 256 and 64 px, averaged to 64 px: at one t all show as much. Last row: no shift."""
-    from data import Glyphs
-    from schedule import alpha_sigma, logsnr_shifted
+def view(x, eps, logsnr, side):
+    """Noise x to this log-SNR, average it to `side` px and scale it to one contrast, so that only the SNR differs."""
+    k = x.shape[-1] // side                                               # averaging k x k divides sigma by k
+    alpha, sigma = alpha_sigma(logsnr)
+    return F.avg_pool2d(diffuse(x, eps, logsnr), k)[0] / torch.sqrt(alpha ** 2 + (sigma / k) ** 2)
+
+
+def draw_levels(path):
+    """Draw z_t of a scene at 1024, 256 and 64 px, averaged to 64 px: at one t all show as much. Last row: no shift."""
+    from data import Glyphs                                               # only the picture needs an image
     sizes = [(1024, 1024), (256, 256), (64, 64)]
     x = pyramid(Glyphs(sizes[0]).image(10)[None], sizes)
     generator = torch.Generator().manual_seed(0)
     eps = [torch.randn(level.shape, generator=generator) for level in x]
     base = lambda t: logsnr_shifted(t, 64, 64)
-    rows = [(f"{size[0]} px", *level) for size, *level in zip(sizes, x, eps, level_schedules(base, sizes))]
+    rows = list(zip(["1024 px", "256 px", "64 px"], x, eps, level_schedules(base, sizes)))
     rows.append(("1024 px,\nno shift", x[0], eps[0], base))
     times = torch.linspace(0.1, 0.9, 9)
-    figure, axes = plt.subplots(len(rows), len(times), figsize=(1.25 * len(times), 5.4))
+    figure, axes = pyplot().subplots(len(rows), len(times), figsize=(1.25 * len(times), 5.4))
     for row, (name, x_r, eps_r, schedule) in zip(axes, rows):
         for axis, t in zip(row, times):
-            (alpha, sigma), k = alpha_sigma(schedule(t)), x_r.shape[-1] // 64
-            z = F.avg_pool2d(diffuse(x_r, eps_r, schedule(t)), k)[0]
-            z = z / torch.sqrt(alpha ** 2 + (sigma / k) ** 2)             # at one contrast: the SNR is what is compared
-            axis.imshow(((z + 1) / 2).clamp(0, 1).permute(1, 2, 0), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
+            show_image(axis, view(x_r, eps_r, schedule(t), 64), interpolation="nearest")
         row[0].set_ylabel(name, fontsize=9)
     for axis, t in zip(axes[0], times):
         axis.set_title(f"t = {float(t):.1f}", fontsize=9)
     figure.suptitle("z_t at three levels, averaged to 64 px, at one contrast; the log-SNR of a level is 2 log k below "
                     "the lowest's", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
-def levels_of(network):
-    """[(the network of one level, its adapters)], highest first; the innermost is the network itself."""
-    levels = []
-    while isinstance(network, NestedUNet):
-        levels.append((network.outer, (network.in_adapter, network.out_adapter)))
-        network = network.inner
-    return levels + [(network, ())]
+def outer_level(size, emb_channels, widths, blocks, shift, patching="none"):
+    """Build an outer level: a U-Net without attention, middle and classes."""
+    return UNet(size, 1, emb_channels, widths, blocks, attn_resolutions=(), dropout=0.0, patching=patching,
+                num_classes=None, logsnr_min=-15 + shift, logsnr_max=15 + shift, middle=False)
 
 
-def draw_architecture(plt, model, title, path):
-    """The nest as boxes, a colour a level: an outer level's maps come down, the level below is its middle, and up."""
-    levels = [network for network, _ in levels_of(model)]
-    boxes = [(n, i, "down") for n in levels for i in range(len(n.widths))]
-    boxes += [(n, i, "up") for n in reversed(levels) for i in reversed(range(len(n.widths)))]
+def mdm1024():
+    """Build the paper's 1024 px model: a 64 px U-Net in a 256 px level in a 1024 px level."""
+    model = UNet((64, 64), 256, 1024, (1, 2, 3), (2, 2, 2), attn_layers=(0, 1, 5), num_heads=8, dropout=0.0,
+                 num_classes=1000)
+    model = NestedUNet(model, outer_level((256, 256), 1024, (64, 128, 256), (2, 2, 1), -2 * math.log(256 / 64)))
+    return NestedUNet(model, outer_level((1024, 1024), 1024, (32, 32, 64), (2, 2, 1), -2 * math.log(1024 / 64)))
+
+
+def glyphs64_nested():
+    """Build our small model: a 16 px U-ViT in a 64 px level."""
+    from uvit import UViT
+    shift = 2 * math.log(32 / 16)                                         # noise_d = 32 at 16 px
+    model = UViT((16, 16), 96, 256, (1, 2), (1,), 4, transformer_dropout=0.0, position_std=1.0, num_classes=36,
+                 logsnr_min=-15 + shift, logsnr_max=15 + shift)
+    return NestedUNet(model, outer_level((64, 64), 256, (32, 64), (1, 1), shift - 2 * math.log(64 / 16), "dwt_1"))
+
+
+def nests_in(model):
+    """Return the model and all networks nested in it, the largest first."""
+    return [model, *nests_in(model.inner)] if isinstance(model, NestedUNet) else [model]
+
+
+def print_costs(name, model):
+    """Print the parameters and the FLOPs of each level of a model on device meta.
+
+    A level costs what the nest from there inwards costs, less what the nest below costs. So the adapters count as part
+    of the outer level.
+    """
+    totals = []
+    for r, network in enumerate(nests_in(model)):
+        z = [torch.zeros(1, 3, *size) for size in model.sizes[r:]]
+        with FlopCounterMode(display=False) as counter:
+            denoise(network, z, [torch.zeros(1)] * len(z), *innermost(network).embed.of_cond({}, 1))
+        totals.append((sum(p.numel() for p in network.parameters()) / 1e6, counter.get_total_flops() / 1e9))
+    (parameters, flops), below = totals[0], totals[1:] + [(0, 0)]
+    print(f"{name}\nlevel        parameters, M          forward pass of one image, GFLOP")
+    for (height, width), (p, f), (q, g) in zip(model.sizes, totals, below):
+        print(f"{height:4d}x{width:<4d} {p - q:11.2f} {(p - q) / parameters:8.1%} {f - g:14.1f} {(f - g) / flops:8.1%}")
+    print()
+
+
+def draw_architecture(model, title, path):
+    """Draw the maps of a nest of U-Nets as boxes, one colour a level: down, inwards, and up again."""
+    plt = pyplot()
+    levels = [network.outer if isinstance(network, NestedUNet) else network for network in nests_in(model)]
+    boxes = [(level, i, "down") for level in levels for i in range(len(level.widths))]
+    boxes += [(level, i, "up") for level in reversed(levels) for i in reversed(range(len(level.widths)))]
     figure, axis = plt.subplots(figsize=(11, 4))
-    for x, (network, i, way) in enumerate(boxes):
-        level, side = levels.index(network), network.first_map[0] >> i
-        blocks = len(network.down[i] if way == "down" else network.up[len(network.widths) - 1 - i])
+    for x, (level, i, way) in enumerate(boxes):
+        color, side = f"C{levels.index(level)}", level.first_map[0] >> i
+        blocks = len(level.down[i] if way == "down" else level.up[-1 - i])
         height = 0.25 * math.log2(side)
-        axis.add_patch(plt.Rectangle((x, -height / 2), 0.8, height, color=f"C{level}", alpha=0.6))
-        axis.text(x + 0.4, 0, f"{side}²\n{network.widths[i]}\n×{blocks}", ha="center", va="center", fontsize=8)
-        if i == 0:                                                        # where z comes in and v goes out
+        axis.add_patch(plt.Rectangle((x, -height / 2), 0.8, height, color=color, alpha=0.6))
+        axis.text(x + 0.4, 0, f"{side}²\n{level.widths[i]}\n×{blocks}", ha="center", va="center", fontsize=8)
+        if i == 0:                                                        # z goes in here, or v comes out
             (start, end), name = ((-2.0, -height / 2), "z") if way == "down" else ((-height / 2, -2.0), "v")
-            axis.annotate("", (x + 0.4, end), (x + 0.4, start), arrowprops=dict(arrowstyle="->", color=f"C{level}"))
-            axis.text(x + 0.4, -2.2, f"{name}, {network.size[0]} px", ha="center", fontsize=8, color=f"C{level}")
-        if x and boxes[x - 1][0] is not network:
+            axis.annotate("", (x + 0.4, end), (x + 0.4, start), arrowprops=dict(arrowstyle="->", color=color))
+            axis.text(x + 0.4, -2.2, f"{name}, {level.size[0]} px", ha="center", fontsize=8, color=color)
+        if x and boxes[x - 1][0] is not level:
             axis.plot([x - 0.1] * 2, [-1.5, 1.5], ":", color="grey")
             axis.text(x - 0.1, 1.6, "adapter\nfrom 0", ha="center", fontsize=8, color="grey")
     axis.set(xlim=(-0.4, len(boxes)), ylim=(-2.4, 2.2))
     axis.axis("off")
     axis.set_title(f"{title}: side of the maps, width, number of blocks; a level's skips stay inside it", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def cost_of_levels(config):
-    """[(size, parameters, GFLOP of a forward pass of one image)], highest first; adapters count as the outer level's.
-
-    The cost of a level is that of the nest from there inwards, less that of the nest below.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-    from config import build_model
-    with torch.device("meta"):
-        nest, totals = build_model(config), []
-        for r in range(len(config.sizes)):
-            sizes = config.sizes[r:]
-            z, logsnr = [torch.zeros(1, 3, *size) for size in sizes], [torch.zeros(1)] * len(sizes)
-            with FlopCounterMode(display=False) as counter:
-                denoise(nest, z, logsnr, *innermost(nest).embed.of_cond({}, 1))
-            totals.append((sum(p.numel() for p in nest.parameters()), counter.get_total_flops() / 1e9))
-            nest = nest.inner if isinstance(nest, NestedUNet) else nest
-    below = totals[1:] + [(0, 0.0)]
-    return [(size, p - q, f - g) for size, (p, f), (q, g) in zip(config.sizes, totals, below)]
+    save_figure(figure, path)
 
 
 def main():
-    import os
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from config import PRESETS, build_model
-    os.makedirs("figures", exist_ok=True)
-    for name in ("mdm1024", "glyphs64_nested"):
-        rows = cost_of_levels(PRESETS[name])
-        parameters, flops = sum(r[1] for r in rows), sum(r[2] for r in rows)
-        print(f"{name}\nlevel        parameters, M          forward pass of one image, GFLOP")
-        for (height, width), p, f in rows:
-            print(f"{height:4d}x{width:<4d} {p / 1e6:11.2f} {p / parameters:8.1%} {f:14.1f} {f / flops:8.1%}")
-        print()
-    with torch.device("meta"):
-        model = build_model(PRESETS["mdm1024"])
-    draw_levels(plt, "figures/nested_levels.png")
-    draw_architecture(plt, model, "mdm1024", "figures/nested_unet.png")
+    with torch.device("meta"):                                            # shapes only: no memory, no numbers
+        paper = mdm1024()
+        print_costs("mdm1024", paper)
+        print_costs("glyphs64_nested", glyphs64_nested())
+    draw_levels("figures/nested_levels.png")
+    draw_architecture(paper, "mdm1024", "figures/nested_unet.png")
     print("wrote figures/nested_levels.png (z_t of all levels) and figures/nested_unet.png (the network)")
 
 
 if __name__ == "__main__":
-    import nested_unet                                                    # the module that config.py knows, not a copy
-    nested_unet.main()
+    main()
