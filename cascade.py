@@ -207,7 +207,7 @@ def main():
     low_schedule = lambda t: logsnr_shifted(t, 16, 32)
     low_res = downsample(torch.stack([Glyphs(size).image(i) for i in range(40)]), low_size)
     print("glyphs64_sr, 16x16 -> 64x64: log-SNR of the low-res image at s")
-    print("   s     given   measured   after up-sampling (it averages some noise away: the level given is the one before)")
+    print("   s     given   measured   after up-sampling (which averages noise away: the level given is before it)")
     for s in times:
         given, measured, upsampled = measured_snr(low_res, s, low_schedule, size, torch.Generator().manual_seed(0))
         print(f"{s:4.1f} {given:9.2f} {measured:10.2f} {upsampled:12.2f}")

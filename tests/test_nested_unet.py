@@ -1,12 +1,12 @@
-"""Laws of nested_unet.py (trap 12), alone and through train.py and sample.py."""
+"""The laws of nested_unet.py (trap 12)."""
 import functools
 import math
 import os
+import runpy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch.testing import assert_close
 
 import config as C
@@ -15,13 +15,11 @@ import sample as P
 import schedule as S
 import train as T
 import unet
-from programs import TINY, run_here
-from test_models import small_unet, small_uvit, stir
 from plumbing import pictures
+from programs import ROOT
+from test_models import small_unet, small_uvit, stir
 
 SIZES = [(32, 32), (16, 16)]
-SMALL = [*TINY, "--patching", "none", "--base-channels", "16"]
-NESTED = ["--size", "32", "--outer-channels", "8,16", "--outer-blocks", "1,1"]
 
 
 def small_outer(size=(32, 32), widths=(8, 16), emb=16):
@@ -292,7 +290,7 @@ def test_all_levels_are_guided_clipped_and_start_from_noises_of_their_own():
     assert torch.equal(tiles[..., 32:], out[0]) and torch.equal(tiles[..., ::2, :32:2], out[1])
 
 
-# ---- growing, and the programs
+# ---- growing
 
 def test_growing_keeps_the_inner_network_and_refuses_what_does_not_fit():
     """Trap 12. Kills: matching keys only, in silence; adapters or the outer level loaded over."""
@@ -308,84 +306,32 @@ def test_growing_keeps_the_inner_network_and_refuses_what_does_not_fit():
         N.grow(model, state)
 
 
-@pytest.fixture(scope="module")
-def run16(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nested") / "run16"
-    assert run_here(T, [*SMALL, "--steps", "2", "--out", folder]) == (None, "")
-    return folder
+# ---- the page of the lecture
+
+def test_the_page_builds_the_presets():
+    """Kills: other widths or counts, the end points of another schedule, dropout in an outer level."""
+    with torch.device("meta"):
+        pairs = [(N.mdm1024(), C.build_model(C.PRESETS["mdm1024"])),
+                 (N.glyphs64_nested(), C.build_model(C.PRESETS["glyphs64_nested"]))]
+    ends = lambda model: [end for module in model.modules() if isinstance(module, unet.Embedding)
+                          for end in (module.logsnr_min, module.logsnr_max)]
+    for page, preset in pairs:
+        assert str(page) == str(preset)                                   # every layer, its size and its dropout
+        shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (page, preset)]
+        assert shapes[0] == shapes[1] and page.sizes == preset.sizes
+        assert ends(page) == pytest.approx(ends(preset), abs=1e-4)
 
 
-def test_a_grown_run_begins_as_the_inner_one_and_resumes_to_the_bit(run16, tmp_path, monkeypatch):
-    args = [*SMALL, *NESTED, "--grow-from", run16]
-    starts, grown = [], T.grow
-
-    def spy(model, trained):
-        grown(model, trained)
-        starts.append({k: v.clone() for k, v in model.inner.state_dict().items()})
-    monkeypatch.setattr(T, "grow", spy)
-    for name, steps in (("whole", 4), ("parts", 2)):
-        assert run_here(T, [*args, "--steps", steps, "--mixed-ratio", "1:1", "--level-weights", "2:1", "--out",
-                            tmp_path / name]) == (None, "")
-    state = torch.load(run16 / "checkpoint.pt", weights_only=True)
-    for weights, inner in ((state["model"], starts[0]), (state["ema"], starts[1])):
-        assert weights.keys() == inner.keys() and all(torch.equal(weights[k], inner[k]) for k in inner)
-    assert run_here(T, ["--resume", tmp_path / "parts", "--steps", "4", "--device", "cpu"]) == (None, "")
-    assert len(starts) == 4                                               # two runs, model and average; not grown again
-    a, b = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
-    for part in ("model", "ema"):
-        assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
-    again = [*SMALL, "--size", "64", "--outer-channels", "8,8/8,16", "--outer-blocks", "1,1/1,1",
-             "--steps", "1", "--grow-from", tmp_path / "whole", "--out", tmp_path / "three"]
-    assert run_here(T, again) == (None, "")                               # a nested run is grown once more
-    out, gif = tmp_path / "s.png", tmp_path / "s.gif"
-    assert run_here(P, [tmp_path / "three", "--levels", "--labels", "A,B", "--n", "2", "--out", out, "--gif", gif,
-                        "--device", "cpu"]) == (None, "")
-    picture = Image.open(out)
-    assert picture.height == 2 * 64 and picture.width >= 2 * 3 * 64 and Image.open(gif).size == picture.size
-    assert run_here(P, [tmp_path / "three", "--labels", "A", "--n", "1", "--out", out, "--device", "cpu"]) == (None, "")
-    assert Image.open(out).height == 64
-
-
-def test_mistakes_of_nested_runs(run16, tmp_path):
-    nested = [*SMALL, *NESTED, "--out", tmp_path / "new"]
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    state = torch.load(run16 / "checkpoint.pt", weights_only=True)
-    others = {"part": dict(state, ema={k: v for k, v in state["ema"].items() if k != "position"}),
-              "null": dict(state, ema=None), "number": dict(state, model=dict(state["model"], position=1))}
-    for name, value in others.items():
-        (tmp_path / name).mkdir()
-        torch.save(value, tmp_path / name / "checkpoint.pt")
-    del state["model"]["position"]
-    torch.save(state, broken / "checkpoint.pt")
-    cases = [([*nested, "--grow-from", tmp_path / "none"], "no such run"),
-             ([*nested, "--grow-from", broken], "not the inner network of this model (missing: position)"),
-             ([*nested, "--base-channels", "8", "--grow-from", run16], "another shape"),
-             ([*nested, "--base-channels", "8", "--grow-from", run16, "--dry-run"], "another shape"),
-             *[([*nested, "--grow-from", tmp_path / name], "not the inner network") for name in others],
-             ([*nested, "--grow-from", ""], "--grow-from is empty"), ([*nested, "--outer-channels", "8,16/",
-                                                                       "--outer-blocks", "1,1/"], "a width or more"),
-             ([*nested, "--size", "64", "--grow-from", run16], "is of 16x16, the inner levels are 32x32"),
-             ([*nested, "--noise-d", "64", "--grow-from", run16], "its schedule is another"),
-             ([*TINY, "--out", tmp_path / "new", "--grow-from", run16], "--outer-channels is empty"),
-             ([*nested, "--outer-blocks", "1"], "--outer-blocks 1: want a number of blocks for each width"),
-             ([*nested, "--outer-channels", "8,x"], "--outer-channels 8,x: want whole numbers"),
-             ([*nested, "--level-weights", "1"], "2 levels"), ([*nested, "--mixed-ratio", "1:0"], "--mixed-ratio 1:0"),
-             ([*nested, "--mixed-ratio", "1:1:1"], "2 levels"), ([*nested, "--mixed-ratio", "1:9"], "highest level"),
-             ([*nested, "--size", "33"], "does not divide"), ([*nested, "--level-power", "-1"], "between 0 and 4"),
-             ([*nested, "--patching", "dwt_1"], "32x32 is not below 32x32"),
-             ([*nested, "--multiscale", "32"], "lowest level, 16")]
-    for args, wanted in cases:
-        status, line = run_here(T, args)
-        assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)
-    status, line = run_here(P, [run16, "--levels"])
-    assert status == 2 and "not of a nested model" in line
-    assert not os.path.exists(tmp_path / "new")
-
-
-def test_three_levels_cost_what_they_should():
-    """MDM 3.2: the 1024 level adds almost no parameters. Kills: widths of the inner network used outside."""
-    rows = N.cost_of_levels(C.PRESETS["mdm1024"])
-    assert [size for size, _, _ in rows] == [(1024, 1024), (256, 256), (64, 64)]
-    total = sum(p for _, p, _ in rows)
-    assert rows[0][1] < 0.01 * total and rows[1][1] < 0.04 * total and rows[2][1] > 0.95 * total
+def test_the_page_prints_that_the_1024_level_adds_almost_no_parameters(tmp_path, monkeypatch, capsys):
+    """MDM 3.2. Kills: widths of the inner network used outside; a nest that counts as its outer level alone."""
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(os.path.join(ROOT, "nested_unet.py"), run_name="__main__")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = {line[0]: [float(number.strip("%")) for number in line[1:]] for line in lines if len(line) == 5}
+    assert list(rows) == ["1024x1024", "256x256", "64x64", "16x16"]      # the last size of mdm1024 is the first of ours
+    assert lines[1:5] == [["level", "parameters,", "M", "forward", "pass", "of", "one", "image,", "GFLOP"],
+                          ["1024x1024", "2.90", "0.8%", "298.4", "40.1%"],
+                          ["256x256", "12.17", "3.2%", "145.4", "19.5%"],
+                          ["64x64", "362.94", "96.0%", "301.0", "40.4%"]]
+    assert rows["64x64"] == [0.71, 14.3, 0.3, 40.9] and rows["16x16"] == [4.28, 85.7, 0.5, 59.1]
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"nested_levels.png", "nested_unet.png"}
