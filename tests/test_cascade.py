@@ -1,4 +1,4 @@
-"""The laws of cascade.py (trap 11)."""
+"""The laws of cascade.py."""
 import math
 import os
 import runpy
@@ -34,7 +34,7 @@ def normal(*shape, seed=0):
 # ---- the augmentations
 
 def test_low_res_training_image_is_the_average():
-    """Kills: a stride, or bilinear without antialiasing, which keeps noise that an average removes."""
+    """Kills: a stride, or bilinear without antialiasing. Both keep noise that an average removes."""
     x = normal(2, 3, 16, 32)
     assert_close(K.downsample(x, (4, 8)), x.reshape(2, 3, 4, 4, 8, 4).mean((3, 5)))
     for size in ((5, 8), (4, 16)):
@@ -43,7 +43,7 @@ def test_low_res_training_image_is_the_average():
 
 
 def test_no_noise_and_no_blur_leave_the_plain_upsampled_image_to_the_bit():
-    """s at its clean end. Kills: alpha_0 a little below 1; a kernel that does not end at the identity."""
+    """Kills: an alpha a little below 1 for "no noise"; a blur that changes the image at sigma 0."""
     x, noise, model = normal(2, 3, 8, 8), normal(2, 3, 8, 8, seed=1), small_sr()
     draws = torch.rand(3, 2)
     low_res, level = K.augment(x, torch.rand(2), noise, LOW_SCHEDULE, draws, aug_noise=0.0, aug_blur=0.0)
@@ -59,7 +59,7 @@ def test_no_noise_and_no_blur_leave_the_plain_upsampled_image_to_the_bit():
 
 
 def test_blur_is_the_three_by_three_gaussian_on_half_of_the_examples():
-    """3.1. Kills: a kernel that is not normalised, one sigma for the batch, channels mixed, blur on all or none."""
+    """3.1. Kills: a kernel that is not normalised, one sigma for the batch, mixed channels, blur on all or none."""
     x, sigma = normal(3, 2, 6, 5), torch.tensor([0.4, 0.6, 5.0])
     got = K.blur_augment(x, sigma)
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
@@ -78,8 +78,8 @@ def test_blur_is_the_three_by_three_gaussian_on_half_of_the_examples():
     assert away.max() < (most - x[:1]).norm() + 1e-4 and away.min() > (least - x[:1]).norm() - 1e-4
 
 
-def test_noise_has_the_level_that_is_told_and_each_example_its_own():
-    """Told = measured. Kills: one s for the batch, the level of another schedule, t told for log-SNR."""
+def test_noise_has_the_level_that_the_model_is_given_and_each_example_has_its_own():
+    """Measured = given. Kills: one s for the batch, the level of another schedule, t given for log-SNR."""
     n = 6
     x, s = normal(1, 3, 8, 8).expand(n, 3, 8, 8), torch.linspace(0.05, 0.95, n)
     many, level = [], None
@@ -100,7 +100,7 @@ def test_noise_has_the_level_that_is_told_and_each_example_its_own():
 
 
 def test_noise_is_added_before_upsampling():
-    """CDM: smooth on the fine grid. Kills: noise after up-sampling, which is white there."""
+    """The noise is smooth on the fine grid. Kills: noise after up-sampling, which is white there."""
     z, _ = K.augment(torch.zeros(64, 3, 8, 8), torch.full((64,), 0.9), normal(64, 3, 8, 8), LOW_SCHEDULE,
                      torch.zeros(3, 64))
     seen, model = [], small_sr()
@@ -111,7 +111,7 @@ def test_noise_is_added_before_upsampling():
 
 
 def test_numbers_for_the_augmentation_are_a_function_of_seed_step_and_place():
-    """Trap 11: s per example. Kills: one s for the batch; other numbers in another split of the batch."""
+    """Kills: one s for the batch; other numbers if the batch is split in another way."""
     cpu = torch.device("cpu")
     whole = T.draw_augmentation(3, 5, range(500), cpu)
     assert whole.shape == (4, 500) and all(len(set(row.tolist())) > 490 for row in whole)
@@ -125,7 +125,7 @@ def test_numbers_for_the_augmentation_are_a_function_of_seed_step_and_place():
 
 @pytest.mark.parametrize("make", [small_unet, small_uvit])
 def test_every_condition_of_the_super_resolution_model_matters(make):
-    """Kills: the level never shown to the network; the low-res image or the class forgotten; "none" taken for s = 0."""
+    """Kills: a network that ignores the level, the low-res image or the class; the level at s = 0 for "none"."""
     model = stir(small_sr(make)).eval()
     z, logsnr = normal(2, 3, 16, 16), torch.zeros(2)
     low_res, level = normal(2, 3, 8, 8, seed=1), torch.tensor([2.0, 2.0])
@@ -149,6 +149,7 @@ def test_every_condition_of_the_super_resolution_model_matters(make):
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_both_ways_of_upsampling(mode):
+    """Kills: a mode that is ignored, or that does not arrive from the settings."""
     model, seen, low_res = small_sr(), [], normal(1, 3, 8, 8)
     model.mode = mode
     model.network.input.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -160,6 +161,7 @@ def test_both_ways_of_upsampling(mode):
 
 
 def test_loss_sees_the_augmented_image_and_its_level():
+    """Kills: a loss that drops a condition, or noises by another schedule."""
     seen = []
 
     def model(z, logsnr, cond):
@@ -187,8 +189,8 @@ class Gaussian(torch.nn.Module):
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_truncated_has_the_law_of_renoised_when_the_lower_stage_is_perfect(sampler):
-    """z_s ~ N(alpha_s m, alpha_s^2 v + sigma_s^2) either way. Kills: stopping one step early or late, a z_s that is
-    denoised before it is handed over, the fresh noise forgotten."""
+    """Both give z_s ~ N(alpha_s m, alpha_s^2 v + sigma_s^2). Kills: stopping one step early or late, a z_s that is
+    denoised before the next stage gets it, no fresh noise."""
     config = override(C.Config(), size=(4,), schedule="cosine", sample_steps=64, sampler=sampler, clip_x="none",
                         num_classes=0)
     for s in (0.25, 0.6):
@@ -199,8 +201,8 @@ def test_truncated_has_the_law_of_renoised_when_the_lower_stage_is_perfect(sampl
         stopped, whole = draw(batch=500, stop=s), draw(batch=500)
         noise = P.handoff_noise(whole.shape, seeds, 1)
         for handoff, image in (("truncated", stopped), ("renoised", whole)):
-            z, told = K.hand_over(image, handoff, s, S.logsnr_cosine, noise)
-            assert_close(told, level.expand(1500))
+            z, given = K.hand_over(image, handoff, s, S.logsnr_cosine, noise)
+            assert_close(given, level.expand(1500))
             assert float(z.mean()) == pytest.approx(float(alpha) * 0.5, abs=0.01)
             assert float(z.var()) == pytest.approx(float(alpha ** 2 * 0.09 + sigma ** 2), rel=0.04)
     with pytest.raises(ValueError, match="want one of truncated"):
@@ -208,7 +210,7 @@ def test_truncated_has_the_law_of_renoised_when_the_lower_stage_is_perfect(sampl
 
 
 def test_guidance_drops_the_label_and_keeps_the_low_res_image():
-    """Kills: guidance away from "no low-res image at all", which no model has learnt."""
+    """Kills: guidance that also drops the low-res image. No model learns to do without it."""
     seen = []
 
     def model(z, logsnr, cond):
@@ -220,21 +222,24 @@ def test_guidance_drops_the_label_and_keeps_the_low_res_image():
 
 
 def test_handoff_noise_is_a_function_of_the_image_s_seed():
+    """Kills: noise that depends on the place in the batch; the same noise at two stages."""
     whole = P.handoff_noise((3, 3, 4, 4), [5, 6, 7], 1)
     assert torch.equal(whole[1:], P.handoff_noise((2, 3, 4, 4), [6, 7], 1))
     assert not torch.equal(whole, P.handoff_noise((3, 3, 4, 4), [5, 6, 7], 2))
     assert abs(P.handoff_noise((400, 3, 4, 4), range(400), 1).var() - 1) < 0.05
     first = torch.stack([torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(i)) for i in (5, 6, 7)])
-    assert (whole - first).abs().amax((1, 2, 3)).min() > 0.5              # not the noise that the image began as
+    assert (whole - first).abs().amax((1, 2, 3)).min() > 0.5              # nor the noise that sampling starts from
 
 
 # ---- the page of the lecture, and the presets
 
-def test_the_page_of_the_lecture_measures_what_is_told():
+def test_the_page_measures_the_level_that_the_model_is_given():
+    """Kills: a measurement after up-sampling, where the noise is weaker."""
     low_res = normal(64, 3, 8, 8).clamp(-1, 1)
     for s in (0.2, 0.8):
-        told, measured, upsampled = K.measured_snr(low_res, s, LOW_SCHEDULE, HIGH, torch.Generator().manual_seed(0))
-        assert told == pytest.approx(float(LOW_SCHEDULE(torch.tensor(s)))) and measured == pytest.approx(told, abs=0.05)
+        given, measured, upsampled = K.measured_snr(low_res, s, LOW_SCHEDULE, HIGH, torch.Generator().manual_seed(0))
+        assert given == pytest.approx(float(LOW_SCHEDULE(torch.tensor(s))))
+        assert measured == pytest.approx(given, abs=0.05)
         assert upsampled > measured + 0.3
 
 
@@ -253,7 +258,7 @@ def test_the_page_prints_the_level_that_the_model_is_given(tmp_path, monkeypatch
 
 
 def test_presets_of_cdm():
-    """FACTS B 2.5, as notes give it."""
+    """The settings of appendix B of the paper, as notes give them."""
     p = C.PRESETS
     for name, size, low, base, mult, blocks, attention, heads, batch, dropout in (
             ("cdm32", 32, (), 256, (1, 2, 3, 4), 6, (8, 16), 4, 2048, 0.1),

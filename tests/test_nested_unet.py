@@ -1,4 +1,4 @@
-"""The laws of nested_unet.py (trap 12)."""
+"""The laws of nested_unet.py."""
 import functools
 import math
 import os
@@ -57,7 +57,7 @@ def test_pyramid_averages_from_level_to_level():
 
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_gap_between_levels_is_p_log_k_at_every_t(power):
-    """FACTS B 1.14. Kills: k of neighbours instead of the lowest level, another logarithm, the wrong sign."""
+    """Kills: k between neighbours instead of k over the lowest level, another logarithm, the wrong sign."""
     t = torch.linspace(0, 1, 51)
     schedules = N.level_schedules(S.logsnr_cosine, [(256, 256), (128, 128), (32, 32)], power)
     for schedule, k in zip(schedules, (8, 4, 1)):
@@ -65,6 +65,7 @@ def test_gap_between_levels_is_p_log_k_at_every_t(power):
 
 
 def test_power_two_is_simple_diffusions_shift():
+    """Kills: k as a ratio of areas, and not of sides."""
     base = lambda t: S.logsnr_shifted(t, 64, 32)
     t = torch.linspace(0, 1, 11)
     for schedule, d in zip(N.level_schedules(base, [(1024, 1024), (256, 256), (64, 64)]), (1024, 256, 64)):
@@ -74,7 +75,7 @@ def test_power_two_is_simple_diffusions_shift():
 
 
 def test_snr_of_the_pooled_image_agrees_across_levels_measured_on_noise():
-    """Power 2 and only 2: averaged to the lowest level, all levels have the same SNR. Kills: power 1 called 2."""
+    """All levels, averaged to the lowest one, have the same SNR at power 2 and only there. Kills: half the shift."""
     sizes, logsnr = [(128, 128), (64, 64), (16, 16)], 0.7
     for power, agree in ((2.0, True), (1.0, False)):
         schedules = N.level_schedules(lambda t: t * 0 + logsnr, sizes, power)
@@ -87,7 +88,7 @@ def test_snr_of_the_pooled_image_agrees_across_levels_measured_on_noise():
 
 
 def test_noises_of_the_levels_are_independent_and_of_unit_variance():
-    """Trap 12. Kills: low-level noise pooled from the high level's (with or without its factor k)."""
+    """Kills: noise of the low level that is the average of the high level's noise (with or without its factor k)."""
     _, (high, low), _ = T.draw(0, 0, range(64), [(3, 64, 64), (3, 16, 16)], torch.device("cpu"))
     pooled = F.avg_pool2d(high, 4)
     assert pooled.std() == pytest.approx(1 / 4, rel=0.02) and low.std() == pytest.approx(1, rel=0.02)
@@ -98,7 +99,7 @@ def test_noises_of_the_levels_are_independent_and_of_unit_variance():
 
 @pytest.mark.parametrize("make", [small_unet, small_uvit])
 def test_one_level_is_the_plain_model_to_the_bit(make):
-    """Network, loss, gradient, samples. simple diffusion is the case R = 1."""
+    """simple diffusion is the case R = 1: same network output, loss, gradients and samples."""
     inner = stir(make()).eval()
     nested = N.NestedUNet(inner)
     x, t, eps = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([0.2, 0.8]), torch.randn(2, 3, 16, 16)
@@ -120,8 +121,8 @@ def test_one_level_is_the_plain_model_to_the_bit(make):
 
 @pytest.mark.parametrize("make", [small_unet, small_uvit])
 def test_with_zero_adapters_the_inner_output_is_the_stand_alone_models(make):
-    """Trap 12, to the bit, at two and three levels. Kills: adapters not from zero, the inner network's own log-SNR or
-    condition replaced by the outer's, an f that is scaled in."""
+    """At two and three levels, to the bit. Kills: adapters that do not start at zero, the outer level's log-SNR or
+    condition in the inner network, an f that rescales the inner input."""
     for levels in (1, 2):
         model = inner = stir(make()).eval()
         sizes = [(16, 16)]
@@ -135,7 +136,7 @@ def test_with_zero_adapters_the_inner_output_is_the_stand_alone_models(make):
 
 
 def influence(model, sizes):
-    """(R, R) table: does output i depend on input j?"""
+    """Return a table (R, R): whether output i depends on input j."""
     z = [a.requires_grad_() for a in noises(sizes, 1)]
     outputs = model(z, [torch.zeros(1)] * len(sizes), {})
     return [[bool(g is not None and g.abs().sum() > 0) for g in torch.autograd.grad(
@@ -143,7 +144,7 @@ def influence(model, sizes):
 
 
 def test_every_level_sees_every_other_after_one_step_and_none_before():
-    """Kills: an adapter that is missing or one-way; an outer middle that bypasses it; both adapters dead at zero."""
+    """Kills: a missing adapter, a link in one direction only, adapters that stay at zero because both start there."""
     model, sizes = three_levels(), [(64, 64), (32, 32), (16, 16)]
     assert influence(model, sizes) == [[i == j for j in range(3)] for i in range(3)]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -170,7 +171,8 @@ def test_every_parameter_is_used_and_every_input_matters():
             assert (a - b).abs().max() > 1e-6
 
 
-def test_the_condition_is_computed_once_and_inside(monkeypatch):
+def test_the_innermost_network_embeds_the_condition_once_for_all_levels(monkeypatch):
+    """Kills: a table of classes at every level; a level that gets the class only through its adapters."""
     model, calls = three_levels(), []
     whole = N.innermost(model).embed.of_cond
     monkeypatch.setattr(N.innermost(model).embed, "of_cond", lambda *args: calls.append(args) or whole(*args))
@@ -178,7 +180,7 @@ def test_the_condition_is_computed_once_and_inside(monkeypatch):
     assert len(calls) == 1
     assert all(nested.outer.embed.label is None for nested in (model, model.inner))
     stir(model).eval()
-    for nested in (model, model.inner):                                   # with the adapters shut: told, not overheard
+    for nested in (model, model.inner):                                   # adapters at zero: no level hears another
         for adapter in (nested.in_adapter, nested.out_adapter):
             torch.nn.init.zeros_(adapter.weight), torch.nn.init.zeros_(adapter.bias)
     z, logsnr = noises(model.sizes), [torch.zeros(2)] * 3
@@ -187,6 +189,7 @@ def test_the_condition_is_computed_once_and_inside(monkeypatch):
 
 
 def test_levels_that_do_not_fit_are_named():
+    """Kills: an error deep in a convolution; sizes that work only for squares."""
     with pytest.raises(ValueError, match=r"coarsest map of the 64x64 level is \(32, 32\)"):
         nest(small_uvit(), (64, 64))
     with pytest.raises(ValueError, match="has 2 levels, got 1 images"):
@@ -198,7 +201,7 @@ def test_levels_that_do_not_fit_are_named():
 # ---- the loss
 
 def test_loss_is_the_weighted_sum_of_the_levels_and_eps_is_gamma_times_v():
-    """Eq. 3, FACTS B 1.14. Kills: sums instead of means, weights in the wrong order, one alpha for all levels."""
+    """Eq. 3. Kills: sums instead of means, weights in the wrong order, one alpha for all levels."""
     sizes, t = [(8, 8), (4, 4)], torch.tensor([0.2, 0.6, 0.9])
     x, eps, v = noises(sizes, 3, 1), noises(sizes, 3, 2), noises(sizes, 3, 3)
     schedules = N.level_schedules(S.logsnr_cosine, sizes)
@@ -211,7 +214,7 @@ def test_loss_is_the_weighted_sum_of_the_levels_and_eps_is_gamma_times_v():
 
 
 def test_mixed_batch_is_unbiased_and_leaves_the_other_rows_alone():
-    """Kills: high-level loss divided by the whole batch; an f that leaks into rows without a high level."""
+    """Kills: a high-level loss divided by the whole batch; an f that reaches rows without a high level."""
     assert N.mixed_rows((2, 1), 12) == [8, 12] and N.mixed_rows((1, 1, 2), 8) == [2, 4, 8]
     with pytest.raises(ValueError, match="none for the highest"):
         N.mixed_rows((1, 9), 4)
@@ -237,7 +240,7 @@ def test_mixed_batch_is_unbiased_and_leaves_the_other_rows_alone():
 # ---- sampling
 
 class GaussianOracle:
-    """The best denoiser of x ~ N(0, C) on four pixels in a 2 x 2 square and of their average, seen together."""
+    """The best denoiser of x ~ N(0, C), four pixels in a square, and of their average. It sees both levels."""
     def __init__(self, covariance):
         self.covariance = covariance.double()
         self.down = torch.cat([torch.eye(4), torch.full((1, 4), 0.25)]).double()                # x -> (x, average)
@@ -257,7 +260,7 @@ class GaussianOracle:
 @pytest.mark.long
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_gaussian_oracle_at_two_levels_samples_the_right_joint_law(sampler):
-    """Kills: one level's alpha and sigma for both, one schedule for all, noise shared, a level finished first."""
+    """Kills: alpha and sigma of one level for both, one schedule for all, shared noise, a level that finishes first."""
     root = torch.tensor([[0.5, 0, 0, 0], [0.3, 0.4, 0, 0], [0.1, 0.2, 0.5, 0], [-0.2, 0.1, 0.1, 0.3]])
     oracle = GaussianOracle(root @ root.T)
     schedules = N.level_schedules(S.logsnr_cosine, [(2, 2), (1, 1)])
@@ -268,6 +271,7 @@ def test_gaussian_oracle_at_two_levels_samples_the_right_joint_law(sampler):
 
 
 def test_all_levels_are_guided_clipped_and_start_from_noises_of_their_own():
+    """Kills: guidance, clipping or the initial noise of one level only; a call of the network for each level."""
     seen = []
 
     def model(z, logsnr, cond):
@@ -293,7 +297,7 @@ def test_all_levels_are_guided_clipped_and_start_from_noises_of_their_own():
 # ---- growing
 
 def test_growing_keeps_the_inner_network_and_refuses_what_does_not_fit():
-    """Trap 12. Kills: matching keys only, in silence; adapters or the outer level loaded over."""
+    """Kills: loading only the keys that match, without a word; overwritten adapters or outer levels."""
     inner, model = stir(small_uvit(), 5).eval(), nest(small_uvit()).eval()
     N.grow(model, inner.state_dict())
     z, logsnr = noises(SIZES), [torch.zeros(2)] * 2

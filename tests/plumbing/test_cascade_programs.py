@@ -31,7 +31,7 @@ def chain(tmp_path_factory):
 
 
 def test_training_and_sampling_show_the_model_images_of_one_range(chain, tmp_path, monkeypatch):
-    """Trap 11. Kills: low-res images normalised twice, or handed over as 0..255 or 0..1."""
+    """Kills: low-res images that are normalised twice, or passed on as 0..255 or 0..1."""
     ranges = []
     forward = K.SuperResolutionUNet.forward
     monkeypatch.setattr(K.SuperResolutionUNet, "forward", lambda self, z, logsnr, cond: ranges.append(
@@ -46,6 +46,7 @@ def test_training_and_sampling_show_the_model_images_of_one_range(chain, tmp_pat
 
 
 def test_a_chain_draws_all_its_stages(chain, tmp_path):
+    """Kills: a handoff or an s that changes nothing; settings of one stage for all."""
     out, gif = tmp_path / "s.png", tmp_path / "s.gif"
     runs = [chain / name for name in "abc"]
     common = ["--labels", "A,7", "--n", "3", "--out", out, "--device", "cpu"]
@@ -63,7 +64,7 @@ def test_a_chain_draws_all_its_stages(chain, tmp_path):
 
 
 def test_the_loop_augments_by_the_low_schedule_and_the_settings(tmp_path, monkeypatch):
-    """Kills: the schedule of the high resolution, settings that do not arrive, images in half precision."""
+    """Kills: the schedule of the high resolution, ignored settings, images in half precision."""
     seen, augment = [], T.augment
 
     def spy(low_res, s, noise, low_schedule, draws, *rest):
@@ -83,7 +84,7 @@ def test_the_loop_augments_by_the_low_schedule_and_the_settings(tmp_path, monkey
 
 
 def test_a_resumed_super_resolution_run_is_the_unbroken_one(tmp_path):
-    """Trap 14. Kills: augmentation drawn from a state that no checkpoint holds."""
+    """Kills: augmentation from a random state that no checkpoint holds."""
     settings = [*TINY, "--size", "32", "--low-size", "16", "--aug-blur", "0.5", "--save-every", "2"]
     for name, steps in (("whole", 4), ("parts", 2)):
         assert run_here(T, [*settings, "--steps", steps, "--out", tmp_path / name]) == (None, "")
@@ -93,8 +94,8 @@ def test_a_resumed_super_resolution_run_is_the_unbroken_one(tmp_path):
         assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
 
 
-def test_each_stage_of_a_chain_is_told_its_own_level(chain, tmp_path, monkeypatch):
-    """Kills: the high schedule for the hand-over, one s for all, a stage that stops where another should."""
+def test_each_stage_of_a_chain_gets_its_own_level(chain, tmp_path, monkeypatch):
+    """Kills: the schedule of the high resolution, one s for all stages, a stage that stops at the s of another."""
     handed, stops, hand_over, run = [], [], P.hand_over, P.sample_run
 
     def spy(low_res, handoff, s, low_schedule, noise):
@@ -111,6 +112,7 @@ def test_each_stage_of_a_chain_is_told_its_own_level(chain, tmp_path, monkeypatc
 
 
 def test_each_stage_is_drawn_in_its_own_precision(monkeypatch):
+    """Kills: the precision of the first stage for all."""
     seen = []
     monkeypatch.setattr(P, "sample_run", lambda model, config, labels, seeds, device, precision, *_, **__: seen.append(
         precision) or torch.zeros(len(labels), 3, *config.size))
@@ -120,7 +122,7 @@ def test_each_stage_is_drawn_in_its_own_precision(monkeypatch):
 
 
 def test_real_low_res_images_are_each_class_s_own(tmp_path):
-    """Kills: a cursor for all classes, which gives the first images of a class again and again; grey without a word."""
+    """Kills: one counter for all classes, which repeats a class's first images; a grey image for an empty class."""
     for i in range(12):
         path = tmp_path / f"c{i // 4}" / f"{i:02d}.png"
         path.parent.mkdir(exist_ok=True)
@@ -136,7 +138,7 @@ def test_real_low_res_images_are_each_class_s_own(tmp_path):
 
 
 def test_no_low_res_image_for_the_sheet_is_no_end_of_the_run(tmp_path):
-    """A class of whose pictures none can be read. Kills: a run that dies at its first sheet, and when resumed again."""
+    """No image of one class can be read. Kills: a run that dies at its first sheet of samples."""
     for name, whole in (("a/1", True), ("a/2", True), ("b/1", False)):
         path = tmp_path / "photos" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,7 @@ def test_no_low_res_image_for_the_sheet_is_no_end_of_the_run(tmp_path):
 
 
 def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
-    """3.3, the reason for renoising. Kills: s that changes nothing; real low-res images that are the made ones."""
+    """3.3: renoising makes this cheap. Kills: an s that changes nothing; samples in place of real low-res images."""
     trained, train = X.Yardstick.trained, X.train_glyph_net
     monkeypatch.setattr(X.Yardstick, "trained", lambda self, config: dict(trained(self, config, 64, 36), accuracy=0.99))
     monkeypatch.setattr(X, "train_glyph_net", lambda images, answers, heads: train(images, answers, heads, 3, 32))
@@ -158,7 +160,7 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
         (config.size[0], kw.get("stop", 0), kw.get("low_res"))) or run(model, config, labels, *rest, **kw))
     common = [chain / "a", chain / "b", "--n", "24", "--n-real", "40", "--device", "cpu"]
     assert run_here(E, [*common, "--handoff", "renoised", "--sweep", "s=0,0.5"]) == (None, "")
-    assert [size for size, *_ in drawn] == [16, 32, 32, 32, 32]  # the low stage once; made and real, two levels
+    assert [size for size, *_ in drawn] == [16, 32, 32, 32, 32]    # low once; samples and real images, two levels
     levels = [low_res[1][0].item() for _, _, low_res in drawn[1:]]
     assert levels[0] == levels[1] == math.inf and levels[2] == levels[3] < 10
     assert_close(drawn[3][2][1], S.logsnr_shifted(torch.tensor(0.5), 16, 32).expand(24))
@@ -171,14 +173,14 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     assert run_here(E, [*common, "--handoff", "truncated", "--s", "0.4", "--metrics", "fd"]) == (None, "")
     assert [(size, stop) for size, stop, _ in drawn] == [(16, 0.4), (32, 0)]
     assert json.loads((chain / "b" / "evaluation.json").read_text())["handoff"] == "truncated"
-    monkeypatch.setattr(E, "READS", 1.0)                                  # no letter can be judged: no picture of it
+    monkeypatch.setattr(E, "READS", 1.0)                                  # no letter can be judged: no picture
     (chain / "b" / "sweep_s_renoised.png").unlink()
     assert run_here(E, [*common, "--handoff", "renoised", "--sweep", "s=0.5", "--metrics", "read"]) == (None, "")
     assert not (chain / "b" / "sweep_s_renoised.png").exists()
 
 
 def test_settings_are_for_both_stages(chain, monkeypatch):
-    """As in sample.py. Kills: --steps that reaches the upper stage alone."""
+    """Kills: a --steps that only the upper stage follows."""
     asked, run = [], E.sample_run
     monkeypatch.setattr(E, "sample_run", lambda model, config, *rest, **kw: asked.append(
         (config.size[0], config.sample_steps, config.sampler)) or run(model, config, *rest, **kw))
@@ -194,6 +196,7 @@ def test_settings_are_for_both_stages(chain, monkeypatch):
 
 
 def test_mistakes_of_a_chain(chain, tmp_path):
+    """Every mistake is answered with one line and exit status 2."""
     a, b, c = (chain / name for name in "abc")
     state = torch.load(a / "checkpoint.pt", weights_only=True)
     for name, change in (("other", dict(noise_d=64)), ("classes", dict(class_names=["x"] * 36))):
@@ -206,7 +209,7 @@ def test_mistakes_of_a_chain(chain, tmp_path):
         torch.save(dict(upper, config=dict(upper["config"], aug_noise=share)), tmp_path / name / "checkpoint.pt")
     cases = [([a, tmp_path / "never", *renoised], "no noise on its low-res"), ([a, b], "say --handoff"),
              ([a, tmp_path / "always", "--handoff", "clean"], "no low-res images without noise"),
- ([a, b, "--handoff", "renoised"], "--s"), ([b], "cannot come first"),
+             ([a, b, "--handoff", "renoised"], "--s"), ([b], "cannot come first"),
              ([a, b, "--handoff", "none"], "truncated"), ([a, a, *renoised], "not a super-resolution model"),
              ([a, c, *renoised], "goes from 32x32"), ([tmp_path / "other", b, *renoised], "another schedule"),
              ([tmp_path / "classes", b, *renoised], "same classes"), ([a, "--s", "0.2"], "stages of a cascade"),

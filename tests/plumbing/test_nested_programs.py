@@ -21,6 +21,7 @@ def run16(tmp_path_factory):
 
 
 def test_a_grown_run_begins_as_the_inner_one_and_resumes_to_the_bit(run16, tmp_path, monkeypatch):
+    """Kills: growing from EMA weights for both, growing again on resume, a resumed run with other noise."""
     args = [*SMALL, *NESTED, "--grow-from", run16]
     starts, grown = [], T.grow
 
@@ -35,13 +36,13 @@ def test_a_grown_run_begins_as_the_inner_one_and_resumes_to_the_bit(run16, tmp_p
     for weights, inner in ((state["model"], starts[0]), (state["ema"], starts[1])):
         assert weights.keys() == inner.keys() and all(torch.equal(weights[k], inner[k]) for k in inner)
     assert run_here(T, ["--resume", tmp_path / "parts", "--steps", "4", "--device", "cpu"]) == (None, "")
-    assert len(starts) == 4                                               # two runs, model and average; not grown again
+    assert len(starts) == 4                                               # two runs, model and EMA; resuming: none
     a, b = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
     for part in ("model", "ema"):
         assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
     again = [*SMALL, "--size", "64", "--outer-channels", "8,8/8,16", "--outer-blocks", "1,1/1,1",
              "--steps", "1", "--grow-from", tmp_path / "whole", "--out", tmp_path / "three"]
-    assert run_here(T, again) == (None, "")                               # a nested run is grown once more
+    assert run_here(T, again) == (None, "")                               # a nested run grows once more
     out, gif = tmp_path / "s.png", tmp_path / "s.gif"
     assert run_here(P, [tmp_path / "three", "--levels", "--labels", "A,B", "--n", "2", "--out", out, "--gif", gif,
                         "--device", "cpu"]) == (None, "")
@@ -52,6 +53,7 @@ def test_a_grown_run_begins_as_the_inner_one_and_resumes_to_the_bit(run16, tmp_p
 
 
 def test_mistakes_of_nested_runs(run16, tmp_path):
+    """Every mistake is answered with one line and exit status 2, and no folder is made."""
     nested = [*SMALL, *NESTED, "--out", tmp_path / "new"]
     broken = tmp_path / "broken"
     broken.mkdir()
