@@ -129,7 +129,7 @@ class Glyphs:
         return _to_tensor(self.draw(i))
 
     def draw(self, i):
-        """Draw scene i as uint8 (H, W, 3), at least twice as large, and average it down, so that nothing aliases."""
+        """Draw scene i at twice its size or more and average it down to uint8 (H, W, 3), so that nothing aliases."""
         s = self.scene(i)
         # Scenes 36 to 71 of every 72 are upright. They show every character once.
         height, width = self.size[::-1] if self.portrait and i // len(self.classes) % 2 else self.size

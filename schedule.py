@@ -3,7 +3,7 @@
 Paper: simple diffusion (Hoogeboom, Heek, Salimans 2023, arXiv 2301.11093), sections 2 and 3.1, appendix A.
 Read before: nothing. Read after: dwt.py (section 3.3), then unet.py.
 
-Diffusion destroys an image x step by step. Time t runs from 0 (clean) to 1 (noise). At time t the image is (eq. 1)
+Diffusion destroys an image x gradually. Time t runs from 0 (clean) to 1 (noise). At time t the image is (eq. 1)
 
     z_t = alpha_t x + sigma_t eps,        alpha_t^2 + sigma_t^2 = 1     ("variance preserving")
 
