@@ -8,7 +8,9 @@
     runs.py       programs, device, processes, checkpoints
     shard.py      weights and optimizer state split over processes
     files.py      files that are written whole or not at all
-    images.py     decode any image file safely
+    images.py     list a folder of images, decode any file safely, read captions
+    fonts.py      open any font file, draw its characters
+    workers.py    the data loader's processes and their signals
     pictures.py   sheets of samples, captions, matplotlib
     t5.py         a frozen T5 and its cache
     features.py   the networks that grade samples

@@ -25,7 +25,8 @@ import data
 import measures
 from plumbing.images import BrokenImage
 from data import FontFile, Glyphs, Stream, open_run, open_source
-from plumbing import UserError
+from plumbing import UserError, fonts
+from plumbing import images as decoding
 from measures import Moments, colour_histogram
 from plumbing.runs import cores, progress
 from plumbing.files import reason_of
@@ -76,7 +77,7 @@ def scene_colours(images):
     if len(images) > 100:                                                 # the distances of all would fill the memory
         return [torch.cat(part) for part in zip(*map(scene_colours, images.split(100)))]
     palette = torch.tensor(list(data.COLOURS.values()))                   # (10, 3)
-    light = torch.tensor([data._luminance(rgb) for rgb in data.COLOURS.values()])
+    light = torch.tensor([data.luminance(rgb) for rgb in data.COLOURS.values()])
     shade = torch.where(light[:, None] > 0.35, 0.8 * palette, palette + 0.2 * (1 - palette))    # as Glyphs.draw has it
     between = torch.stack([palette, (palette + shade) / 2, shade])        # (3, 10, 3) what a ground can look like
     height, width = images.shape[1:3]
@@ -311,7 +312,7 @@ class Yardstick:
             return
         files = [file for source in (self.source, self.unseen) for file in getattr(source, "files", [])]
         files += [config.data] if isinstance(self.source, FontFile) else []
-        kind = (inspect.getsource(data), config.data, config.size,
+        kind = (*map(inspect.getsource, (data, fonts, decoding)), config.data, config.size,
                 [(file, os.path.getsize(file), os.path.getmtime(file)) for file in files])
         if network:
             self.features = TorchScriptFeatures(network, device)

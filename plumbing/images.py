@@ -1,40 +1,98 @@
-"""Decode any image file safely: all modes, rotations, transparency; no bombs, no programs."""
+"""Folders of images: list the files safely, decode any of them, read their captions."""
+import json
+import os
+import stat
 import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from plumbing import UserError
+
+MAX_PIXELS = 100_000_000                                                  # a larger image is a mistake or an attack
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
+# Pictures only. No PDF and no EPS: to decode them runs programs.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga", ".jp2",
+            ".avif", ".ico")
+
 
 class BrokenImage(Exception):
-    """A file that cannot be used as an image; the message says why."""
+    """A file that cannot be used as an image. The message says why."""
 
 
-MAX_PIXELS = 100_000_000                                                  # more than that is a mistake or a bomb
+def list_images(root):
+    """List the images under root: (files, skipped), skipped as (path, why). Sorted by name in each folder.
+
+    Follows links, but reads no folder twice, so that a loop of links ends. Real folders come before links.
+    """
+    files, skipped, entered = [], [], set()
+
+    def note_unreadable(error):
+        skipped.append((error.filename, error.strerror))
+
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=note_unreadable):
+        if os.path.realpath(folder) in entered:
+            skipped.append((folder, "a link to a folder already read"))
+            folders.clear()                                               # do not go deeper
+            continue
+        entered.add(os.path.realpath(folder))
+        folders[:] = sorted((name for name in folders if not name.startswith(".")),
+                            key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        for name in sorted(names):
+            if name.startswith(".") or not name.lower().endswith(SUFFIXES):
+                continue
+            path = os.path.join(folder, name)
+            problem = _unusable(path)
+            if problem:
+                skipped.append((path, problem))
+            else:
+                files.append(path)
+    return files, skipped
 
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
+def _unusable(path):
+    """Say why a path cannot be opened as a file, or return None. A named pipe or a device would block the reader."""
+    try:
+        return None if stat.S_ISREG(os.stat(path).st_mode) else "not a regular file"
+    except OSError as error:
+        return error.strerror or str(error)
 
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga", ".jp2",
-            ".avif", ".ico")  # pictures alone: no PDF, no EPS (which runs programs)
+def read_captions(path):
+    """Read a captions.jsonl: {file: caption}; empty if there is none. Raises UserError naming a wrong line."""
+    captions = {}
+    if not os.path.isfile(path):
+        return captions
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                name = entry["file"] if "file" in entry else entry["file_name"]
+                caption = str(entry["caption"] if "caption" in entry else entry["text"])
+                captions[name] = caption.encode("utf-8", "replace").decode()                    # half a surrogate pair
+            except (ValueError, KeyError, AttributeError, TypeError):
+                raise UserError(f'{path}, line {number}: want {{"file": ..., "caption": ...}}') from None
+    return captions
 
 
 def load_image(path, size, portrait=False):
-    """Decode with care, scale the short side to fit and crop the middle: uint8 (H, W, 3). Raises BrokenImage.
+    """Decode an image, scale its short side to fit and crop the middle: uint8 (H, W, 3). Raises BrokenImage.
 
     portrait: an image that is narrower than tall becomes (W, H, 3) instead.
 
-    EXIF rotation applied; transparency over white; 16-bit and float grey scaled, not clipped; palettes, CMYK and the
-    rest by Pillow; of several frames the first. The resampling is antialiased (Pillow widens its filter to the scale).
+    Applies the EXIF rotation. Puts transparency over white. Scales 16-bit and float grey and does not clip it. Of
+    several frames it takes the first. The resampling is antialiased (Pillow widens its filter to the scale).
     """
-    Image.init()  # registers what this Pillow can read; quick later
+    Image.init()                                                          # registers the formats that Pillow can read
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                               # Pillow's hints on odd metadata, and on bombs
+            warnings.simplefilter("ignore")                               # Pillow warns of odd metadata and of bombs
             with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BrokenImage(f"{path}: {image.width}x{image.height} is too large")
-                image.draft("RGB", (2 * max(size), 2 * max(size)))      # JPEG: decode near the size that is wanted
+                image.draft("RGB", (2 * max(size), 2 * max(size)))        # JPEG: decode near the wanted size, quicker
                 image = ImageOps.exif_transpose(image)
                 image = _to_rgb(image)
                 if portrait and image.width < image.height:
@@ -48,10 +106,10 @@ def load_image(path, size, portrait=False):
 
 
 def _to_rgb(image):
-    """Any Pillow mode -> RGB."""
+    """Convert any Pillow mode to RGB."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, dtype=np.float32)
-        # White is 65535 for integers, 1 or 255 for floats, unless the values go beyond.
+        # White is 65535 for integers, 1 or 255 for floats, unless the values are larger.
         white = 65535.0 if image.mode != "F" else (1.0 if values.max() <= 1 else 255.0)
         white = max(white, float(values.max()))
         return Image.fromarray((np.clip(values / white, 0, 1) * 255 + 0.5).astype(np.uint8)).convert("RGB")

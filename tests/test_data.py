@@ -1,7 +1,8 @@
-"""Laws of data.py."""
+"""Laws of data.py, and of the fonts, images and workers in plumbing/ behind it."""
 import io
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from fontTools.ttLib.tables.sbixStrike import Strike
 from PIL import Image
 
 import data as D
-from plumbing import UserError, images
+from plumbing import UserError, fonts, images
+from programs import program
 
 
 # ---- glyph scenes
@@ -44,8 +46,8 @@ def test_every_class_can_be_read_in_every_font():
     glyphs = D.Glyphs()
     assert len(glyphs.classes) == 36 and len({c.lower() for c in glyphs.classes}) == 36
     for path, _ in glyphs.fonts:
-        masks = {c: np.asarray(D._glyph_tile(path, c, 96)).tobytes() for c in D.CHARACTERS}
-        missing = np.asarray(D._glyph_tile(path, "\U0010FFFE", 96)).tobytes()
+        masks = {c: np.asarray(fonts.glyph_tile(path, c, 96)).tobytes() for c in D.CHARACTERS}
+        missing = np.asarray(fonts.glyph_tile(path, "\U0010FFFE", 96)).tobytes()
         assert len(set(masks.values()) | {missing}) == 37
 
 
@@ -74,7 +76,7 @@ def test_captions_are_true():
 def test_letters_stand_out_from_their_ground():
     for i in range(200):
         s = D.Glyphs().scene(i)
-        assert abs(D._luminance(s["letter_rgb"]) - D._luminance(s["ground_rgb"])) > 0.2
+        assert abs(D.luminance(s["letter_rgb"]) - D.luminance(s["ground_rgb"])) > 0.2
 
 
 def test_images_are_floats_in_range():
@@ -82,10 +84,25 @@ def test_images_are_floats_in_range():
     assert x.shape == (3, 32, 48) and x.dtype == torch.float32 and -1 <= x.min() and x.max() <= 1
 
 
+def test_drawing_imports_neither_matplotlib_nor_the_lecture():
+    """Kills: an import of matplotlib, which fails where MPLBACKEND names a backend that is not installed, as a
+    notebook's programs inherit it; an import of a lecture file, which would close a circle."""
+    code = ("import sys, data; data.Glyphs().image(0)\n"
+            "lecture = 'schedule dwt unet uvit text nested_unet cascade config train sample distill measures'\n"
+            "print([name for name in ['matplotlib', 'evaluate', *lecture.split()] if name in sys.modules])")
+    done = program("data.py", launcher=("-c", code), env=dict(MPLBACKEND="module://matplotlib_inline.backend_inline"))
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_the_fonts_are_matplotlibs():
+    import matplotlib
+    assert fonts.matplotlib_fonts() == os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
+
+
 # ---- fonts
 
 def font(name):
-    return os.path.join(D._matplotlib_data(), "fonts", "ttf", name)
+    return os.path.join(fonts.matplotlib_fonts(), name)
 
 
 def test_font_file_has_a_class_a_character_it_draws():
@@ -146,7 +163,7 @@ def test_colour_fonts_keep_their_colours(tmp_path):
             assert np.abs(inside - [(255, 0, 0), (0, 0, 255)][i % 3]).max() <= 1
         scene = source.scene(i)                                           # the letter's colour is not named: its own
         assert source.caption(i) == f"latin capital letter {'abc'[i % 3]} on {scene['texture']} {scene['ground']}"
-    tile = np.asarray(D._glyph_tile(path, "C", 64))[32, 32]
+    tile = np.asarray(fonts.glyph_tile(path, "C", 64))[32, 32]
     assert np.abs(tile.astype(int) - 102).max() <= 1                      # white at 40 %, premultiplied
 
 
@@ -161,7 +178,7 @@ def test_broken_font_is_one_line(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with every kind of file that has broken somebody's loader."""
+    """A folder with every kind of file that breaks a careless loader."""
     red = Image.new("RGB", (40, 20), (255, 0, 0))
     red.save(tmp_path / "a_red.png")
     half = Image.new("RGB", (20, 40), (0, 0, 255))
@@ -216,7 +233,7 @@ def test_folder_decodes_with_care(folder):
 
 def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     Image.new("L", (300, 300)).save(tmp_path / "big.png")
-    monkeypatch.setattr(D, "MAX_PIXELS", 80_000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 80_000)
     with pytest.raises(images.BrokenImage, match="300x300 is too large"):
         images.load_image(str(tmp_path / "big.png"), (16, 16))
 
@@ -300,6 +317,13 @@ def test_workers_change_nothing():
         assert torch.equal(a, b)
 
 
+def test_what_the_workers_are_sent_can_be_sent():
+    """Where processes are not forked (macOS, Windows) all this travels by pickle. Kills: a cache or lambda in it."""
+    stream = D.Stream(D.Glyphs((16, 16)), seed=3, flip=True)
+    copy, collate, init = pickle.loads(pickle.dumps((stream, D.collate, D.heed_parent_only)))
+    assert torch.equal(copy[7]["image"], stream[7]["image"])
+
+
 def test_flip_mirrors_half():
     source = D.Glyphs((16, 16), count=64)
     plain, flipped = D.Stream(source, 0), D.Stream(source, 0, flip=True)
@@ -311,7 +335,7 @@ def test_flip_mirrors_half():
 def test_letters_that_differ_in_case_alone_are_one_class():
     """Trap 20. Kills: upper() of one character only: sharp s and its capital, Greek letters with marks."""
     for name in ("DejaVuSans.ttf", "STIXGeneral.ttf"):
-        characters = D.drawn_characters(os.path.join(D._matplotlib_data(), "fonts", "ttf", name))
+        characters = D.drawn_characters(font(name))
         assert len({c.casefold() for c in characters}) == len(characters) > 500
         assert "A" in characters and "a" not in characters and characters == sorted(characters)
 

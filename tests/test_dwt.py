@@ -1,6 +1,7 @@
 """Laws of dwt.py."""
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 import dwt as D
@@ -99,3 +100,27 @@ def test_both_ends_of_a_network_fit_together(patching):
     h = D.EmbedInput(3, 8, patching)(torch.randn(2, 3, 16, 24))
     assert h.shape == (2, 8, 16 // f, 24 // f)
     assert D.ProjectOutput(8, 3, patching)(h).shape == (2, 3, 16, 24)
+
+
+# ---- the page
+
+def test_the_page_prints_the_claims_of_the_header(tmp_path, monkeypatch, capsys):
+    """`python dwt.py`. Kills: an error that is not rounding, bands under another band's name, energy that does not add
+    up, variances of an orthogonal transform (1 everywhere)."""
+    monkeypatch.chdir(tmp_path)
+    D.main()
+    first, header, *rows, last = capsys.readouterr().out.splitlines()
+    assert "reconstruction error" in first and float(first.split()[-1]) < 1e-6
+    table = {name: values for name, *values in (row.split() for row in rows)}
+    assert list(table) == ["LL2", "LH2", "HL2", "HH2", "LH1", "HL1", "HH1"]
+    assert {name: size for name, (size, *_) in table.items()} == {
+        name: "128x128" if name.endswith("2") else "256x256" for name in table}
+    shares = {name: float(share.rstrip("%")) for name, (_, _, share, _) in table.items()}
+    assert sum(shares.values()) == pytest.approx(100, abs=0.05) and shares["LL2"] > 90
+    variance = {name: float(values[-1]) for name, values in table.items()}
+    low, high = 46 / 64, 3 / 2                                            # per axis; 0.72 is 46/64
+    assert variance["LH1"] == variance["HL1"] == pytest.approx(low * high, abs=6e-4)
+    assert variance["HH1"] == pytest.approx(high ** 2, abs=6e-4)
+    assert variance["LL2"] < low ** 4                                     # "a second level of LL has less still"
+    with Image.open(tmp_path / "figures" / "dwt.png") as picture:
+        assert min(picture.size) > 400

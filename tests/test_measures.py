@@ -1,4 +1,4 @@
-"""Laws of measures.py and of the features in features.py."""
+"""Laws of measures.py and of the features in plumbing/features.py."""
 import math
 import pickle
 

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 import schedule as S
@@ -136,3 +137,21 @@ def test_eps_mse_is_snr_over_one_plus_snr_times_v_mse(images):
     v_mse = (v_hat - v).square().mean((1, 2, 3))
     snr = LOGSNR.exp()
     assert_close(eps_mse, snr / (1 + snr) * v_mse, rtol=1e-3, atol=1e-9)
+
+
+# ---- the page
+
+def test_the_page_prints_the_ratio_s_squared(tmp_path, monkeypatch, capsys):
+    """`python schedule.py`. Kills: a page that draws nothing, or that prints SNRs of another ratio than eq. 4's."""
+    monkeypatch.chdir(tmp_path)
+    S.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line[1:4] == " x "]
+    assert [row[0] for row in rows] == ["2", "4", "8"]
+    for s, _, _, before, after, ratio, square in rows:
+        assert int(square) == int(s) ** 2
+        assert float(before) == pytest.approx(1, rel=0.03)                # cosine at t = 0.5: logsnr 0
+        assert float(ratio) == pytest.approx(int(square), rel=0.03)
+        assert float(after) / float(before) == pytest.approx(float(ratio), rel=0.01)
+    for name in ("schedule_logsnr.png", "schedule_noise.png"):
+        with Image.open(tmp_path / "figures" / name) as picture:
+            assert min(picture.size) > 200
