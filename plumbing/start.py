@@ -10,7 +10,7 @@ import torch
 
 from config import PRESETS, Config, build_model, make_schedules, numbers
 from data import Glyphs, open_run, open_source
-from nested_unet import check_inner, grow, mixed_rows
+from nested_unet import grow, mixed_rows
 from plumbing import UserError, cost, shard
 from plumbing.files import writable_folder
 from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, load_weights,
@@ -291,6 +291,19 @@ def read_inner(config):
         except (ValueError, AttributeError, TypeError) as error:          # the last two: values that are no tensors
             raise UserError(f"--grow-from {path}: not the inner network of this model ({error})") from None
     return state
+
+
+def check_inner(model, trained):
+    """Raise ValueError unless `trained` is the state_dict of a network like model.inner. The error names the keys."""
+    wanted = model.inner.state_dict()
+    keys = {"missing": sorted(wanted.keys() - trained.keys()),
+            "in excess": sorted(trained.keys() - wanted.keys()),
+            "of another shape": [f"{key} {tuple(trained[key].shape)} for {tuple(wanted[key].shape)}" for key in wanted
+                                 if key in trained and trained[key].shape != wanted[key].shape]}
+    faults = [f"{fault}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+              for fault, names in keys.items() if names]
+    if faults:
+        raise ValueError("; ".join(faults))
 
 
 def restore(model, ema, optimizer, checkpoint, inner, here, device):

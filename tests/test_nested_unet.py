@@ -15,7 +15,7 @@ import sample as P
 import schedule as S
 import train as T
 import unet
-from plumbing import pictures
+from plumbing import pictures, start
 from programs import ROOT
 from test_models import small_unet, small_uvit, stir
 
@@ -306,8 +306,10 @@ def test_growing_keeps_the_inner_network_and_refuses_what_does_not_fit():
     del state["position"]
     state["extra"] = torch.zeros(1)
     state["output.conv.bias"] = torch.zeros(7)
-    with pytest.raises(ValueError, match=r"missing: position; in excess: extra; .*output.conv.bias \(7,\) for \(3,\)"):
+    with pytest.raises(RuntimeError, match="position"):
         N.grow(model, state)
+    with pytest.raises(ValueError, match=r"missing: position; in excess: extra; .*output.conv.bias \(7,\) for \(3,\)"):
+        start.check_inner(model, state)
 
 
 # ---- the page of the lecture

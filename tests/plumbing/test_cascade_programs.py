@@ -15,7 +15,7 @@ import evaluate as E
 import sample as P
 import schedule as S
 import train as T
-from plumbing import UserError, features as X
+from plumbing import UserError, features as X, training
 from plumbing.settings import override
 from programs import TINY, run_here
 
@@ -130,11 +130,11 @@ def test_real_low_res_images_are_each_class_s_own(tmp_path):
     (tmp_path / "c1" / "00.png").write_text("broken")
     config = override(C.PRESETS["glyphs64_sr"], size=(16,), low_size=(8,), class_names=("c0", "c1", "c2", "c3"))
     source, labels = D.ImageFolder(tmp_path, (16, 16)), [0, 1, 2] * 4 + [0]
-    values = (T.real_low_res(source, config, labels)[:, 0, 0, 0] + 1) * 127.5 / 20
+    values = (training.real_low_res(source, config, labels)[:, 0, 0, 0] + 1) * 127.5 / 20
     assert [round(v) for v in values.tolist()] == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, 0]
-    assert len({round(float(v)) for v in T.real_low_res(source, config, [-1] * 12)[:, 0, 0, 0] * 100}) == 12
+    assert len({round(float(v)) for v in training.real_low_res(source, config, [-1] * 12)[:, 0, 0, 0] * 100}) == 12
     with pytest.raises(UserError, match="no image of class c3"):
-        T.real_low_res(source, config, [3])
+        training.real_low_res(source, config, [3])
 
 
 def test_no_low_res_image_for_the_sheet_is_no_end_of_the_run(tmp_path):

@@ -7,6 +7,7 @@ from PIL import Image
 
 import sample as P
 import train as T
+from plumbing import start
 from programs import TINY, run_here
 
 SMALL = [*TINY, "--patching", "none", "--base-channels", "16"]
@@ -23,12 +24,12 @@ def run16(tmp_path_factory):
 def test_a_grown_run_begins_as_the_inner_one_and_resumes_to_the_bit(run16, tmp_path, monkeypatch):
     """Kills: growing from EMA weights for both, growing again on resume, a resumed run with other noise."""
     args = [*SMALL, *NESTED, "--grow-from", run16]
-    starts, grown = [], T.grow
+    starts, grown = [], start.grow
 
     def spy(model, trained):
         grown(model, trained)
         starts.append({k: v.clone() for k, v in model.inner.state_dict().items()})
-    monkeypatch.setattr(T, "grow", spy)
+    monkeypatch.setattr(start, "grow", spy)
     for name, steps in (("whole", 4), ("parts", 2)):
         assert run_here(T, [*args, "--steps", steps, "--mixed-ratio", "1:1", "--level-weights", "2:1", "--out",
                             tmp_path / name]) == (None, "")
