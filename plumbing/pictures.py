@@ -16,7 +16,7 @@ def pyplot():
 
 def show_image(axis, image, title="", **options):
     """Draw an image (3, H, W) in [-1, 1] on a matplotlib axis, without ticks."""
-    axis.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0), **options)
+    axis.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy(), **options)
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=9)
 
