@@ -17,6 +17,12 @@ TINY = ("--size 16 --base-channels 8 --emb-channels 16 --channel-mult 1,2 --num-
         "--sample-steps 2 --workers 0 --precision float32 --device cpu").split()
 
 
+def page(name):
+    """The text of a file of the project: README.md, benchmarks/RESULTS.md, ..."""
+    with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+        return file.read()
+
+
 def program(name, *args, env=None, launcher=(), timeout=240):
     """Run a program of the project as a user would (name: a file, or the dotted name of a module); -> CompletedProcess."""
     words = [os.path.join(ROOT, name)] if str(name).endswith(".py") else ["-m", name]

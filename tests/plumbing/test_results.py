@@ -1,0 +1,130 @@
+"""The tables of benchmarks/RESULTS.md and the numbers of README.md are those in benchmarks/results/."""
+import json
+import os
+import re
+
+from programs import ROOT, page
+
+
+def results(name):
+    with open(os.path.join(ROOT, "benchmarks", "results", name + ".json")) as file:
+        return json.load(file)
+
+
+def in_row(values, digits=1, scale=1):
+    """Return them as a row of a table reads once " | " is ", ": '152.4, 132.7'."""
+    return ", ".join(f"{scale * value + 1e-9:,.{digits}f}" for value in values)   # halves go up
+
+
+def of_tables():
+    """Tables 2 to 6: distance without guidance, letters read with it, and the other rows of the page."""
+    for file in ("paper_table2", "paper_table3", "paper_table4", "paper_table5-128_px", "paper_table5-256_px-n120",
+                 "paper_table6-64_px_128_px", "paper_table6-256_px"):
+        sizes = {}
+        for row in results(file)["rows"]:
+            size = re.match(r"(?:(\d+) px)?", row["row"])[1]               # None: all rows are of one
+            sizes.setdefault(size, {}).setdefault(row["equal"], []).append(row)
+        for size, by_equal in sizes.items():
+            rows, name = by_equal["time"], f"{file}, {size} px"
+            yield f"{name}: distance", in_row([row["unguided"]["fd_held_out"] for row in rows])
+            if file != "paper_table4":                                    # whose networks are too young to read
+                yield f"{name}: read", in_row([row["guided"]["read_rate"] for row in rows], 0, 100)
+            if "table6" in file:                                          # a row: distances, guided ones, letters read
+                yield f"{name}: guided distance", in_row([row["guided"]["fd_held_out"] for row in rows])
+            if file[-1] in "34" or "table5" in file:
+                yield f"{name}: guided distance", in_row([row["guided"]["fd_held_out"] for row in rows], 0)
+            if "table4" in file or "table5" in file:
+                yield f"{name}: equal steps", in_row([row["unguided"]["fd_held_out"] for row in by_equal["steps"]])
+                key = "steps_a_second_trained" if size == "256" else "steps_a_second"
+                base = rows[1 if "table4" in file else 0][key]            # 100 %: the paper's second row; no patching
+                yield f"{name}: speed", in_row([row[key] / base for row in rows], 0, 100)
+
+
+def of_other_tables():
+    """The other tables."""
+    best, equal = results("paper_best")["runs"], results("equal_time")["runs"]
+    four = ("glyphs64", "glyphs64_unet", "nested", "cascade")
+    for minutes in (10, 30, 60):
+        rows = [next(row for row in best[name] if row["minutes"] == minutes) for name in four]
+        yield f"best, {minutes} minutes: distance", in_row([row["fd_held_out"] for row in rows])
+        yield f"best, {minutes} minutes: read", in_row([row["read_rate"] for row in rows], int(minutes > 10), 100)
+    for name, rows in equal.items():
+        last = rows[-1]
+        yield f"equal_time, {name}", in_row([last["fd_held_out"], last["is"], 100 * last["read_rate"]])
+    for name in ("grown", "nested", "glyphs64_unet"):
+        yield f"mdm, {name}", in_row([row["fd_held_out"] for row in equal[name] if row["minutes"] in (10, 15, 20)])
+    for kind in ("made", "real"):
+        rows = [row for row in results("sweep_s_renoised")["rows"] if row["low_res"] == kind]
+        yield f"s, low-res images {kind}: distance", in_row([row["fd_held_out"] for row in rows])
+        yield f"s, low-res images {kind}: read", in_row([row["read_rate"] for row in rows], 0, 100)
+    guided = [row for row in results("sweep_guidance")["rows"] if row["guidance"] != "1.05"]
+    yield "guidance: distance", in_row([row["fd_train"] for row in guided])
+    yield "guidance: inception score", in_row([row["is"] for row in guided])
+    yield "guidance: read", in_row([row["read_rate"] for row in guided], 0, 100)
+    for schedule in ("interpolated", "shifted"):
+        rows = [row for row in results("text_guidance")["rows"]
+                if (row["schedule"], row["clip_x"]) == (schedule, "static")]
+        yield f"text, {schedule}: distance", in_row([row["seen"]["fd_held_out"] for row in rows])
+        yield f"text, {schedule}: all right", in_row([row["seen"]["all_right"] for row in rows], 0, 100)
+    for row in results("distillation")["rows"]:
+        yield f"distillation, {row['what']}, w = {row['w']}, {row['steps']} steps", ", ".join([
+            in_row([row["fd_held_out"]]), in_row([row["read_rate"]], 0, 100),
+            in_row([row["seconds_an_image"]], 0 if row["seconds_an_image"] >= 0.01 else 1, 1000) + " ms"])
+    sides = {}
+    for row in results("speed_growth_cpu")["rows"]:
+        sides.setdefault(row["patching"], []).append(row["seconds_a_call"])
+    for patching, seconds in sides.items():
+        yield f"growth, {patching}", in_row(seconds, 0, 1000)
+    models = {}
+    for row in results("speed_cpu")["rows"]:
+        models.setdefault(row["model"], {})[row["variant"]] = row
+    for model, by in models.items():
+        orders = by["float32"], by["float32, channels_last"]
+        steps = [row["seconds_a_step"] for row in (*orders, by["bf16"])]
+        yield f"speed, {model}", in_row(steps + [by[v]["seconds_a_call"] for v in ("float32", "bf16")], 0, 1000)
+        yield f"share, {model}", in_row([max(row[f"share_{what}"] for row in orders) for what in ("training", "sampling")], 2)
+    for file, names in (("peers", ("ours", "diffusers-at-ours", "ddp-unet-at-ours", "ours-without-classes",
+                                   "ddp-uvit-at-ours")),
+                        ("peers-sampler", ("ours-without-classes", "ours-without-classes-ddpm", "ddp-uvit-at-ours"))):
+        for name in names:
+            of_it = [result for result in results(file)["results"] if result["name"] == name]
+            yield f"{file}, {name}", in_row([sum(result[key] for result in of_it) / len(of_it)
+                                             for key in ("fd_held_out", "fd_few")])
+    evaluated = results("glyphs64")
+    for key in ("fd_train", "fd_held_out", "is"):
+        yield f"glyphs64, {key}", in_row([evaluated[key], evaluated["real_scenes"][key]], 2)
+
+
+def plain(text):
+    """A page without bars, bold and percent signs, and with a table's row as a list: '152.4, 132.7'."""
+    return re.sub(r" ± [\d.]+", "", text).replace("*", "").replace(" %", "").replace(" | ", ", ")
+
+
+def test_the_tables_are_what_was_measured():
+    """Each row of the tables, rounded, from benchmarks/results/.
+
+    Kills: a digit mistyped, rows in another order, a measurement made anew and the page left as it was.
+    """
+    text = plain(page("benchmarks/RESULTS.md"))
+    missing = {what: row for what, row in [*of_tables(), *of_other_tables()] if row not in text}
+    assert not missing
+
+
+def test_the_readmes_numbers_are_what_was_measured():
+    """Kills: a number in README.md that drifts from the tables."""
+    evaluated, text = results("glyphs64"), plain(page("README.md"))
+    distilled = {(row["what"], row["w"], row["steps"]): row for row in results("distillation")["rows"]}
+    peers = [row for row in results("peers")["results"] if row["name"] in ("ours", "diffusers-at-ours")]
+    fds = {name: [row["fd_held_out"] for row in peers if row["name"] == name] for name in ("ours", "diffusers-at-ours")}
+    assert f"{100 * evaluated['read_rate']:.1f} of 2,000" in text
+    assert f"{100 * evaluated['read_rate']:.0f} of 100 letters" in text
+    assert (f"{evaluated['fd_held_out']:.2f} (real scenes: {evaluated['real_scenes']['fd_held_out']:.2f})") in text
+    assert "FD {:.1f} (ours), {:.1f} (diffusers)".format(*(sum(fd) / len(fd) for fd in fds.values())) in text
+    teacher, student = distilled["teacher, DDIM", 2, 256], distilled["guided student", 2, 4]
+    kept, faster = (student["read_rate"] / teacher["read_rate"],
+                    teacher["seconds_an_image"] / student["seconds_an_image"])
+    assert f"{100 * kept:.0f} of the letters read, {faster:.0f} times as fast" in text
+    step = next(row for row in results("speed_cpu")["rows"] if (row["model"], row["variant"]) == ("glyphs64", "bf16"))
+    assert f"| {1000 * step['seconds_a_step']:.0f} ms" in page("README.md")
+    calls = {row["patching"]: row["seconds_a_call"] for row in results("speed_growth_cpu")["rows"] if row["side"] == 512}
+    assert "{:.0f} or {:,.0f} ms".format(1000 * calls["dwt_2"], 1000 * calls["none"]) in text
