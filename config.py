@@ -256,7 +256,7 @@ def parameter_groups(model, config):
 
     At first the network does not know what to do with a word, so the word is noise to it. At the full rate the layers
     that all words share learn within a few hundred steps to be silent, and the letters are not found
-    (benchmarks/README.md). A table of classes has no such layers.
+    (benchmarks/NOTEBOOK.md). A table of classes has no such layers.
     """
     readers = [module for module in model.modules() if isinstance(module, TextCondition)]
     reading = {id(p) for module in readers for p in module.parameters()}

@@ -1,6 +1,6 @@
 """Kill a run again and again; is it the unbroken run in the end, to the bit, and was there always a whole checkpoint?
 
-    python tests/soak.py --kills 50          a few minutes; tests/test_reliability.py has a short form
+    python tests/plumbing/soak.py --kills 50          a few minutes; test_reliability.py has a short form
 """
 import argparse
 import os

@@ -114,9 +114,6 @@ def help_of(program, words):
     return out.getvalue()
 
 
-PAGES_OF_THE_LECTURE = ("schedule.py", "dwt.py", "unet.py", "uvit.py", "text.py", "nested_unet.py", "cascade.py")
-
-
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_name_programs_flags_and_presets_that_exist(name):
     """Kills: a command that a reader copies and that ends with an error."""
@@ -128,7 +125,7 @@ def test_commands_name_programs_flags_and_presets_that_exist(name):
         paths = [program] if program.endswith(".py") else [module + ".py", module + "/__main__.py"]
         assert any(os.path.exists(os.path.join(ROOT, path)) for path in paths), f"{name}: {program}"
         flags = [word.split("=")[0] for word in words if word.startswith("--")]
-        if flags and program not in PAGES_OF_THE_LECTURE:
+        if flags:
             key = (program, *[word for word in words[:1] if not word.startswith("-")])
             helps[key] = helps.get(key) or help_of(program, words)
             for flag in flags:
