@@ -82,7 +82,8 @@ def of_other_tables():
         orders = by["float32"], by["float32, channels_last"]
         steps = [row["seconds_a_step"] for row in (*orders, by["bf16"])]
         yield f"speed, {model}", in_row(steps + [by[v]["seconds_a_call"] for v in ("float32", "bf16")], 0, 1000)
-        yield f"share, {model}", in_row([max(row[f"share_{what}"] for row in orders) for what in ("training", "sampling")], 2)
+        shares = [max(row[share] for row in orders) for share in ("share_training", "share_sampling")]
+        yield f"share, {model}", in_row(shares, 2)
     for file, names in (("peers", ("ours", "diffusers-at-ours", "ddp-unet-at-ours", "ours-without-classes",
                                    "ddp-uvit-at-ours")),
                         ("peers-sampler", ("ours-without-classes", "ours-without-classes-ddpm", "ddp-uvit-at-ours"))):
