@@ -17,7 +17,7 @@ TINY = ("--size 16 --base-channels 8 --emb-channels 16 --channel-mult 1,2 --num-
         "--sample-steps 2 --workers 0 --precision float32 --device cpu").split()
 
 
-def page(name):
+def text_of(name):
     """The text of a file of the project: README.md, benchmarks/RESULTS.md, ..."""
     with open(os.path.join(ROOT, name), encoding="utf-8") as file:
         return file.read()

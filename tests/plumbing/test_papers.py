@@ -4,11 +4,11 @@ import os
 import re
 
 import pytest
-from programs import ROOT, page
+from programs import ROOT, text_of
 
 
 def the_map():
-    text = page("PAPERS.md").split("## The map: every equation, table and figure")[1].split("\n## ")[0]
+    text = text_of("PAPERS.md").split("## The map: every equation, table and figure")[1].split("\n## ")[0]
     return [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
 
 
@@ -47,14 +47,14 @@ def test_what_the_map_names_is_there():
 
 def test_what_the_errata_name_is_there():
     """Kills: an erratum of a function that was renamed; a choice whose file has no `# Paper:` note."""
-    errata, choices = (page("PAPERS.md").split(f"## {title}")[1].split("\n## ")[0]
+    errata, choices = (text_of("PAPERS.md").split(f"## {title}")[1].split("\n## ")[0]
                        for title in ("Errata", "What the papers leave open"))
     rows = [line for line in (errata + choices).splitlines() if line.startswith("| ")]
     assert len(rows) > 30
     for row in rows:
         check_names(row, row.rsplit(" | ", 1)[1])
     for file in set(re.findall(r"`(\w+\.py)` \||`(\w+\.py)`(?=, `\w+\.py` \|)", choices)):
-        assert "# Paper:" in page("".join(file)), file
+        assert "# Paper:" in text_of("".join(file)), file
 
 
 @pytest.mark.parametrize("kind, numbers", [("eq", range(1, 8)), ("table", range(1, 10)), ("figure", range(1, 11))])
@@ -72,7 +72,7 @@ def test_each_function_of_a_concept_file_has_its_place_in_the_paper():
     """The other way round: what is public in these files is in the map, or says in its docstring where it is from."""
     mapped = {name for _, here in the_map() for name in re.findall(r"`([\w.]+)`", here)}
     for file in ("schedule", "dwt", "unet", "uvit", "nested_unet", "cascade", "distill"):
-        for node in ast.parse(page(file + ".py")).body:
+        for node in ast.parse(text_of(file + ".py")).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith(("_", "draw")):
                 if node.name not in ("main", "parse", "explain", "check_input", "innermost"):
                     name = f"{file}.{node.name}"

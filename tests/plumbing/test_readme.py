@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from config import PRESETS
-from programs import ROOT, page
+from programs import ROOT, text_of
 
 PAGES = ["README.md", "PAPERS.md", "tests/README.md", "plumbing/README.md", "course/README.md",
          *sorted(os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, "benchmarks", "*.md")))]
@@ -21,7 +21,7 @@ PAGES = ["README.md", "PAPERS.md", "tests/README.md", "plumbing/README.md", "cou
 
 def test_the_readme_is_short_and_begins_with_the_commands():
     """Kills: a README that grows until nobody reads it."""
-    text = page("README.md")
+    text = text_of("README.md")
     assert 10_000 <= len(text.encode()) <= 13_300
     start = "\n".join(text.splitlines()[:20])
     assert "](figures/glyphs64.png)" in start and "python train.py" in start and "python -m pytest" in start
@@ -29,7 +29,7 @@ def test_the_readme_is_short_and_begins_with_the_commands():
 
 def test_the_example_runs():
     """The block as it stands. Kills: a name that moved; an example that draws noise or grey."""
-    (example,) = re.findall(r"```python\n(.*?)```", page("README.md"), re.S)
+    (example,) = re.findall(r"```python\n(.*?)```", text_of("README.md"), re.S)
     names = {}
     torch.manual_seed(0)
     exec(example, names)
@@ -50,13 +50,13 @@ def anchors(text):
 @pytest.mark.parametrize("name", PAGES)
 def test_links_and_paths_lead_somewhere(name):
     """Kills: a picture, a page, a heading or a file that was moved or renamed."""
-    text, folder = page(name), os.path.dirname(os.path.join(ROOT, name))
+    text, folder = text_of(name), os.path.dirname(os.path.join(ROOT, name))
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if not link.startswith("http"):
             path, _, anchor = link.partition("#")
             path = os.path.normpath(os.path.join(folder, path)) if path else os.path.join(ROOT, name)
             assert os.path.exists(path), f"{name}: {link}"
-            assert not anchor or anchor in anchors(page(os.path.relpath(path, ROOT))), f"{name}: {link}"
+            assert not anchor or anchor in anchors(text_of(os.path.relpath(path, ROOT))), f"{name}: {link}"
     for path in re.findall(r"(?:figures|benchmarks|tests|course|plumbing)/[\w/-]+\.(?:py|png|json|md)", text):
         assert any(os.path.exists(os.path.join(base, path)) for base in (ROOT, folder)), f"{name}: {path}"
 
@@ -64,7 +64,7 @@ def test_links_and_paths_lead_somewhere(name):
 def test_pages_that_the_source_names_exist():
     """Kills: a comment that sends the reader to a page that is gone."""
     for path in glob.glob(os.path.join(ROOT, "**", "*.py"), recursive=True):
-        source = page(os.path.relpath(path, ROOT))
+        source = text_of(os.path.relpath(path, ROOT))
         for name in re.findall(r"\b(?:benchmarks|tests|course|plumbing)/\w+\.md", source):
             assert os.path.exists(os.path.join(ROOT, name)), f"{os.path.relpath(path, ROOT)}: {name}"
 
@@ -118,7 +118,7 @@ def help_of(program, words):
 def test_commands_name_programs_flags_and_presets_that_exist(name):
     """Kills: a command that a reader copies and that ends with an error."""
     helps = {}
-    for program, words in commands(page(name)):
+    for program, words in commands(text_of(name)):
         if program in ("venv", "pytest"):
             continue
         module = program.replace(".", "/")
@@ -138,7 +138,7 @@ def test_commands_name_programs_flags_and_presets_that_exist(name):
 
 def verdicts(name, pattern):
     """{anchor in RESULTS.md: verdict} of the table of claims of a page."""
-    return {re.search(pattern, row)[1]: row for row in page(name).splitlines()
+    return {re.search(pattern, row)[1]: row for row in text_of(name).splitlines()
             if row.startswith("| ") and re.search(pattern, row)}
 
 

@@ -3,7 +3,7 @@ import json
 import os
 import re
 
-from programs import ROOT, page
+from programs import ROOT, text_of
 
 
 def results(name):
@@ -106,14 +106,14 @@ def test_the_tables_are_what_was_measured():
 
     Kills: a digit mistyped, rows in another order, a measurement made anew and the page left as it was.
     """
-    text = plain(page("benchmarks/RESULTS.md"))
+    text = plain(text_of("benchmarks/RESULTS.md"))
     missing = {what: row for what, row in [*of_tables(), *of_other_tables()] if row not in text}
     assert not missing
 
 
 def test_the_readmes_numbers_are_what_was_measured():
     """Kills: a number in README.md that drifts from the tables."""
-    evaluated, text = results("glyphs64"), plain(page("README.md"))
+    evaluated, text = results("glyphs64"), plain(text_of("README.md"))
     distilled = {(row["what"], row["w"], row["steps"]): row for row in results("distillation")["rows"]}
     peers = [row for row in results("peers")["results"] if row["name"] in ("ours", "diffusers-at-ours")]
     fds = {name: [row["fd_held_out"] for row in peers if row["name"] == name] for name in ("ours", "diffusers-at-ours")}
@@ -126,7 +126,7 @@ def test_the_readmes_numbers_are_what_was_measured():
                     teacher["seconds_an_image"] / student["seconds_an_image"])
     assert f"{100 * kept:.0f} of the letters read, {faster:.0f} times as fast" in text
     step = next(row for row in results("speed_cpu")["rows"] if (row["model"], row["variant"]) == ("glyphs64", "bf16"))
-    assert f"| {1000 * step['seconds_a_step']:.0f} ms" in page("README.md")
+    assert f"| {1000 * step['seconds_a_step']:.0f} ms" in text_of("README.md")
     growth = [row for row in results("speed_growth_cpu")["rows"] if row["side"] == 512]
     calls = {row["patching"]: row["seconds_a_call"] for row in growth}
     assert "{:.0f} or {:,.0f} ms".format(1000 * calls["dwt_2"], 1000 * calls["none"]) in text
