@@ -72,7 +72,8 @@ def test_each_function_of_a_concept_file_has_its_place_in_the_paper():
     """The other way round: what is public in these files is in the map, or says in its docstring where it is from."""
     mapped = {name for _, here in the_map() for name in re.findall(r"`([\w.]+)`", here)}
     for file in ("schedule", "dwt", "unet", "uvit", "nested_unet", "cascade", "distill"):
-        for node in ast.parse(text_of(file + ".py")).body:
+        concepts = text_of(file + ".py").split("- the page of the lecture\n")[0]
+        for node in ast.parse(concepts).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith(("_", "draw")):
                 if node.name not in ("main", "parse", "explain", "check_input", "innermost"):
                     name = f"{file}.{node.name}"
