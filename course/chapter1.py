@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from exams import curves, exam, TIMES
+from course.exams import curves, exam, TIMES
 
 
 @exam("1.1")

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
+from course.exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
 
 
 def inputs_2(r):

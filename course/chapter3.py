@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from exams import curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
+from course.exams import curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
 
 
 def slow_level(x):

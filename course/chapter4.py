@@ -4,7 +4,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from exams import curves, exam, image, learns, letter, NO_GRADIENT, row_of, slow_norm, swish, unbiased
+from course.exams import curves, exam, image, learns, letter, NO_GRADIENT, row_of, slow_norm, swish, unbiased
 
 
 @exam("4.1", tolerance=1e-3)                                              # sines of angles up to 1000

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from exams import exam, image, learns, NO_GRADIENT, refused, row_of, slow_norm, swish, unbiased
+from course.exams import exam, image, learns, NO_GRADIENT, refused, row_of, slow_norm, swish, unbiased
 
 
 @exam("5.1", tolerance=1e-3)

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from exams import alpha_and_sigma, exam, image, letter, row_of
+from course.exams import alpha_and_sigma, exam, image, letter, row_of
 
 
 def inputs_6(r):

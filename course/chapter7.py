@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of, TIMES
+from course.exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of, TIMES
 
 
 def enlarged(x, side):

@@ -5,8 +5,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from chapter6 import inputs_6, slow_ddim
-from exams import alpha_and_sigma, exam, image, letter, refused, row_of
+from course.chapter6 import inputs_6, slow_ddim
+from course.exams import alpha_and_sigma, exam, image, letter, refused, row_of
 
 
 def slow_blur(x, sigma):
