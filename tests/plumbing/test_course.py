@@ -40,7 +40,7 @@ def write(folder, file, bodies):
 
 @pytest.mark.long
 def test_the_lecturers_own_test():
-    """Full marks for ours; stubs that say their own number; each usual mistake loses its points and is named."""
+    """Ours gets full marks, a stub gives its own number, each typical mistake loses its points and gets its name."""
     done = program("course", "check", timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert " 0 faults" in done.stdout
@@ -84,19 +84,25 @@ def test_a_copy_has_signatures_and_docstrings_and_no_answers(tmp_path):
 
 
 def test_a_chapters_copy_leaves_the_rest_working(tmp_path):
-    """The programs run in it, on the copy's own files. Kills: a folder that the copy lacks."""
     assert program("course", "make", tmp_path / "work", "--chapter", 3).returncode == 0
     assert chosen(None, tmp_path / "work") == chosen(3)
-    page = inside(tmp_path / "work", "schedule.py")
-    assert page.returncode == 0 and (tmp_path / "work" / "figures" / "schedule_logsnr.png").exists(), page.stderr
-    dry = inside(tmp_path / "work", "train.py", "--preset", "glyphs64", "--patching", "conv_2", "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    tests = inside(tmp_path / "work", "-m", "pytest", "-q", "--collect-only")
-    assert tests.returncode == 0, tests.stdout
     for e in EXERCISES:
         same = S.text_of((tmp_path / "work" / e.file).read_text(), e.name) == S.text_of(
             S.read(os.path.join(ROOT, e.file)), e.name)
         assert same == (e.chapter != 3)
+
+
+@pytest.mark.long
+def test_the_programs_run_in_a_copy(tmp_path):
+    """Kills: a file or folder that the copy lacks."""
+    work = tmp_path / "work"
+    assert program("course", "make", work, "--chapter", 3).returncode == 0
+    page = inside(work, "schedule.py")
+    assert page.returncode == 0 and (work / "figures" / "schedule_logsnr.png").exists(), page.stderr
+    dry = inside(work, "train.py", "--preset", "glyphs64", "--patching", "conv_2", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    tests = inside(work, "-m", "pytest", "-q", "--collect-only")
+    assert tests.returncode == 0, tests.stdout
 
 
 SINS = {"1.1": "while True:\n        pass", "1.2": "import os\n    print('passed')\n    os._exit(0)",
@@ -105,7 +111,7 @@ SINS = {"1.1": "while True:\n        pass", "1.2": "import os\n    print('passed
 
 @pytest.mark.long
 def test_each_sin_costs_its_own_points_only(tmp_path):
-    """Endless loops, sudden ends, prints, nonsense; and files that shadow what the grader imports."""
+    """Endless loops, sudden exits, prints, nonsense, and files with the names of modules that the grader imports."""
     write(tmp_path, "schedule.py", SINS)
     for name in ("torch", "math", "json", "course", "argparse"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('shadow')")
@@ -120,7 +126,7 @@ def test_each_sin_costs_its_own_points_only(tmp_path):
 
 @pytest.mark.long
 def test_strange_results_and_strange_files_end_no_grading(tmp_path):
-    """What cannot be judged, and characters at which Python does not break lines though str.splitlines does."""
+    """Answers that cannot be judged, and characters at which str.splitlines breaks lines and Python does not."""
     write(tmp_path, "schedule.py", {
         "1.1": "return torch.zeros(t.shape).to_sparse()", "1.3": "return torch.zeros(10, device='meta')",
         "1.2": "torch.save = lambda what, file: file.write(b'nothing')\n    return logsnr, logsnr",
@@ -142,7 +148,7 @@ def test_strange_results_and_strange_files_end_no_grading(tmp_path):
 
 @pytest.mark.long
 def test_what_a_student_may_do(tmp_path):
-    """A helper of one's own, another way of writing it, other exercises undone: full points for what is right."""
+    """A helper, another formula, other exercises unsolved: what is right gets full points."""
     right = "return _helper(logsnr), _helper(-torch.as_tensor(logsnr))"
     haste = "return logsnr_cosine(t, logsnr_min, logsnr_max) + math.log(noise_d / image_d)"
     write(tmp_path, "schedule.py", {"1.1": 'raise NotImplementedError("exercise 1.1: x")', "1.2": right, "1.3": haste})
@@ -151,14 +157,14 @@ def test_what_a_student_may_do(tmp_path):
     for seed in (0, 4711):
         rows, _ = grade(tmp_path, "--chapter", 1, "--seed", seed)
         assert [row["status"] for row in rows.values()] == ["not done", "passed", "wrong", "passed"]
-        assert "log instead of 2 log" in rows["1.3"]["message"]           # the usual mistake by its name
+        assert "log instead of 2 log" in rows["1.3"]["message"]           # the typical mistake by its name
     (tmp_path / "schedule.py").write_text("def f(:\n")
     rows, _ = grade(tmp_path, "--chapter", 1)
     assert all(row["message"].startswith("schedule.py, line 1: ") for row in rows.values())
 
 
 def test_tabs_and_missing_methods_cost_nothing_elsewhere(tmp_path):
-    """What is put back beside an exercise has the file's own indent, and goes back into its class."""
+    """A function that is put back gets the file's own indent, and a method returns to its class."""
     for name in ("unet.py", "uvit.py"):
         source = S.read(os.path.join(ROOT, name))
         (tmp_path / name).write_text(re.sub(r"(?m)^( {4})+", lambda spaces: "\t" * (len(spaces[0]) // 4), source))
@@ -171,7 +177,7 @@ def test_tabs_and_missing_methods_cost_nothing_elsewhere(tmp_path):
     for exercise in (e for e in EXERCISES if e.file == "unet.py" and e.name != "ResBlock.forward"):
         graded = to_grade(tmp_path, exercise)
         assert S.text_of(graded, "ResBlock.forward") == S.text_of(source, "ResBlock.forward")
-    (tmp_path / "unet.py").write_text(source + "\n\nclass ResBlock(nn.Module): x = 1\n")       # the one that counts
+    (tmp_path / "unet.py").write_text(source + "\n\nclass ResBlock(nn.Module): x = 1\n")       # the last definition counts
     for exercise in (e for e in EXERCISES if e.file == "unet.py" and e.name != "ResBlock.forward"):
         ast.parse(to_grade(tmp_path, exercise))
 
@@ -187,7 +193,7 @@ def test_a_syntax_error_in_ones_own_copy_ends_no_grading(tmp_path):
 
 @pytest.mark.long
 def test_the_grader_itself_cannot_be_patched_from_a_students_file(tmp_path):
-    """Judgement is in another process: whoever makes torch.isclose say yes has still to return the right numbers."""
+    """Another process judges: patching torch.isclose does not help, only the right numbers do."""
     write(tmp_path, "schedule.py", {"1.2": "yes = lambda *a, **k: torch.tensor(True)\n"
                                            "    torch.isclose = torch.allclose = torch.Tensor.all = yes\n"
                                            "    return torch.zeros_like(logsnr), torch.ones_like(logsnr)"})
