@@ -177,11 +177,12 @@ def test_tabs_and_missing_methods_cost_nothing_elsewhere(tmp_path):
     for exercise in (e for e in EXERCISES if e.file == "unet.py" and e.name != "ResBlock.forward"):
         graded = to_grade(tmp_path, exercise)
         assert S.text_of(graded, "ResBlock.forward") == S.text_of(source, "ResBlock.forward")
-    (tmp_path / "unet.py").write_text(source + "\n\nclass ResBlock(nn.Module): x = 1\n")       # the last definition counts
+    (tmp_path / "unet.py").write_text(source + "\n\nclass ResBlock(nn.Module): x = 1\n")  # the last definition counts
     for exercise in (e for e in EXERCISES if e.file == "unet.py" and e.name != "ResBlock.forward"):
         ast.parse(to_grade(tmp_path, exercise))
 
 
+@pytest.mark.long
 def test_a_syntax_error_in_ones_own_copy_ends_no_grading(tmp_path):
     """In a student's copy the judge's modules are the student's own: what fails to import is named, the rest graded."""
     assert program("course", "make", tmp_path / "work", "--chapter", 3).returncode == 0
