@@ -1,4 +1,4 @@
-"""What the scripts here share: starting the project's programs, the pace of a run, what they leave."""
+"""What the benchmark scripts share: start the project's programs, measure the pace of a run, save results."""
 import csv
 import json
 import math
@@ -14,30 +14,30 @@ sys.path.insert(0, ROOT)
 import torch
 
 from plumbing import UserError
+from plumbing.files import whole_file
 from plumbing.runs import made_by
 
 
 def save(name, device, cores="", **what):
-    """benchmarks/results/NAME: what was found, after the command, the commit and the machine (and the cores of it)."""
+    """Write results to benchmarks/results/NAME, with the command, the commit, the machine and perhaps its cores."""
     machine = ", ".join(filter(None, [platform.machine(), f"{os.cpu_count()} cores", cores, str(device)]))
     if device.type == "cuda":
         machine += f" ({torch.cuda.get_device_name(device)})"
     text = json.dumps(dict(**made_by(), machine=machine, **what), indent=1)
-    path = os.path.join(ROOT, "benchmarks", "results", name)              # touched last: it makes the commit -dirty
-    with open(path + ".new", "w") as file:
+    # Open the file last: a changed file makes the commit that made_by() reports "-dirty".
+    with whole_file(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
         file.write(text)
-    os.replace(path + ".new", path)
 
 
 def check(args, **least):
-    """Raises UserError for a flag below its least value (and for nan and inf)."""
+    """Raise UserError for a flag below its least value, or nan, or inf."""
     for name, value in least.items():
         if getattr(args, name) is not None and not value <= getattr(args, name) < math.inf:
             raise UserError(f"--{name} {getattr(args, name)}: want {value} or more")
 
 
 def seconds_a_step(folder, batch, skip=0):
-    """Seconds that a step of this run of train.py took, on the average, by its log.csv less the first `skip` rows."""
+    """Return the mean seconds a step of a run of train.py, from its log.csv without the first `skip` rows."""
     with open(os.path.join(folder, "log.csv")) as file:
         rows = list(csv.DictReader(file))
     ends = [0, *(int(row["step"]) for row in rows)]
@@ -47,9 +47,10 @@ def seconds_a_step(folder, batch, skip=0):
 
 
 def started(*args):
-    """Run a program of the project to its end. On Ctrl-C and SIGTERM it is told and waited for: train.py saves, leaves.
+    """Run a program of the project to its end. On Ctrl-C or SIGTERM, pass the signal on and wait: train.py saves first.
 
-    Raises KeyboardInterrupt then, and UserError if it ends with another status than 0."""
+    Raises KeyboardInterrupt after a signal, and UserError if the program ends with a status other than 0.
+    """
     def interrupted(number, frame):
         raise KeyboardInterrupt
     before = signal.signal(signal.SIGTERM, interrupted)
@@ -57,8 +58,8 @@ def started(*args):
     try:
         status = child.wait()
     except KeyboardInterrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)                     # the caller may tell it, too
-        child.terminate()                                                 # after a Ctrl-C it changes nothing
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)                     # the caller may send it again
+        child.terminate()                                                 # no effect if Ctrl-C reached it
         child.wait()
         raise
     finally:

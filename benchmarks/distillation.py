@@ -1,24 +1,24 @@
-"""From 256 steps to 1: teacher and students by distance, read rate and seconds an image; and the latency of a student.
+"""From 256 steps to 1: measure distance, read rate and seconds an image of teacher and students; latency of a student.
 
 Paper: simple diffusion, section 5 and figure 9 (an image in 0.42 s at 16 steps, eight in 2.00 s, on a TPUv4).
 
-    python benchmarks/distillation.py train runs/glyphs64          both ladders down to one step; goes on if interrupted
+    python benchmarks/distillation.py train runs/glyphs64          both ladders down to one step; call again to go on
     python benchmarks/distillation.py judge runs/glyphs64 [--n 360]
                                      -> results/distillation.json, figures/distillation.png, distillation_samples.png
     python benchmarks/distillation.py latency [--preset imagenet512_uvit] [--compile]
                                      -> results/distillation_latency_PRESET_DEVICE.json
 
-judge: the teacher by DDPM and DDIM without guidance beside the progressive student, and at w = 2 beside the guided one,
-which needs half the calls. All rows draw the same labels from the same seeds. Times are taken after everything else is
-drawn, the rows in turns, the least of --turns; --n samples themselves are kept with the runs.
+judge compares the teacher (DDPM and DDIM) with the progressive student without guidance, and with the guided student at
+w = 2, which needs half the calls. All rows draw the same labels from the same seeds. Times are measured after all
+samples are drawn, the rows take turns, and the least of --turns counts. The --n samples stay in the run folders.
 
-latency: of a guided student with random weights, which say nothing of quality, only of time.
+latency times a guided student with random weights, which have the speed of trained ones.
 """
 import argparse
 import os
 import time
 
-from common import ROOT, check, save, started  # before ours: it puts the project on the path
+from common import ROOT, check, save, started  # first: it puts the project on the path
 
 import torch
 
@@ -29,10 +29,10 @@ from plumbing import UserError
 from plumbing.features import Yardstick
 from plumbing.runs import choose_device, choose_precision, main_program, read_checkpoint
 from sample import ema_model, compiled, sample_run
-from plumbing.pictures import grid
+from plumbing.pictures import grid, pyplot, save_figure
 
 STEPS = (256, 64, 16, 8, 4, 2, 1)
-# (what, w, sampler, ladder): the students of a ladder are in RUN + ladder, the teacher has none
+# (what, w, sampler, ladder): the students of a ladder lie in RUN + ladder; the teacher has no ladder
 SETS = [("teacher, DDPM", 1, "ddpm", None), ("teacher, DDIM", 1, "ddim", None), ("student", 1, "ddim", "-distilled"),
         ("teacher, DDPM", 2, "ddpm", None), ("teacher, DDIM", 2, "ddim", None),
         ("guided student", 2, "ddim", "-guided-distilled")]
@@ -44,7 +44,7 @@ def train(args):
 
 
 def rows_of(run):
-    """[(what, w, N, folder, sampler), ...]. The guided ladder begins with a student of 256 steps, the other below."""
+    """Return [(what, w, steps, folder, sampler), ...]. Only the guided ladder has a student of 256 steps."""
     rows = []
     for what, w, sampler, ladder in SETS:
         for steps in STEPS:
@@ -55,7 +55,7 @@ def rows_of(run):
 
 
 def opened(folder, device, **setting):
-    """(model, config) of a run, sampled with this setting."""
+    """Load a run -> (model, config), with these settings of sampling."""
     state = read_checkpoint(folder)
     return ema_model(state, folder, device), override(state["config"], **setting)
 
@@ -97,10 +97,7 @@ def judge(args):
 
 
 def draw(rows):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
+    figure, axes = pyplot().subplots(1, 2, figsize=(10, 3.8))
     for what, w, _, ladder in SETS:
         chosen = [row for row in rows if (row["what"], row["w"]) == (what, w)]
         color = "C2" if ladder else "C0" if "DDIM" in what else "C1"
@@ -116,32 +113,31 @@ def draw(rows):
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(os.path.join(ROOT, "figures", "distillation.png"), dpi=110)
+    save_figure(figure, os.path.join(ROOT, "figures", "distillation.png"), dpi=110)
 
 
 def draw_samples(sheets, labels, many=16):
-    """The same labels and seeds by teacher and student at w = 2, row by row."""
+    """Draw a sheet of teacher and student at w = 2, one a row, with the same labels and seeds."""
     shown = [("teacher, DDIM", 256), ("teacher, DDIM", 4), ("teacher, DDIM", 1), ("guided student", 16),
              ("guided student", 4), ("guided student", 1)]
-    at = torch.arange(many) * (max(labels) + 2) % len(labels)             # labels come in turn: here A, B, C, ...
+    at = torch.arange(many) * (max(labels) + 2) % len(labels)             # the labels cycle: this takes A, B, C, ...
     images = torch.cat([sheets[what, 2, steps][at] for what, steps in shown]).permute(0, 3, 1, 2) / 127.5 - 1
     names = [f"{what.split()[-1] if 'student' in what else what}: {steps}" for what, steps in shown]
     grid(images, many, names).save(os.path.join(ROOT, "figures", "distillation_samples.png"))
 
 
 def latency(args):
-    """Milliseconds for one image and for eight, at 1 to 16 steps, by the loop of sample.py; on CUDA weights in bf16."""
+    """Time one image and eight, at 1 to 16 steps, with the loop of sample.py; on CUDA with weights in bf16."""
     device, _ = choose_device()
     config = override(PRESETS[args.preset], guidance_max=5.0, guidance=2.0, sampler="ddim")
     if not config.num_classes or config.low_size:
-        raise UserError(f"--preset {args.preset}: want one with classes, which samples by itself")
+        raise UserError(f"--preset {args.preset}: want one with classes that needs no low-resolution image")
     torch.manual_seed(0)
     with device:
         model = build_model(config).eval().requires_grad_(False)
     precision = choose_precision(config.precision, device)
-    config = override(config, precision=precision)                        # or each timed call would choose, too
-    if device.type == "cuda":                                             # read once a call, in half the bytes
+    config = override(config, precision=precision)                        # resolve "auto" here, not in each timed call
+    if device.type == "cuda":                                             # each call reads all weights: half the bytes
         model = model.to(torch.bfloat16)
     handle = compiled(model, device) if args.compile else model
     bytes_read = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -155,7 +151,7 @@ def latency(args):
                 times.append(seconds_an_image(handle, setting, device, batch) * batch)          # ends on the CPU
             rows.append(dict(images=batch, steps=steps, ms=1e3 * min(times[1:])))
             paper = {(1, 16): 420, (8, 16): 2000}.get((batch, steps))
-            print(f"{batch} image{'s' * (batch > 1)}, {steps:2d} steps: {rows[-1]['ms']:9.1f} ms" + (
+            print(f"{batch} {'images' if batch > 1 else 'image'}, {steps:2d} steps: {rows[-1]['ms']:9.1f} ms" + (
                 f"   (the paper's, on a TPUv4: {paper} ms)" if paper and args.preset == "imagenet512_uvit" else ""),
                   flush=True)
     save(f"distillation_latency_{args.preset}_{device.type}.json", device, preset=args.preset, compile=args.compile,
@@ -167,7 +163,7 @@ def main():
     parser.add_argument("what", choices=("train", "judge", "latency"))
     parser.add_argument("run", nargs="?", default="runs/glyphs64", help="the teacher")
     parser.add_argument("--n", type=int, default=360)
-    parser.add_argument("--turns", type=int, default=2, help="of the times, the least of which counts")
+    parser.add_argument("--turns", type=int, default=2, help="timings; the least of them counts")
     parser.add_argument("--preset", default="imagenet512_uvit", choices=PRESETS)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()

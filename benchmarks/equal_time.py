@@ -1,4 +1,4 @@
-"""Three papers at equal wall-clock time: plain, nested, cascaded; distance and read rate against minutes.
+"""Compare three papers at equal wall-clock time: plain, nested, cascaded; distance and read rate against minutes.
 
     python benchmarks/equal_time.py cost   runs/equal              seconds and memory of a step, all in one run
     python benchmarks/equal_time.py train  runs/equal [--minutes 20] [--only glyphs64,nested]
@@ -6,32 +6,33 @@
                                                                    -> results/equal_time.json, figures/equal_time*.png
 
 Five ways to 64 x 64: the plain U-ViT (simple diffusion); the plain U-Net (Matryoshka's "Simple DM"); nested, all levels
-at once; nested, grown from 16 x 16; a cascade 16 -> 64. The last two give their first FIRST minutes, whatever they have
-in all, to one and the same 16 x 16 run; the nested model and that run have the plain U-ViT's inner blocks.
+at once; nested, grown from 16 x 16; a cascade 16 -> 64. The last two spend their first FIRST minutes on one shared 16 x
+16 run. The nested model and that run have the plain U-ViT's inner blocks.
 
-Equal time means: the pace of train.py is measured for each on a quiet machine, and each gets as many steps as fit. So a
-disturbance while they train changes nothing but the wait. Same data, batch and seed for all. A checkpoint is kept every
-KEEP minutes; with more --minutes the same runs go on, at the pace that they began with. judge: those up to --minutes,
-or those of --at 10,20 alone.
+Equal time means: we measure the pace of train.py for each way on a quiet machine, and give each as many steps as fit.
+So a disturbance during training changes only how long we wait. All have the same data, batch and seed. Every KEEP
+minutes a checkpoint stays; with more --minutes the same runs go on at their first pace. judge takes the checkpoints up
+to --minutes, or only those of --at 10,20.
 """
 import argparse
-import json
 import os
 import re
 
-from common import ROOT, check, save, seconds_a_step, started  # before ours: it puts the project on the path
+from common import ROOT, check, save, seconds_a_step, started  # first: it puts the project on the path
 
 import evaluate
 import speed
 from config import PRESETS
 from plumbing.settings import Parser
 from plumbing import UserError
+from plumbing.files import read_json, write_json
 from plumbing.features import Yardstick
 from plumbing.runs import (choose_device, choose_precision, has_checkpoint, kept_checkpoints, main_program,
                            read_checkpoint)
 from sample import ema_model
+from plumbing.pictures import pyplot, save_figure
 
-# folder: (what it is, preset, run that comes first, what it is for)
+# folder: (title, preset, the run that comes first, the use of that run)
 RUNS = {"glyphs64": ("plain U-ViT", "glyphs64", None, None),
         "glyphs64_unet": ("plain U-Net", "glyphs64_unet", None, None),
         "nested": ("nested, from scratch", "glyphs64_nested", None, None),
@@ -48,7 +49,7 @@ def make_step(preset):
 def cost(args):
     presets = ["glyphs16", "glyphs64", "glyphs64_nested", "glyphs64_unet", "glyphs64_sr"]
     steps, best = {preset: make_step(preset) for preset in presets}, {}
-    for turn in range(args.turns + 1):                                    # in turns; the first one warms up
+    for turn in range(args.turns + 1):                                    # in turns; the first turn warms up
         for preset, step in steps.items():
             seconds = step()
             best[preset] = min(best.get(preset, 1e9), seconds) if turn else 1e9
@@ -62,21 +63,20 @@ def cost(args):
 
 
 def steps_of(args, preset, minutes):
-    """Steps that fit, by the pace of train.py itself (loading and averaging included), a multiple of 4."""
+    """Return how many steps fit, a multiple of 4, by the pace of train.py itself (with loading and EMA)."""
     path = os.path.join(args.folder, "pace.json")
-    pace = json.load(open(path)) if os.path.exists(path) else {}
+    pace = read_json(path)
     if preset not in pace:
         out = os.path.join(args.folder, "pace-" + preset)
         started("train.py", "--preset", preset, "--steps", 120, "--sample-every", 0, "--sample-steps", 1, "--out", out,
                 "--auto-resume")
         pace[preset] = seconds_a_step(out, PRESETS[preset].batch, skip=2)
-        with open(path, "w") as file:
-            json.dump(pace, file)
+        write_json(path, pace)
     return 4 * max(1, round(minutes * 60 / pace[preset] / 4))
 
 
 def kept_every(args, name):
-    """Steps of KEEP minutes: those of the run, if it was begun."""
+    """Return the steps of KEEP minutes: those of the run, if it exists."""
     folder, (_, preset, first, _) = os.path.join(args.folder, name), RUNS[name]
     if has_checkpoint(folder):
         return read_checkpoint(folder)["config"].keep_every
@@ -86,7 +86,7 @@ def kept_every(args, name):
 
 
 def finished(folder, steps):
-    """Has an earlier call trained this run to its end? One that was interrupted goes on."""
+    """Return whether an earlier call trained this run to its end."""
     return has_checkpoint(folder) and read_checkpoint(folder)["step"] >= steps
 
 
@@ -100,7 +100,7 @@ def check_seeds(args):
 def train(args):
     args.folder = os.path.abspath(args.folder)
     os.makedirs(args.folder, exist_ok=True)
-    every = {name: kept_every(args, name) for name in args.only}           # all paces first, while nothing else runs
+    every = {name: kept_every(args, name) for name in args.only}           # measure all paces first, on a quiet machine
     for name in args.only:
         _, preset, first, use = RUNS[name]
         common = ["--sample-every", 0, "--seed", args.seed, "--auto-resume"]
@@ -153,8 +153,7 @@ def judge(args):
     save(args.name + ".json", device, n=args.n, seed_of_training=config.seed, seed_of_samples=0, s_of_cascade=args.s,
          minutes=max(args.at or [args.minutes]), runs=result)
     evaluate.draw_comparison(sheets, [], os.path.join(ROOT, "figures", args.name + "_samples.png"))
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.4))
     for axis, key, label in ((axes[0], "fd_held_out", "Fréchet distance to held-out scenes"),
                              (axes[1], "read_rate", "read rate")):
         for name, rows in result.items():
@@ -163,8 +162,7 @@ def judge(args):
         axis.set(xlabel="minutes of training on two cores", ylabel=label)
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(os.path.join(ROOT, "figures", args.name + ".png"), dpi=120)
+    save_figure(figure, os.path.join(ROOT, "figures", args.name + ".png"))
 
 
 def main():
@@ -172,13 +170,13 @@ def main():
     parser.add_argument("what", choices=("cost", "train", "judge"))
     parser.add_argument("folder", help="where the runs are")
     parser.add_argument("--minutes", type=int, default=20, help=f"of training, a multiple of {KEEP}")
-    parser.add_argument("--only", default=",".join(RUNS), help="of these runs alone; all: %(default)s")
-    parser.add_argument("--at", default="", help="judge the checkpoints of these minutes alone: 10,20")
+    parser.add_argument("--only", default=",".join(RUNS), help="only these runs; all: %(default)s")
+    parser.add_argument("--at", default="", help="judge only the checkpoints of these minutes: 10,20")
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--n", type=int, default=360)
     parser.add_argument("--s", type=float, default=0.3, help="of the cascade's handoff")
     parser.add_argument("--seed", type=int, default=0, help="of training")
-    parser.add_argument("--name", help="of what judge leaves; usual: equal_time, and what --only says")
+    parser.add_argument("--name", help="of the files that judge writes; default: equal_time and what --only says")
     args = parser.parse_args()
     check(args, n=2, turns=1)
     if args.minutes % KEEP or args.minutes < FIRST + KEEP:

@@ -1,30 +1,30 @@
-"""The papers' tables in small: one command trains the rows of a table, judges them, and prints the paper's beside ours.
+"""The papers' tables in small: train the rows of a table, judge them, and print the paper's row beside ours.
 
     python benchmarks/paper_tables.py table2                 shift of the schedule: 128 px, noise_d 128, 64, 32, 16
     python benchmarks/paper_tables.py table3                 where dropout begins, on few scenes: 72 (GPU: 2,000)
     python benchmarks/paper_tables.py table4                 blocks at the lowest resolution
     python benchmarks/paper_tables.py table5                 none, dwt_1, dwt_2, conv_2, conv_4 at 128 and 256 px
     python benchmarks/paper_tables.py table6                 multiscale loss at 64, 128, 256 px
-    python benchmarks/paper_tables.py table9 | mdm | cdm | best        by the scripts that are here for these (OTHERS)
+    python benchmarks/paper_tables.py table9 | mdm | cdm | best        by the other scripts here (OTHERS)
                                              -> results/paper_TABLE.json, figures/paper_TABLE.png
 
-Equal time, as in equal_time.py: the pace of train.py is measured first, then each row gets the steps that fit into
---minutes; rows whose networks are alike share a pace, so they get equal steps. Where paces differ a checkpoint is kept
-at the steps of the slowest, so that rows are compared at equal steps, too. Call again to go on: what is trained, drawn,
-or half done is not begun anew, and tables share runs of equal steps with equal checkpoints. One call at a time for a
-folder. Results of other than the usual rows, minutes, samples or budget have that in their file's name.
+Equal time, as in equal_time.py: we measure the pace of train.py first, then each row gets the steps that fit into
+--minutes. Rows with equal networks share a pace, so they get equal steps. Where paces differ, each row also stores a
+checkpoint at the steps of the slowest row, so that rows are compared at equal steps as well. Call again to go on:
+finished and half-finished work is reused, and tables share runs with equal steps and equal checkpoints. Make one call
+at a time for a folder. If rows, minutes, samples or budget are not the default ones, the name of the result's file says
+so.
 
-Judged without guidance, as the papers' tables are, and with GUIDANCE, at which these small models can be read.
---budget gpu-30min has the papers' kind of model at a quarter of its width. It was never run: no GPU was at hand.
+Rows are judged without guidance, like the papers' tables, and with GUIDANCE, at which these small models can be read.
+--budget gpu-30min has the papers' kind of model at a quarter of its width. We have not run it, for lack of a GPU.
 """
 import argparse
-import json
 import math
 import os
 import re
 import shutil
 
-from common import ROOT, check, save, seconds_a_step, started  # before ours: it puts the project on the path
+from common import ROOT, check, save, seconds_a_step, started  # first: it puts the project on the path
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ import evaluate
 from config import PRESETS
 from plumbing.settings import Parser, override
 from plumbing import UserError
+from plumbing.files import read_json, writable_folder, write_json
 from data import open_run
 from dwt import patch_factor
 from equal_time import FIRST, KEEP
@@ -40,14 +41,14 @@ from plumbing.features import Yardstick
 from plumbing.runs import (choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program,
                            read_checkpoint)
 from sample import ema_model
-from plumbing.pictures import grid
+from plumbing.pictures import grid, pyplot
 
 GUIDANCE = 5.0
-COSTLESS = ("noise_d", "multiscale", "dropout_from_resolution", "scenes")  # fields that leave the pace as it is
+COSTLESS = ("noise_d", "multiscale", "dropout_from_resolution", "scenes")  # fields that do not change the pace
 
-# A budget: the settings of all its models; the side at which they end; widths by the side of the map, the same whatever
-# the patching (as nearly in B.1), lowest last; few: so many scenes a run can get by heart; minutes of a run by the side
-# of its images.
+# A budget: the settings of its models; low: the side of the lowest map; widths by the side of the map, lowest last, the
+# same for every patching (nearly as in B.1); few: a number of scenes that a run can memorise; minutes of a run by the
+# side of its images.
 _gpu = dict(data="glyphs", flip=False, base_channels=64, emb_channels=512, batch=128, lr=3e-4, warmup=500, ema=0.999,
             sampler="ddim", sample_steps=24)
 BUDGETS = {
@@ -55,7 +56,7 @@ BUDGETS = {
         uvit=dict(preset="glyphs64"), unet=dict(preset="glyphs64_unet"), low=8, blocks=1, widths=(1, 1, 1, 2, 3, 6),
         patching={64: "dwt_1", 128: "dwt_2", 256: "dwt_2"}, multiscale=16, low_blocks=(1, 2, 4, 6), unet_size=64,
         few=72, dropout=(32, 16, 8, 0), minutes={64: 8, 128: 12, 256: 20}),
-    # Half an hour for table 2's four rows. Drawing a scene takes a core 5 ms at 128 px, 15 at 256: look at images/s
+    # Half an hour for table 2's four rows. Drawing a scene takes a core 5 ms at 128 px, 15 at 256: watch images/s
     "gpu-30min": dict(
         uvit=dict(_gpu, preset="imagenet128_uvit", num_transformer_blocks=8, position_std=1.0, transformer_dropout=0.0),
         unet=dict(_gpu, preset="imagenet128_unet"), low=16, blocks=2, widths=(1, 1, 2, 4, 8),
@@ -64,7 +65,7 @@ BUDGETS = {
 
 
 def sized(budget, size, model="uvit", patching=None):
-    """The settings of this budget's model for images of this size."""
+    """Return the settings of this budget's model for images of this size."""
     kind = BUDGETS[budget]
     patching = patching or kind["patching"][size]
     levels = int(math.log2(size // patch_factor(patching) // kind["low"])) + 1
@@ -74,8 +75,8 @@ def sized(budget, size, model="uvit", patching=None):
 
 # ------------------------------------------------------------------------------------------ the tables
 
-# Each: (claim, fields that its rows differ in, {row: (settings, the paper's row)}). The paper's are FIDs of ImageNet,
-# train / held-out; they can be compared with ours by their order alone.
+# Each: (claim, fields in which its rows differ, {row: (settings, the paper's row)}). The paper's numbers are FIDs of
+# ImageNet, train / held-out. Only their order can be compared with ours.
 
 def table2(budget):
     paper = {128: "2.96 / 3.38", 64: "2.41 / 3.03", 32: "2.26 / 2.88"}
@@ -123,8 +124,8 @@ _equal = ["benchmarks/equal_time.py", "train", "{folder}/equal", "--minutes", "{
 _judged = ["benchmarks/equal_time.py", "judge", "{folder}/equal", "--minutes", "{minutes}", "--n", "{n}", "--s", "0",
            "--name", "{name}"]
 _four = ["--only", "glyphs64,glyphs64_unet,nested,cascade"]
-MINUTES = dict(mdm=20, cdm=20, best=60, table9=20)                        # table9's cannot be chosen
-# table: the commands that make it. (evaluate.py takes a run's last checkpoint: `others` looks of how many minutes.)
+MINUTES = dict(mdm=20, cdm=20, best=60, table9=20)                        # table9 fixes its own
+# table: the commands that make it. (evaluate.py takes a run's last checkpoint; `others` checks its minutes.)
 OTHERS = {
     "table9": [["benchmarks/text_guidance.py", "train", "{folder}/text"],
                ["benchmarks/text_guidance.py", "judge", "{folder}/text", "--n", "{n}", "--name", "{name}"]],
@@ -138,7 +139,7 @@ OTHERS = {
 # ------------------------------------------------------------------------------------------ training
 
 def flags(settings):
-    """Settings as train.py's flags."""
+    """Yield settings as flags of train.py."""
     for name, value in settings.items():
         yield f"--{'no-' * (value is False)}{name.replace('_', '-')}"
         if not isinstance(value, bool):
@@ -146,7 +147,7 @@ def flags(settings):
 
 
 def name_of(budget, settings, *more):
-    """cpu-small-128px-noise_d64-...: what is not as the preset and `sized` have it. So tables share runs."""
+    """Name a run by what differs from its preset and `sized`, as cpu-small-uvit-128px-noise_d64: tables share runs."""
     model = "unet" if settings["preset"] == BUDGETS[budget]["unet"]["preset"] else "uvit"
     usual = {**vars(PRESETS[settings["preset"]]), **sized(budget, settings["size"], model, settings["patching"])}
     patching = settings["patching"] * (settings["patching"] != BUDGETS[budget]["patching"][settings["size"]])
@@ -156,21 +157,16 @@ def name_of(budget, settings, *more):
 
 
 def remembered(args, key, compute):
-    """A fact about this machine, from the folder if it is there: its paces must not change between two calls."""
+    """Compute a fact about this machine once and store it in the folder: paces must not change between two calls."""
     path = os.path.join(args.folder, "machine.json")
-
-    def read():
-        return json.load(open(path)) if os.path.exists(path) else {}
-    if key not in read():
+    if key not in read_json(path):
         value = compute()
-        with open(path + ".new", "w") as file:
-            json.dump({**read(), key: value}, file, indent=1)
-        os.replace(path + ".new", path)
-    return read()[key]
+        write_json(path, {**read_json(path), key: value})
+    return read_json(path)[key]
 
 
 def pace_of(args, settings):
-    """The pace of train.py, loading and averaging included; measured once for all rows with networks that are alike."""
+    """Return the pace of train.py, with loading and EMA, measured once for all rows with equal networks."""
     settings = {key: value for key, value in settings.items() if key not in COSTLESS}
     name = name_of(args.budget, settings, "pace")
 
@@ -180,12 +176,12 @@ def pace_of(args, settings):
         started("train.py", *flags(settings), "--steps", 100, "--sample-every", 0, "--sample-steps", 1, "--precision",
                 args.precision, "--device", args.device, "--out", out)
         batch = settings.get("batch", PRESETS[settings["preset"]].batch)
-        return seconds_a_step(out, batch, skip=2)                         # less the warm-up: the first 40 steps
+        return seconds_a_step(out, batch, skip=2)                         # skip the warm-up, the first 40 steps
     return remembered(args, name, measured)
 
 
 def train(args, rows):
-    """({row: [(seed, folder), ...]}, all trained; {row: seconds a step})."""
+    """Train all rows -> ({row: [(seed, folder), ...]}, {row: seconds a step})."""
     paces = {row: pace_of(args, settings) for row, settings in rows.items()}
     minutes = {row: args.minutes or BUDGETS[args.budget]["minutes"][rows[row]["size"]] for row in rows}
     steps = {row: max(1, round(60 * minutes[row] / pace)) for row, pace in paces.items()}
@@ -208,8 +204,10 @@ def train(args, rows):
 # ------------------------------------------------------------------------------------------ judging
 
 def losses(model, config, yardstick, device):
-    """The squared error of v, uniform in log-SNR, of images that training saw and of others, with the same noise: apart
-    as far as the model has them by heart."""
+    """Measure the squared error of v, uniform in log-SNR, on training images and on unseen ones, with the same noise.
+
+    The gap shows how far the model has memorised its training images.
+    """
     found = {}
     for key, source in (("seen", open_run(config)), ("unseen", yardstick.unseen)):
         bound = evaluate.likelihood(model, config, yardstick, min(192, config.scenes), 0, device, source)
@@ -219,7 +217,7 @@ def losses(model, config, yardstick, device):
 
 
 def judge(args, rows, trained, paces):
-    """([figures of a row, a seed, a checkpoint], {row: guided samples})."""
+    """Judge all runs -> ([measures of a row, a seed, a checkpoint], {row: guided samples})."""
     device, _ = choose_device(args.device)
     options = argparse.Namespace(n=args.n, first_seed=0, handoff=None, s=0.0)
     results, sheets = [], {}
@@ -227,7 +225,7 @@ def judge(args, rows, trained, paces):
         for seed, folder in trained[row]:
             last = read_checkpoint(folder)
             config = last["config"]
-            # Of few scenes no covariance can be taken: the distance is to those of the usual number.
+            # Few scenes give no covariance, so the distance is to the usual number of scenes.
             usual = override(config, scenes=PRESETS[rows[row]["preset"]].scenes)
             yardstick = Yardstick(args.folder, usual, args.n, device=device)
             early = [kept for kept in kept_checkpoints(folder)[:1] if config.keep_every < config.steps]
@@ -241,7 +239,7 @@ def judge(args, rows, trained, paces):
                     found.update(losses(model, config, yardstick, device))
                 if seed == 0 and at == "time":
                     sheets[row] = images
-                # Where no checkpoint was kept early, the row's last is both.
+                # Without an early checkpoint the last one serves for equal steps as well.
                 for equal in [at] if early else ["steps", "time"]:
                     results.append(dict(row=row, seed=seed, equal=equal, steps=state["step"], images=state["images"],
                                         minutes=state["step"] * paces[row] / 60, steps_a_second=1 / paces[row],
@@ -253,7 +251,7 @@ def judge(args, rows, trained, paces):
 
 
 def over_seeds(results, row, equal, key, figure):
-    """(mean, half of an interval): with one seed the samples' 95 %, with more half the range of the seeds."""
+    """Return (mean, bar). With one seed the bar is half the samples' 95 % interval, with more half the seeds' range."""
     chosen = [result[key] for result in results if (result["row"], result["equal"]) == (row, equal)]
     values = [each.get(figure, math.nan) for each in chosen]
     bar = (max(values) - min(values)) / 2 if len(values) > 1 else chosen[0].get(figure + "_pm", math.nan)
@@ -267,13 +265,13 @@ OF_LOSS = (("loss seen, x 1000", "seen", "v_mse", 1000), ("loss unseen, x 1000",
 
 
 def kinds(results):
-    """Equal time; and equal steps where that is something else."""
+    """Return the comparisons: equal time, and equal steps where that differs."""
     rows = {result["row"] for result in results}
     return ["time", "steps"] if len({(result["row"], result["steps"]) for result in results}) > len(rows) else ["time"]
 
 
 def show(table, claim, paper, results, args):
-    """The paper's row beside ours."""
+    """Print the paper's row beside ours."""
     print(f"\n{table}: {claim}\npaper: FID of ImageNet; ours: distance by glyph features, {args.n} samples, ± "
           + ("half the range of the seeds" if args.seeds > 1 else "95 % of the samples, one seed of training"))
     columns = COLUMNS[1:] + OF_LOSS if "seen" in results[0] else COLUMNS
@@ -288,19 +286,17 @@ def show(table, claim, paper, results, args):
 
 
 def draw(path, rows, results, sheets, many=9):
-    """A line for each row: guided samples of the same letters and seeds, the distance, the read rate."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    """Draw a line for each row: guided samples of the same letters and seeds, the distance, the read rate."""
+    plt = pyplot()
     figure = plt.figure(figsize=(14, 0.9 * len(rows) + 1), layout="constrained")
     cells = figure.add_gridspec(len(rows), 3, width_ratios=(8.5, 2.8, 2.8))
     for i, row in enumerate(rows):
         axis = figure.add_subplot(cells[i, 0], xticks=[], yticks=[])
-        at = torch.arange(many) * 37 % len(sheets[row])                   # labels come in turn: A, B, C, ...
+        at = torch.arange(many) * 37 % len(sheets[row])                   # the labels cycle: this takes A, B, C, ...
         axis.imshow(np.asarray(grid(sheets[row][at].permute(0, 3, 1, 2) / 127.5 - 1, many)))
         axis.set_ylabel(row.replace(", ", "\n"), rotation=0, ha="right", va="center")
         if i == 0:
-            equal = ", equal time" * (len(kinds(results)) > 1)
+            equal = ", equal time" if len(kinds(results)) > 1 else ""
             axis.set_title(f"samples with guidance {GUIDANCE:g}{equal}", fontsize=9)
     for column, (what, label, scale) in enumerate((("fd_held_out", "Fréchet distance to held-out scenes", 1),
                                                    ("read_rate", "read rate, %", 100)), 1):
@@ -312,8 +308,8 @@ def draw(path, rows, results, sheets, many=9):
                 axis.errorbar([scale * value for value, _ in points], np.arange(len(rows)) + below, capsize=3,
                               xerr=[scale * bar for _, bar in points], fmt="o", color=color, markersize=5,
                               mfc=color if equal == "time" else "white",
-                              zorder=3 if equal == "time" else 2,         # where both are one, it is seen as time
-                              label=name + f", equal {equal}" * (len(kinds(results)) > 1))
+                              zorder=3 if equal == "time" else 2,         # equal time hides an equal point of steps
+                              label=name + (f", equal {equal}" if len(kinds(results)) > 1 else ""))
         axis.grid(alpha=0.3, axis="x")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=4, fontsize=9, frameon=False)
     figure.savefig(path, dpi=100)
@@ -321,7 +317,7 @@ def draw(path, rows, results, sheets, many=9):
 
 
 def file_name(args):
-    """paper_TABLE, and what is not as usual: one table's results must not take another's place."""
+    """Name the result paper_TABLE and what is not the default, so that one result does not replace another."""
     name = f"paper_{args.table}"
     for said, usual, form in ((args.budget, "cpu-small", "-{}"), (args.only, "", "-{}"),
                               (args.minutes, None, "-{:g}min"), (args.n, 360, "-n{}")):
@@ -332,10 +328,10 @@ def file_name(args):
 # ------------------------------------------------------------------------------------------ the program
 
 def others(args):
-    """The tables that other scripts make, started as a user would; with their own names for what they leave."""
+    """Run the other scripts that make a table, as a user would, with names of its own for the results."""
     name, minutes = file_name(args), args.minutes or MINUTES[args.table]
     at = ",".join(f"{each:g}" for each in sorted({10, 30, minutes}) if each <= minutes)
-    folder = os.path.relpath(args.folder, ROOT)                           # as one types it: the results name it
+    folder = os.path.relpath(args.folder, ROOT)                           # the results store the command with it
     said = dict(folder=folder, minutes=f"{minutes:g}", n=args.n, name=name, at=at)
     if args.table == "cdm":
         cascade = os.path.join(args.folder, "equal", "cascade")
@@ -357,9 +353,9 @@ def parse():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", help=", ".join([*TABLES, *OTHERS]))
     parser.add_argument("--budget", default="cpu-small", choices=BUDGETS)
-    parser.add_argument("--minutes", type=float, help="of each run; usual are those of BUDGETS and MINUTES")
+    parser.add_argument("--minutes", type=float, help="of each run; default: BUDGETS and MINUTES")
     parser.add_argument("--seeds", type=int, default=1, help="of training: 0, 1, ...")
-    parser.add_argument("--only", default="", help="rows whose names hold this or that: '64 px; 128 px'")
+    parser.add_argument("--only", default="", help="only rows whose names contain one of these: '64 px; 128 px'")
     parser.add_argument("--n", type=int, default=360, help="samples")
     parser.add_argument("--folder", default="runs/tables")
     parser.add_argument("--device", default="auto")
@@ -369,9 +365,9 @@ def parse():
     check(args, seeds=1, n=2, minutes=0.01)
     if args.table in OTHERS and (
             args.budget != "cpu-small" or args.seeds > 1 or args.only or args.device != "auto"):
-        raise UserError(f"{args.table}: takes no --budget, --seeds, --only, --device; its scripts choose")
+        raise UserError(f"{args.table}: takes no --budget, --seeds, --only, --device; its scripts fix them")
     if args.minutes and args.table == "table9":
-        raise UserError(f"--minutes {args.minutes:g}: those of table9 are fixed")
+        raise UserError(f"--minutes {args.minutes:g}: table9 has fixed minutes")
     if args.minutes and args.table in OTHERS and (args.minutes % KEEP or args.minutes < FIRST + KEEP):
         raise UserError(f"--minutes {args.minutes:g}: want a multiple of {KEEP}, {FIRST + KEEP} or more")
     args.folder = os.path.abspath(args.folder)
@@ -381,19 +377,16 @@ def parse():
 def main():
     args = parse()
     device, _ = choose_device(args.device)
-    try:
-        os.makedirs(args.folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--folder {args.folder}: {error.strerror}") from None
+    writable_folder(args.folder, "--folder")
     if args.table in OTHERS:
         return others(args)
     claim, _, table = TABLES[args.table](args.budget)
-    only = [part.strip() for part in args.only.split(";") if part.strip()] or [""]              # "": all
+    only = [part.strip() for part in args.only.split(";") if part.strip()] or [""]              # "" takes all
     rows = {row: settings for row, (settings, _) in table.items() if any(part in row for part in only)}
     if not rows:
-        raise UserError(f"--only {args.only}: want a part of one of these names: {'; '.join(table)}")
+        raise UserError(f"--only {args.only}: want part of one of these names: {'; '.join(table)}")
     if (kind := remembered(args, "device", lambda: device.type)) != device.type:
-        raise UserError(f"--folder {args.folder}: its paces are those of a {kind}, not of a {device.type}")
+        raise UserError(f"--folder {args.folder}: its paces were measured on {kind}, not on {device.type}")
     args.precision = remembered(args, "precision", lambda: choose_precision("auto", device))
     args.cores = remembered(args, "cores", cores)
     trained, paces = train(args, rows)

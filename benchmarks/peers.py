@@ -1,25 +1,25 @@
-"""Us beside what people use today: the same scenes, minutes, cores and judge.
+"""Compare our model with what people use today: the same scenes, minutes, cores and classifier.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/peers.py train runs/peers [--minutes 5] [--seeds 3] [--beside 2]
     python benchmarks/peers.py judge runs/peers [--n 360]     -> results/peers*.json, figures/peers*.png
 
-The default preset against denoising-diffusion-pytorch (its U-Net with classes, and the U-ViT of simple_diffusion.py,
-which has none) and diffusers (UNet2DModel, v-prediction), each with its own settings and with ours: batch, rate, Adam,
-averages, the error of v, dropped classes, guidance, the schedule (but for ddp's U-Net, which has no shift), and a
-network with about as many parameters, as narrow where the maps are large as it allows, since there they cost. A U-ViT
-of ours without classes is there for theirs. bf16 for all. *-ddpm are no runs: they draw from ours with other flags of
-sample.py, as the ancestral steps of ddp's U-ViT are part of what it has over our DDIM.
+The contestants. The default preset meets denoising-diffusion-pytorch (its U-Net with classes, and the U-ViT of
+simple_diffusion.py, which has none) and diffusers (UNet2DModel, v-prediction). Each peer runs with its own settings and
+with ours: batch, learning rate, Adam, EMA, the error of v, dropped classes, guidance, the schedule (except ddp's U-Net,
+which has no shift), and a network with about as many parameters, as narrow as it allows at the large maps, where
+parameters cost most. Our U-ViT without classes meets theirs. All use bf16. *-ddpm are no runs of their own: they sample
+our runs with other flags of sample.py, because ancestral steps are part of the advantage of ddp's U-ViT over our DDIM.
 
-All learn from the same 20,000 scenes, drawn beforehand and held in memory. They train in turns, `--round` seconds of
-the wall clock each, until each has had its minutes; what a turn needs to start and to save is not counted. So what
-disturbs the machine disturbs all, and with a longer --minutes the same runs go on. --beside 2 has two at a time, each
-with half of the cores; who is beside whom changes from round to round.
+Training. All learn from the same 20,000 scenes, drawn beforehand and held in memory. They take turns of `--round`
+seconds of wall-clock time until each has had its minutes; the time to start and to save does not count. So a
+disturbance affects all of them, and with more --minutes the same runs go on. --beside 2 trains two at a time, each with
+half of the cores, in pairs that change from round to round.
 
-Judged as evaluate.py does, by samples of the averaged weights, CALLS network calls each: with guidance half as many
-steps. Of the large networks of the peers' own settings FEW samples (six to nine a minute on a core); a distance of
-FEW images is larger than one of --n, so there is a column with that of FEW for all. Seconds at matched quality: of each
-the fewest steps of LADDER that come within 5 % of its best, beside the fewest in which ours is no worse; FEW samples.
+Judging, as in evaluate.py, by samples of the EMA weights with CALLS network calls each; guidance halves the steps. The
+large networks of the peers' own settings give only FEW samples (six to nine a minute on a core). A distance of FEW
+images is larger than one of --n, so one column has the distance of FEW for all. Seconds at matched quality: the fewest
+steps of LADDER that come within 5 % of a contestant's best, beside the fewest with which ours is no worse; FEW samples.
 """
 import argparse
 import concurrent.futures
@@ -39,9 +39,9 @@ import sys
 import time
 import unittest.mock
 
-os.environ.setdefault("TQDM_DISABLE", "1")                                  # a bar for every batch otherwise
+os.environ.setdefault("TQDM_DISABLE", "1")                                  # otherwise a bar for every batch
 
-from common import ROOT, check, save  # before ours: it puts the project on the path
+from common import ROOT, check, save  # first: it puts the project on the path
 
 import numpy as np
 import torch
@@ -52,9 +52,10 @@ from config import PRESETS, build_model, make_optimizer, make_schedule
 from plumbing.settings import Parser, override
 from data import Stream, open_run
 from plumbing import UserError
+from plumbing.files import whole_file, writable_folder
 from plumbing.features import Yardstick, described
 from plumbing.runs import autocast, main_program
-from plumbing.pictures import grid, to_uint8
+from plumbing.pictures import grid, pyplot, to_uint8
 from sample import sample_run
 from train import conditions, draw, training_loss, update_ema
 
@@ -67,7 +68,7 @@ SCENES = override(PRESETS["glyphs64"], scenes=20_000)
 # ------------------------------------------------------------------------------------------ ours
 
 class Ours:
-    """`python train.py --scenes 20000`: its loss, its draws, its optimiser."""
+    """`python train.py --scenes 20000`: its loss, its random draws, its optimizer."""
     title, classes, large = "ours: python train.py", True, False
     sampling = {}
 
@@ -108,7 +109,7 @@ class OursWithoutClasses(Ours):
 
 
 class OursByDdpm(Ours):
-    """The same run, drawn as the paper draws: ancestral steps, here with their largest variance."""
+    """The run of `ours`, sampled as in the paper: ancestral steps, here with their largest variance."""
     title, run = "ours, --sampler ddpm --noise-param 1", "ours"
     sampling = dict(sampler="ddpm", noise_param=1.0)
 
@@ -121,7 +122,7 @@ class OursWithoutClassesByDdpm(OursWithoutClasses):
 # ------------------------------------------------------------------------------------------ the peers
 
 class Peer:
-    """What a user of a library writes around it: one step of the loop."""
+    """What a user of a library writes around it: one step of the training loop."""
 
     def optimise(self, network, lr, warmup, decay, every=1, **adam):
         self.optimizer, self.warmup = torch.optim.Adam(network.parameters(), lr=lr, **adam), warmup
@@ -145,8 +146,10 @@ class Peer:
 
 
 class DdpUnet(Peer):
-    """denoising-diffusion-pytorch, classifier_free_guidance.py: the example at its end, its Trainer's defaults. Its
-    DDIM is stochastic by default, which wants its 250 steps; here it is not."""
+    """denoising-diffusion-pytorch, classifier_free_guidance.py: the example at its end, its Trainer's defaults.
+
+    Its DDIM is stochastic by default and then needs its 250 steps; here it is deterministic.
+    """
     title, classes = "denoising-diffusion-pytorch, U-Net, own settings", True
     net, settings, scale = dict(dim=64, dim_mults=(1, 2, 4, 8)), dict(objective="pred_noise"), dict(cond_scale=6.0)
     training = dict(lr=1e-4, betas=(0.9, 0.99), warmup=1, decay=0.995, every=10)
@@ -166,7 +169,7 @@ class DdpUnet(Peer):
 
 
 class DdpUnetAtOurs(DdpUnet):
-    """Plain cosine (it has no shift), plain guidance, and all errors of v alike, for which there is no switch."""
+    """Plain cosine (it has no shift), plain guidance, and all errors of v weighted equally (it has no switch)."""
     title = "denoising-diffusion-pytorch, U-Net, at ours"
     net, settings = dict(dim=16, dim_mults=(1, 2, 6, 12), cond_drop_prob=0.1), dict(objective="pred_v")
     scale, training, large = dict(cond_scale=5.0, rescaled_phi=0.0), Peer.ours, False
@@ -179,7 +182,7 @@ class DdpUnetAtOurs(DdpUnet):
 
 
 class DdpUvit(Peer):
-    """denoising-diffusion-pytorch, simple_diffusion.py: its defaults; no classes, ancestral sampling alone."""
+    """denoising-diffusion-pytorch, simple_diffusion.py: its defaults; no classes, ancestral sampling only."""
     title, classes = "denoising-diffusion-pytorch, U-ViT, own settings", False
     net, settings, training = dict(dim=64), {}, DdpUnet.training
 
@@ -197,8 +200,8 @@ class DdpUvit(Peer):
 
 
 class DdpUvitAtOurs(DdpUvit):
-    # Its init_img_transform cannot take our wavelet: the check of it builds torch.Size(1, 1, 32, 32), a TypeError. So
-    # patches of 2, its own way to 32 x 32. Its error of v is weighed by SNR / (SNR + 1): undone.
+    # Its init_img_transform cannot take our wavelet: its check builds torch.Size(1, 1, 32, 32), a TypeError. So we take
+    # patches of 2, its own way to 32 x 32. It weights the error of v by SNR / (SNR + 1); we undo that.
     title = "denoising-diffusion-pytorch, U-ViT, at ours"
     net = dict(dim=32, dim_mults=(3, 6), patch_size=2, vit_depth=4, vit_dropout=0.0)
     settings, training, large = dict(noise_d=32, min_snr_loss_weight=False), Peer.ours, False
@@ -209,8 +212,10 @@ class DdpUvitAtOurs(DdpUvit):
 
 
 class DiffusersUnet(Peer):
-    """diffusers: network and rate of its training example (not its falling rate, which wants the number of steps),
-    v-prediction as its documentation advises: zero terminal SNR, trailing steps. Dropped classes, guidance: its DiT's.
+    """diffusers: network and learning rate of its training example, without the decay, which needs the number of steps.
+
+    v-prediction as its documentation advises: zero terminal SNR, trailing steps. Dropped classes and guidance as in its
+    DiT.
     """
     title, classes = "diffusers, UNet2DModel, own settings", True
     net = dict(layers_per_block=2, block_out_channels=(128, 128, 256, 256, 512, 512),
@@ -229,7 +234,7 @@ class DiffusersUnet(Peer):
         self.optimise(UNet2DModel(sample_size=64, num_class_embeds=CLASSES + 1, **self.net), **self.training)
 
     def loss(self, x, labels):
-        labels = torch.where(torch.rand(len(x)) < 0.1, CLASSES, labels)   # the last class: none
+        labels = torch.where(torch.rand(len(x)) < 0.1, CLASSES, labels)   # the last class means none
         t, noise = torch.randint(0, 1000, (len(x),)), torch.randn_like(x)
         v = self.model(self.scheduler.add_noise(x, noise, t), t, class_labels=labels).sample
         return F.mse_loss(v, self.scheduler.get_velocity(x, noise, t))
@@ -252,7 +257,7 @@ class DiffusersUnetAtOurs(DiffusersUnet):
     training, guidance, large, stepping = Peer.ours, 5.0, False, dict(use_clipped_model_output=True)
 
     def betas(self):
-        """Our schedule, as the betas of 1000 steps."""
+        """Return our schedule as the betas of 1000 steps."""
         kept = torch.sigmoid(make_schedule(SCENES)(torch.linspace(0, 1, 1001, dtype=torch.float64)))
         return dict(trained_betas=(1 - kept[1:] / kept[:-1]).numpy())
 
@@ -264,12 +269,12 @@ CONTESTANTS = {"ours": Ours, "ddp-unet-at-ours": DdpUnetAtOurs, "diffusers-at-ou
 
 
 def run_of(name):
-    """The run that it draws from: its own, unless it says another."""
+    """Return the run from which a contestant draws: its own, unless it names another."""
     return getattr(CONTESTANTS[name], "run", name)
 
 
 def find_peers():
-    """torchvision serves parts of the peers that are not used here: where its build is not torch's they do without."""
+    """Import the peers. Replace a torchvision that does not fit torch: only parts unused here need it."""
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):
@@ -285,8 +290,10 @@ def find_peers():
 
 
 def lines_of(contestant):
-    """Lines of Python that a user writes who has the library, for a step of training and for samples; without settings,
-    data, the loop and what saves and resumes. 0: a command does it."""
+    """Count the lines that a user of the library writes for a training step and for samples. 0: a command does it.
+
+    Settings, data, the loop, saving and resuming do not count.
+    """
     if issubclass(contestant, Ours):
         return 0
     methods = {getattr(kind, name) for kind in contestant.__mro__ for name in vars(kind)
@@ -298,13 +305,13 @@ def lines_of(contestant):
 # ------------------------------------------------------------------------------------------ training, in turns
 
 def scenes_of(folder):
-    """(images uint8 (N, 3, 64, 64), labels (N,)), drawn once."""
+    """Draw the scenes once -> (images uint8 (N, 3, 64, 64), labels (N,))."""
     path = os.path.join(folder, "scenes.pt")
     if not os.path.exists(path):
         source = open_run(SCENES)
         images = torch.stack([to_uint8(source.image(i)[None])[0] for i in range(len(source))]).permute(0, 3, 1, 2)
-        torch.save((images.contiguous(), torch.tensor([source.label(i) for i in range(len(source))])), path + ".new")
-        os.replace(path + ".new", path)
+        with whole_file(path) as file:
+            torch.save((images.contiguous(), torch.tensor([source.label(i) for i in range(len(source))])), file)
     return torch.load(path)
 
 
@@ -314,7 +321,7 @@ def checkpoint_of(folder, name, seed, mmap=True):
 
 
 def take_turn(args):
-    """One contestant trains until it has had so many seconds; in a process of its own, with the cores it is given."""
+    """Train one contestant until it has had args.until seconds, in a process of its own with the cores that it has."""
     find_peers()
     path, state = checkpoint_of(args.folder, args.contestant, args.seed, mmap=False)
     images, labels = scenes_of(args.folder)
@@ -334,16 +341,13 @@ def take_turn(args):
         chosen = np.concatenate([order(epoch), order(epoch + 1)])[place:place + batch]
         contestant.learn(images[chosen].float() / 127.5 - 1, labels[chosen], step)
         step, seconds = step + 1, state["seconds"] + time.perf_counter() - start
-    # ru_maxrss, KiB: the process with scenes and libraries. Of the first turn: later ones hold what they load, too.
+    # ru_maxrss in KiB: the process with scenes and libraries. Later turns also hold the checkpoint that they load.
     peak = state["peak"] or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
-    with open(path + ".new", "wb") as file:
+    with whole_file(path) as file:                                        # flushed: the next turn does not pay for it
         torch.save(dict(step=step, images=step * batch, seconds=seconds, peak=peak,
                         cores=sorted({*state.get("cores", ()), len(os.sched_getaffinity(0))}),
                         model=contestant.model.state_dict(), averaged=contestant.averaged.state_dict(),
                         optimizer=contestant.optimizer.state_dict()), file)
-        file.flush()
-        os.fsync(file.fileno())                                           # or the next one's time would have to bear it
-    os.replace(path + ".new", path)
     print(f"{args.contestant}, seed {args.seed}: {seconds:.0f} s, step {step:,}, {step * batch / seconds:.1f} images/s",
           flush=True)
 
@@ -382,7 +386,7 @@ def train(args):
 
 @torch.no_grad()
 def drawn(contestant, labels, steps, batch=60):
-    """(images uint8 (N, H, W, 3), seconds an image), the same noise for all that begin with torch.randn."""
+    """Draw samples -> (images uint8 (N, H, W, 3), seconds an image). All that call torch.randn get the same noise."""
     images, start = [], time.perf_counter()
     for first in range(0, len(labels), batch):
         torch.manual_seed(first)
@@ -413,8 +417,8 @@ def judge(args):
         kept = os.path.join(args.folder, f"{name}-seed{seed}-{state['step']}-{steps}steps-{len(told)}.samples")
         if not os.path.exists(kept):
             images, seconds = drawn(contestant, told, steps)
-            torch.save((images, seconds), kept + ".new")
-            os.replace(kept + ".new", kept)
+            with whole_file(kept) as file:
+                torch.save((images, seconds), file)
         images, seconds = torch.load(kept)
         few, whole = (described(zip(torch.arange(some).split(100), images[:some].split(100)), yardstick.features)
                       for some in (min(FEW, len(told)), len(told)))
@@ -436,7 +440,7 @@ def judge(args):
         sheets.setdefault(name, images)
     ladders = {}
     for name in args.names:
-        each = 1 if CONTESTANTS[name].classes else 2                      # without guidance a step is one call, not two
+        each = 1 if CONTESTANTS[name].classes else 2                      # a step is one call, with guidance two
         ladders[name] = [judged(name, 0, each * steps, FEW)[0] for steps in
                          ((CALLS // 2,) if CONTESTANTS[name].large else LADDER)]
     show(args, results, ladders)
@@ -450,7 +454,7 @@ def judge(args):
 
 
 def of(results, name, key):
-    """(mean, half the range of the seeds; of one seed the 95 % interval of its samples)."""
+    """Return (mean, bar): half the range of the seeds; with one seed half the 95 % interval of its samples."""
     values = [result[key] for result in results if result["name"] == name and key in result]
     if not values:
         return math.nan, math.nan
@@ -459,12 +463,12 @@ def of(results, name, key):
 
 
 def enough(ladder):
-    """The first rung that comes within 5 % of the best."""
+    """Return the first rung of the ladder within 5 % of the best."""
     return as_good(ladder, 1.05 * min(rung["fd_few"] for rung in ladder))
 
 
 def as_good(ladder, distance):
-    """The first rung of the ladder that is no worse, or None."""
+    """Return the first rung of the ladder that is no worse than this distance, or None."""
     return next((rung for rung in ladder if rung["fd_few"] <= distance), None)
 
 
@@ -474,7 +478,7 @@ COLUMNS = (("FD held-out", "fd_held_out", 1, 1), (f"FD of {FEW}", "fd_few", 1, 1
 
 
 def show(args, results, ladders):
-    print(f"\n{results[0]['minutes']:.1f} minutes; ± half the range of the seeds, of one seed 95 % of the samples; "
+    print(f"\n{results[0]['minutes']:.1f} minutes; ± half the range of the seeds (one seed: 95 % of the samples); "
           f"{args.n} samples\n{'':54s}" + "".join(f"{head:>15s}" for head, *_ in COLUMNS) + f"{'s an image':>12s}"
           f"{'ours as good':>14s}{'lines':>7s}{'parameters':>13s}{'steps':>7s}{'seeds':>7s}")
     for name in args.names:
@@ -496,12 +500,10 @@ def show(args, results, ladders):
 
 
 def draw_samples(args, results, sheets, many=12):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     figure, axes = plt.subplots(len(sheets), 1, figsize=(12, 1.02 * len(sheets)), layout="constrained", squeeze=False)
     for axis, (name, images) in zip(axes[:, 0], sheets.items()):
-        at = torch.arange(many) * 37 % len(images)                        # A, B, C, ... where there are classes
+        at = torch.arange(many) * 37 % len(images)                        # with classes: A, B, C, ...
         axis.imshow(np.asarray(grid(images[at].permute(0, 3, 1, 2) / 127.5 - 1, many)))
         distance, read = of(results, name, "fd_few")[0], of(results, name, "read_rate")[0]
         axis.set_ylabel(CONTESTANTS[name].title.replace(", ", "\n") + f"\nFD of {FEW}: {distance:.0f}" + (
@@ -515,15 +517,15 @@ def draw_samples(args, results, sheets, many=12):
 
 def parse():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "judge", "turn"), help="turn: what train starts")
+    parser.add_argument("what", choices=("train", "judge", "turn"), help="turn: started by train")
     parser.add_argument("folder", help="where the runs are")
     parser.add_argument("--minutes", type=float, default=5, help="of training, each")
     parser.add_argument("--round", type=float, default=100, help="seconds of a turn")
     parser.add_argument("--seeds", type=int, default=3, help="of training: 0, 1, ...")
-    parser.add_argument("--beside", type=int, default=2, help="how many train at a time, each on its cores")
+    parser.add_argument("--beside", type=int, default=2, help="how many train at a time, each on its own cores")
     parser.add_argument("--only", default=",".join(CONTESTANTS), help="contestants")
     parser.add_argument("--n", type=int, default=360, help="samples")
-    parser.add_argument("--name", help="of what judge leaves; usual: peers, and what --only says")
+    parser.add_argument("--name", help="of the files that judge writes; default: peers and what --only says")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
@@ -536,10 +538,7 @@ def parse():
     check(args, minutes=0.01, round=1, seeds=1, beside=1, n=FEW)
     if args.what == "train" and args.beside > (cores := len(os.sched_getaffinity(0))):
         raise UserError(f"--beside {args.beside}: there are {cores} cores")
-    try:
-        os.makedirs(args.folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{args.folder}: {error.strerror}") from None
+    writable_folder(args.folder, "folder")
     return args
 
 

@@ -1,4 +1,4 @@
-"""How fast, and how near to what the machine can do? Training steps and sampling calls of each network, as ratios.
+"""Measure training steps and sampling calls of each network, and their share of what the machine can do.
 
 Paper: simple diffusion, section 5 and tables 4, 5 (steps a second), figure 9 (latency; benchmarks/distillation.py).
 
@@ -6,11 +6,11 @@ Paper: simple diffusion, section 5 and tables 4, 5 (steps a second), figure 9 (l
     python benchmarks/speed.py growth        what resolution costs, by patching    -> results/speed_growth_DEVICE.json
     python benchmarks/speed.py paper         on a GPU: the models of tables 4 and 5, and the 2 B U-ViT
 
-Variants take turns (A B C A B C ...): what disturbs the machine disturbs all. The least of --turns or more counts.
+Variants take turns (A B C A B C ...), so a disturbance affects all of them. The least of --turns or more counts.
 
-The ceiling is measured in the same run: the best rate of this machine's convolutions and of its matrix products,
-forward (for sampling) and with their gradients (for training). A network's share of it: the time that its FLOPs would
-take at these rates, convolutions and matrix products each at their own, over the time that it takes.
+The same run measures the ceiling: the best rate of this machine's convolutions and of its matrix products, forward (for
+sampling) and with gradients (for training). A network's share is the time that its FLOPs would take at these rates,
+over the time that it takes.
 """
 import argparse
 import json
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-from common import ROOT, check, save  # before ours: it puts the project on the path
+from common import ROOT, check, save  # first: it puts the project on the path
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,8 @@ from plumbing import UserError
 from plumbing.runs import autocast, choose_device, main_program
 from train import training_loss, update_ema
 
-# Besides the small presets: the ImageNet networks of appendix B at 64 x 64, as narrow as two cores can bear; without
-# dropout, whose random numbers are a matter of the device.
+# The small presets, and the ImageNet networks of appendix B at 64 x 64, narrow enough for two cores. They have no
+# dropout, because the cost of random numbers depends on the device.
 MODELS = {name: PRESETS[name] for name in ("glyphs64", "glyphs64_unet", "glyphs64_nested", "glyphs64_sr",
                                            "glyphs64_text")}
 MODELS |= {"unet64": override(PRESETS["imagenet128_unet"], size=(64, 64), base_channels=64, channel_mult=(1, 2, 4),
@@ -50,7 +50,7 @@ TABLE_4 = {2: 114, 4: 100, 8: 76, 12: 62}                                 # ResB
 # ------------------------------------------------------------------------------------------ one network
 
 def batch_of(config, device):
-    """(x, cond, t, [eps, ...]) of random data."""
+    """Draw random data -> (x, cond, t, [eps, ...])."""
     g = torch.Generator().manual_seed(0)
     shapes = [(3, *size) for size in config.sizes]
     x, t = torch.rand(config.batch, *shapes[0], generator=g) * 2 - 1, torch.rand(config.batch, generator=g)
@@ -65,7 +65,7 @@ def batch_of(config, device):
 
 
 def timed(function, device):
-    """Seconds of function(), until the device is done."""
+    """Return a function that runs `function`, waits for the device and returns the seconds."""
     def run():
         start = time.perf_counter()
         function()
@@ -76,8 +76,10 @@ def timed(function, device):
 
 
 def make_step(config, device, precision, channels_last=False, compiled=False):
-    """(train, call): functions that take one training step (forward, backward, Adam, averages) and one sampling call on
-    random data and return their seconds."""
+    """Return (step, call): one training step (forward, backward, Adam, EMA) and one sampling call on random data.
+
+    Both return their seconds.
+    """
     torch.manual_seed(0)
     with device:
         model, ema = build_model(config), build_model(config).eval().requires_grad_(False)
@@ -107,7 +109,7 @@ def make_step(config, device, precision, channels_last=False, compiled=False):
 
 
 def flops_by_kind(config):
-    """(convolutions, matrix products) of a forward pass of one image; attention counts with the latter."""
+    """Count FLOPs of a forward pass of one image -> (convolutions, matrix products with attention)."""
     with torch.device("meta"):
         model = build_model(config)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -120,7 +122,7 @@ def flops_by_kind(config):
 # ------------------------------------------------------------------------------------------ the machine
 
 def ceilings(device, precision, turns):
-    """{"convolution": (forward, with gradients), "matmul": ...}: the best rates of this machine, FLOP a second."""
+    """Measure this machine's best rates, FLOP a second -> {"convolution": [forward, with gradients], "matmul": ...}."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     large, best = device.type == "cuda", {"convolution": [0.0, 0.0], "matmul": [0.0, 0.0]}
     trials = []
@@ -152,7 +154,7 @@ def ceilings(device, precision, turns):
 
 
 def peak_memory():
-    """Bytes at most in use since `forget_peak`: of the CUDA device, or of this process (Linux)."""
+    """Return the peak of bytes in use since `forget_peak`: of the CUDA device, or of this process (Linux)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     with open("/proc/self/status") as file:
@@ -168,7 +170,7 @@ def forget_peak():
 
 
 def memory_of(config, precision):
-    """Bytes that a model and a few training steps add at most, in a process of its own."""
+    """Measure the peak of bytes that a model and a few training steps add, in a process of its own."""
     code = ("import sys; sys.path[:0] = sys.argv[2:]; import speed as s, dataclasses, json\n"
             "config = s.override(s.PRESETS['glyphs64'], **{k: tuple(v) if isinstance(v, list) else v for k, v in "
             "json.loads(sys.argv[1]).items() if k != 'precision'})\n"
@@ -206,12 +208,12 @@ def models(args, named=None):
             except torch.cuda.OutOfMemoryError:
                 steps.pop(variant, None)
                 print(f"{name}, {variant}: does not fit with batch {config.batch}", flush=True)
-            except Exception as error:                                    # what PyTorch's compiler makes may not run
+            except Exception as error:                                    # compiled code may fail in many ways
                 if not options[2]:
                     raise
                 steps.pop(variant, None)
                 print(f"{name}, {variant}: fails, {type(error).__name__}: {str(error)[:200]}", flush=True)
-        quick = int(20 / sum(map(sum, first.values())))                   # 20 seconds of turns, if they are short
+        quick = int(20 / sum(map(sum, first.values())))                   # fill 20 seconds if turns are short
         for _ in range(max(args.turns, quick)):
             for variant, runs_ in steps.items():
                 now = [run() for run in runs_]
@@ -239,7 +241,7 @@ def models(args, named=None):
 
 
 def growth(args):
-    """The cost of a sampling call as the image grows, by what reduces it first: the 64 x 64 U-Net with more levels."""
+    """Measure a sampling call as the image grows, for each kind of patching: the 64 x 64 U-Net with more levels."""
     device, _ = choose_device()
     rows, sides = [], (64, 128, 256, 512)
     print("ms a sampling call of one image, float32")
@@ -263,7 +265,7 @@ def growth(args):
 
 
 def paper(args):
-    """Tables 4 and 5 relative to their 100 %, and the 2 B U-ViT: needs a GPU with 80 GB."""
+    """Measure tables 4 and 5 relative to their 100 %, and the 2 B U-ViT: needs a GPU with 80 GB."""
     named = {name: PRESETS[name] for name in TABLE_5}
     base = PRESETS["imagenet256_unet"]
     for blocks in TABLE_4:
@@ -289,7 +291,7 @@ def main():
     parser.add_argument("--models", default=",".join(MODELS), type=lambda text: text.split(","))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--compile", action="store_true", help="torch.compile as well (a minute or more to start each)")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile (a minute or more to start)")
     args = parser.parse_args()
     check(args, batch=1, turns=1)
     if unknown := set(args.models) - set(MODELS):

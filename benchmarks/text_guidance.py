@@ -1,19 +1,19 @@
-"""Text to image: how much guidance do the shifted and the interpolated schedule bear, and does the model compose?
+"""Text to image: compare how much guidance the shifted and the interpolated schedule tolerate; test composition.
 
 Paper: simple diffusion, 3.1 and figure 8: "shifted schedules can only tolerate little guidance, and interpolated
 schedules get better results with higher guidance weights".
 
-    python benchmarks/text_guidance.py train runs/text          glyphs64_text twice, equal but for the schedule
+    python benchmarks/text_guidance.py train runs/text          glyphs64_text twice; only the schedule differs
     python benchmarks/text_guidance.py judge runs/text [--n 360] [--guidance 1,1.5,2,3,5,8]
                                                 -> results/text_guidance.json, figures/text_guidance.png
 
-Judged on captions that training showed, and on captions of the withheld pairs of character and colour.
+judge uses captions that training showed, and captions of the withheld pairs of character and colour.
 """
 import argparse
 import dataclasses
 import os
 
-from common import ROOT, check, save, started  # before ours: it puts the project on the path
+from common import ROOT, check, save, started  # first: it puts the project on the path
 
 import evaluate
 from config import PRESETS
@@ -22,6 +22,7 @@ from data import open_run
 from plumbing.features import Yardstick
 from plumbing.runs import choose_device, has_checkpoint, main_program, read_checkpoint
 from sample import ema_model
+from plumbing.pictures import pyplot, save_figure
 
 SCHEDULES = ("interpolated", "shifted")
 
@@ -45,7 +46,7 @@ def judge(args):
         withheld = open_run(config, pairs="withheld")
         for clip in ("static", "dynamic"):
             for guidance in args.guidance:
-                if clip == "dynamic" and guidance < 3:                    # little is clipped there
+                if clip == "dynamic" and guidance < 3:                    # too little is clipped there
                     continue
                 setting = dataclasses.replace(config, guidance=guidance, clip_x=clip)
                 seen, *_ = evaluate.measure(folder, model, setting, options, yardstick, device,
@@ -65,10 +66,7 @@ def judge(args):
 
 
 def draw(rows, name):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5))
+    figure, axes = pyplot().subplots(1, 3, figsize=(12, 3.5))
     panels = (("seen", "fd_held_out", "Fréchet distance to held-out scenes"),
               ("seen", "all_right", "letter and both colours right\ncaptions seen in training"),
               ("withheld", "all_right", "letter and both colours right\npairs of letter and colour never seen"))
@@ -82,12 +80,11 @@ def draw(rows, name):
                                   color=color, label=f"{schedule}, {clip} clipping")
         axis.set(xlabel="guidance w", ylabel=label, xscale="log")
         axis.set_xticks([row["guidance"] for row in rows if row["schedule"] == "shifted" and row["clip_x"] == "static"])
-        axis.xaxis.set_major_formatter(plt.FormatStrFormatter("%g"))
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(os.path.join(ROOT, "figures", name + ".png"), dpi=110)
+    save_figure(figure, os.path.join(ROOT, "figures", name + ".png"), dpi=110)
 
 
 def main():
@@ -96,7 +93,7 @@ def main():
     parser.add_argument("folder", help="where the runs are")
     parser.add_argument("--n", type=int, default=360)
     parser.add_argument("--guidance", default="1,1.5,2,3,5,8", type=lambda text: [float(w) for w in text.split(",")])
-    parser.add_argument("--name", default="text_guidance", help="of the files that judge leaves")
+    parser.add_argument("--name", default="text_guidance", help="of the files that judge writes")
     args = parser.parse_args()
     check(args, n=2)
     {"train": train, "judge": judge}[args.what](args)

@@ -1,9 +1,9 @@
-"""Exams of chapter 1, noise schedules: schedule.py. How they are made is told in exams.py."""
+"""Exams of chapter 1, noise schedules: schedule.py. exams.py explains how an exam works."""
 import math
 
 import torch
 
-from exams import curves, exam, TIMES
+from course.exams import curves, exam, TIMES
 
 
 @exam("1.1")
@@ -23,10 +23,10 @@ class Cosine:
 
     def laws(seen):
         curve = seen["curve"]
-        yield bool((curve.diff() < 0).all()), "log-SNR must fall as t grows: t = 0 is clean"
+        yield bool((curve.diff() < 0).all()), "log-SNR must fall as t grows: t = 0 is the clean image"
         yield abs(float(curve[0]) - 15) < 1e-2 and abs(float(curve[-1]) + 15) < 1e-2, (
             f"the end points are {float(curve[0]):.3g} and {float(curve[-1]):.3g}, want 15 and -15")
-        yield abs(float(seen["number"])) < 1e-3, "at t = 1/2 there is as much signal as noise: log-SNR 0"
+        yield abs(float(seen["number"])) < 1e-3, "at t = 1/2 signal and noise are equal: log-SNR must be 0"
 
     def picture(seen, axis):
         curves(axis, TIMES, {"": seen["curve"]}, "t", "log-SNR")
@@ -50,7 +50,8 @@ class AlphaSigma:
     def laws(seen):
         alpha, sigma = (part.double() for part in seen["random"])
         yield bool(((alpha ** 2 + sigma ** 2 - 1).abs() < 1e-5).all()), "alpha^2 + sigma^2 must be 1"
-        yield bool((seen["clean"][1] > 0).all()), "sigma is 0 at log-SNR 30: 1 - alpha^2 rounds away, sigmoid(-l) not"
+        yield bool((seen["clean"][1] > 0).all()), (
+            "sigma is 0 at log-SNR 30: 1 - alpha^2 rounds to 0, sigmoid(-l) does not")
 
     def picture(seen, axis):
         curves(axis, torch.linspace(-10, 10, 101), dict(zip(("alpha", "sigma"), seen["curve"])), "log-SNR", "")
@@ -70,7 +71,7 @@ class Shift:
         image_d, noise_d = 2 ** r.integer(7, 10), 2 ** r.integer(4, 7)
         t = r.uniform(7, low=0.05, high=0.95)
 
-        def slow(t, image_d, noise_d, *ends):                             # the SNR itself, times the ratio of the areas
+        def slow(t, image_d, noise_d, *ends):                             # shift the SNR by the ratio of the areas
             snr = torch.exp(m.schedule.logsnr_cosine(t, *ends).double())
             return torch.log(snr * noise_d ** 2 / image_d ** 2).float()
         return dict(random=slow(t, image_d, noise_d, -12.0, 9.0), same=slow(TIMES, 64, 64),
@@ -79,12 +80,12 @@ class Shift:
 
     def laws(seen):
         moved = (seen["shift_128"] - seen["same"])[1:-1]
-        yield float(moved.std()) < 1e-3, "the whole curve moves by one number, the same at every t"
+        yield float(moved.std()) < 1e-3, "the shift must be the same number at every t"
         yield abs(float(moved.mean()) + 1.386) < 1e-2, (
-            f"128 px at noise_d 64 move by {float(moved.mean()):.3f}, want 2 log(64 / 128) = -1.386")
+            f"128 px at noise_d 64: the curve moves by {float(moved.mean()):.3f}, want 2 log(64 / 128) = -1.386")
         ends = float(seen["shift_512"][0]), float(seen["shift_512"][-1])
         yield abs(ends[0] - 10.84) < 0.02 and abs(ends[1] + 19.16) < 0.02, (
-            f"512 px at noise_d 64: the end points are {ends[0]:.2f}, {ends[1]:.2f}; they move, too: 10.84, -19.16")
+            f"512 px at noise_d 64: the end points are {ends[0]:.2f}, {ends[1]:.2f}; they move as well: 10.84, -19.16")
 
     def picture(seen, axis):
         curves(axis, TIMES, {"64 px": seen["same"], "128 px": seen["shift_128"], "512 px": seen["shift_512"]}, "t",
@@ -113,8 +114,10 @@ class Interpolated:
                     high=m.schedule.logsnr_shifted(TIMES, 512, 256))
 
     def laws(seen):
-        yield abs(float(seen["curve"][-1] - seen["low"][-1])) < 1e-2, "at t = 1 the shift of noise_d_low must hold"
-        yield abs(float(seen["curve"][0] - seen["high"][0])) < 1e-2, "at t = 0 the shift of noise_d_high must hold"
+        yield abs(float(seen["curve"][-1] - seen["low"][-1])) < 1e-2, (
+            "at t = 1 the schedule must be the shift of noise_d_low")
+        yield abs(float(seen["curve"][0] - seen["high"][0])) < 1e-2, (
+            "at t = 0 the schedule must be the shift of noise_d_high")
         yield bool((seen["curve"].diff() < 0).all()), "log-SNR must fall as t grows"
 
     def picture(seen, axis):

@@ -1,13 +1,13 @@
-"""Exams of chapter 2, parameterisations and losses: schedule.py and train.py. How they are made is told in exams.py."""
+"""Exams of chapter 2, parameterisations and losses: schedule.py and train.py. exams.py explains how an exam works."""
 import math
 
 import torch
 
-from exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
+from course.exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
 
 
 def inputs_2(r):
-    """x, eps (4, 3, 6, 6) and logsnr (4,), from -8 to 8 so that a division does not hide an error."""
+    """Draw x, eps (4, 3, 6, 6) and logsnr (4,) in [-8, 8]: further out a division would hide an error."""
     return r.normal(4, 3, 6, 6), r.normal(4, 3, 6, 6), r.uniform(4, low=-8, high=8)
 
 
@@ -31,7 +31,8 @@ class Diffuse:
 
     def laws(seen):
         noise = seen["shown"][4]
-        yield abs(float(noise.std()) - 1) < 0.1, f"at log-SNR -8 z has deviation {float(noise.std()):.2f}, want about 1"
+        yield abs(float(noise.std()) - 1) < 0.1, (
+            f"at log-SNR -8 z has standard deviation {float(noise.std()):.2f}, want about 1")
         yield float((seen["shown"][0] - letter()[0]).abs().mean()) < 0.1, "at log-SNR 8 z must look like the image"
 
     def picture(seen, axis):
@@ -40,7 +41,8 @@ class Diffuse:
 
 
 def conversion(number, name, given, slow, laws, picture):
-    """Exams of the conversions: `name`(*given(x, eps, z, v), logsnr), `slow` in float64 with alpha and sigma."""
+    """Enter the exam of a conversion: it calls `name`(*given(x, eps, z, v), logsnr); `slow` works in float64 with alpha
+    and sigma."""
     def faces(r):
         x, eps, logsnr = inputs_2(r)
         alpha, sigma = alpha_and_sigma(logsnr)
@@ -68,17 +70,17 @@ def laws_v(seen):
     v, (alpha, sigma) = seen["random"], alpha_and_sigma(seen["level"])
     yield float((alpha * z - sigma * v - x).abs().max()) < 1e-3, "x = alpha z - sigma v must give x back"
     yield float((x.square() + eps.square() - z.square() - v.square()).abs().max()) < 1e-2, (
-        "(z, v) is (x, eps) turned: x^2 + eps^2 = z^2 + v^2, pixel by pixel")
+        "(z, v) is a rotation of (x, eps): x^2 + eps^2 = z^2 + v^2 in every pixel")
 
 
 def laws_eps(seen):
-    yield float((seen["random"] - seen["truth"][1]).abs().max()) < 1e-3, "from the true v must come the true noise"
+    yield float((seen["random"] - seen["truth"][1]).abs().max()) < 1e-3, "the true v must give the true noise"
 
 
 def laws_x(seen):
     alpha, _ = alpha_and_sigma(seen["level"])
     yield float(((seen["random"] - seen["truth"][0]) * alpha).abs().max()) < 1e-3, (
-        "from the true noise must come the true image")
+        "the true noise must give the true image")
 
 
 def picture_v(seen, axis):
@@ -93,7 +95,7 @@ def picture_truth(which, label):
     def picture(seen, axis):
         axis.plot([-3, 3], [-3, 3], color="0.8")
         axis.scatter(seen["truth"][which].flatten(), seen["random"].flatten(), s=4)
-        axis.set(xlabel=f"the true {label}", ylabel=f"{label} as computed")
+        axis.set(xlabel=f"the true {label}", ylabel=f"{label} that you compute")
     return picture
 
 
@@ -138,9 +140,9 @@ class PredictionLoss:
     def laws(seen):
         snr = torch.exp(seen["level"])
         ratio = torch.stack(seen["eps_mse"]) / torch.stack(seen["v_mse"]) / (snr / (1 + snr))
-        yield abs(float(seen["perfect"])) < 1e-6, "the true v must have no loss"
+        yield abs(float(seen["perfect"])) < 1e-6, "the true v must have loss 0"
         yield all(map(float, seen["learns"])), NO_GRADIENT
-        yield float((ratio - 1).abs().max()) < 1e-2, "the loss on eps must be SNR / (1 + SNR) times that on v"
+        yield float((ratio - 1).abs().max()) < 1e-2, "the loss on eps must be SNR / (1 + SNR) times the loss on v"
 
     def picture(seen, axis):
         order = seen["level"].argsort()
@@ -175,7 +177,7 @@ class Multiscale:
         yield abs(float(seen["flat"]) - 15 / 16) < 1e-4, (
             f"an error of 1 everywhere, 16 px, base 2: {float(seen['flat']):.4g}, want 1/16 + 1/8 + 1/4 + 1/2 = 0.9375")
         yield bool(seen["learns"]), NO_GRADIENT
-        yield all(map(float, seen["refused"])), "bases 0, -1 and 17 of 16 px must be refused: ValueError"
+        yield all(map(float, seen["refused"])), "bases 0, -1 and 17 at 16 px must raise ValueError"
         yield float(seen["bases"][3]) < float(seen["bases"][0]), "with base = d only the full resolution counts"
 
     def picture(seen, axis):

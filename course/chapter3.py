@@ -1,12 +1,12 @@
-"""Exams of chapter 3, the wavelet: dwt.py. How they are made is told in exams.py."""
+"""Exams of chapter 3, the wavelet: dwt.py. exams.py explains how an exam works."""
 import torch
 import torch.nn.functional as F
 
-from exams import curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
+from course.exams import curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
 
 
 def slow_level(x):
-    """One level of a list of numbers, from the filters of the standard: (-1, 2, 6, 2, -1)/8 and (-1, 2, -1)/2."""
+    """Transform a list of numbers by one level. The standard's filters: (-1, 2, 6, 2, -1)/8 and (-1, 2, -1)/2."""
     n = len(x)
 
     def at(i):                                                            # mirrored about the end samples
@@ -18,13 +18,13 @@ def slow_level(x):
 
 
 def slow_split(x):
-    """slow_level along the last axis. x (..., N)."""
+    """Apply slow_level along the last axis of x (..., N)."""
     pairs = [slow_level(line) for line in x.double().reshape(-1, x.shape[-1]).tolist()]
     return [torch.tensor([pair[i] for pair in pairs]).reshape(*x.shape[:-1], -1) for i in (0, 1)]
 
 
 def slow_dwt(x, levels):
-    """From slow_split; space-to-depth by slicing."""
+    """Build dwt from slow_split, with space-to-depth by slicing."""
     details = []
     for level in range(levels):
         low, high = slow_split(x)
@@ -57,7 +57,7 @@ class Split:
         yield float((low - 3).abs().max()) < 1e-5, (
             f"the low band of a constant 3 is {float(low[1]):.4g}: its gain must be 1")
         yield float(seen["line"][1][:-1].abs().max()) < 1e-5, (
-            "the high band of a straight line must be zero inside: one neighbour alone, as in Haar, is not enough")
+            "the high band of a straight line must be zero inside: predict from both neighbours (Haar uses one)")
 
     def picture(seen, axis):
         low, high = seen["wave"]
@@ -77,9 +77,9 @@ class Merge:
     def spec(m, r):
         low, high = r.normal(2, 3, 5), r.normal(2, 3, 5)
 
-        def solve(low, high):                                             # the matrix of slow_split, inverted
+        def solve(low, high):                                             # invert the matrix of slow_split
             n = 2 * low.shape[-1]
-            matrix = torch.cat(slow_split(torch.eye(n)), -1).T.double()   # columns: what each sample becomes
+            matrix = torch.cat(slow_split(torch.eye(n)), -1).T.double()   # column n: the transform of sample n
             return torch.linalg.solve(matrix, torch.cat([low, high], -1).double().unsqueeze(-1)).squeeze(-1).float()
         x = r.normal(4, 12)
         wave = torch.sin(torch.arange(64) / 5.0) + (torch.arange(64) > 40)
@@ -88,7 +88,7 @@ class Merge:
 
     def laws(seen):
         wave = torch.sin(torch.arange(64) / 5.0) + (torch.arange(64) > 40)
-        yield float((seen["wave"] - wave).abs().max()) < 1e-4, "what _split has taken apart must come back"
+        yield float((seen["wave"] - wave).abs().max()) < 1e-4, "_merge must give back what _split took apart"
         yield bool(seen["learns"]), NO_GRADIENT
 
     def picture(seen, axis):
@@ -110,10 +110,10 @@ class Packing:
                     shown=slow_dwt(letter(64), 1))
 
     def laws(seen):
-        yield all(map(float, seen["refused"])), "6 x 8 does not divide by 4, nor does 8 x 6: want ValueError"
+        yield all(map(float, seen["refused"])), "6 x 8 and 8 x 6 do not divide by 4: they must raise ValueError"
         low = F.avg_pool2d(letter(64), 2)
         yield float((seen["shown"][:, :3] - low).abs().mean()) < 0.2, (
-            "the low band must come first, and look like the image")
+            "the low band must come first and look like the image")
 
     def picture(seen, axis):
         ll, lh, hl, hh = seen["shown"][0].chunk(4)
@@ -128,7 +128,7 @@ class Adjoint:
                     x=m.dwt.dwt(letter(16)[:, :1], 1), shown=m.dwt.adjoint(m.dwt.dwt(letter(16)[:, :1], 1), 1))
 
     def spec(m, r):
-        def slow(y, levels):                                              # the matrix, column by column, transposed
+        def slow(y, levels):                                              # the transpose of the matrix of slow_dwt
             batch, channels, h, w = y.shape
             shape = channels // 4 ** levels, h * 2 ** levels, w * 2 ** levels
             units = torch.eye(shape[0] * shape[1] * shape[2]).reshape(-1, *shape)
@@ -141,8 +141,8 @@ class Adjoint:
     def laws(seen):
         inner = float((seen["x"] ** 2).sum()), float((letter(16)[:, :1] * seen["shown"]).sum())
         yield abs(inner[0] - inner[1]) < 1e-3 * abs(inner[0]), (
-            f"with y = dwt(x): sum(y y) = {inner[0]:.5g}, sum(x adjoint(y)) = {inner[1]:.5g}: they must be one number")
+            f"with y = dwt(x): sum(y y) = {inner[0]:.5g}, sum(x adjoint(y)) = {inner[1]:.5g}: they must be equal")
 
     def picture(seen, axis):
         image(axis, row_of([letter(16)[0, :1], seen["shown"][0]])[0])
-        axis.set_xlabel("x, and the adjoint of its wavelet transform: not x")
+        axis.set_xlabel("x, and the adjoint of its wavelet transform, which is not x")

@@ -1,10 +1,10 @@
-"""Exams of chapter 4, the U-Net: unet.py. How they are made is told in exams.py."""
+"""Exams of chapter 4, the U-Net: unet.py. exams.py explains how an exam works."""
 import math
 
 import torch
 import torch.nn.functional as F
 
-from exams import curves, exam, image, learns, letter, NO_GRADIENT, row_of, slow_norm, swish, unbiased
+from course.exams import curves, exam, image, learns, letter, NO_GRADIENT, row_of, slow_norm, swish, unbiased
 
 
 @exam("4.1", tolerance=1e-3)                                              # sines of angles up to 1000
@@ -31,8 +31,8 @@ class LevelEmbedding:
 
     def laws(seen):
         yield float((seen["moved"] - seen["plain"]).abs().max()) < 2e-2, (
-            "the ends of a shifted schedule, -19.16 and 10.84, must be told as the plain one's ends, -15 and 15, are")
-        yield float(seen["scalar"].std(0).max()) < 1e-6, "one level for all must give every example the same row"
+            "the ends of a shifted schedule, -19.16 and 10.84, must get the embeddings of the plain one's, -15 and 15")
+        yield float(seen["scalar"].std(0).max()) < 1e-6, "a scalar log-SNR must give every example the same row"
 
     def picture(seen, axis):
         channels = {f"channel {i}": seen["curve"][:, i] for i in range(4)}
@@ -72,22 +72,22 @@ class ResBlock:
             C = x.shape[1]
             h = torch.stack([torch.stack([h[b, c] * (1 + film[b, c]) + film[b, C + c] for c in range(C)])
                              for b in range(len(x))])
-            h = swish(h) * (0 if block.training else 1)                   # the only one in training drops everything
+            h = swish(h) * (0 if block.training else 1)                   # the one block in training has dropout 1
             return (x.double() + conv(block.conv2, h)).float()
         return dict(ResBlock.seen(m, r, slow), unbiased=1.0, learns=1.0)
 
     def laws(seen):
         yield float((seen["dropped"] - seen["x"] - seen["bias"].reshape(1, -1, 1, 1)).abs().max()) < 1e-4, (
-            "with dropout 1 must remain x and the bias of conv2: dropout stands right before conv2")
+            "with dropout 1, x and the bias of conv2 must remain: dropout belongs right before conv2")
         yield bool(seen["unbiased"]), (
-            "dropout in training must act, and leave the mean as in evaluation: it stands right before conv2, once")
+            "in training dropout must act once, right before conv2, and keep the mean of evaluation mode")
         yield bool(seen["learns"]), NO_GRADIENT
         yield float((seen["joined"] - seen["louder"]).abs().max()) < 1e-2, (
-            "a skip five times as loud must change nothing: both sides are normalised before they are added")
+            "a skip times five must change nothing: h and skip are both normalised before they are added")
 
     def picture(seen, axis):
         image(axis, row_of([letter()[0], *seen["shown"]]))
-        axis.set_xlabel("x, and x + h by random weights under three embeddings")
+        axis.set_xlabel("x, and x + h with random weights for three embeddings")
 
 
 SIDES = [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (8, 32), (8, 12), (12, 20), (24, 40), (23, 22)]
@@ -111,10 +111,10 @@ class Dropout:
     def laws(seen):
         table = {(*size, d): bool(seen["table"][4 * i + j]) for i, size in enumerate(SIDES)
                  for j, d in enumerate(RESOLUTIONS)}
-        yield not any(table[h, w, 0] for h, w in SIDES), "resolution 0 means never"
-        yield table[16, 16, 16], "from 16 x 16 down: 16 x 16 itself has dropout"
-        yield table[8, 8, 16] and not table[32, 32, 16], "smaller maps have it, larger ones have not"
-        yield table[8, 32, 16], "8 x 32 has the area of 16 x 16"
+        yield not any(table[h, w, 0] for h, w in SIDES), "resolution 0 must mean never"
+        yield table[16, 16, 16], "from 16 x 16 down: 16 x 16 itself must have dropout"
+        yield table[8, 8, 16] and not table[32, 32, 16], "smaller maps must have dropout, larger ones must not"
+        yield table[8, 32, 16], "8 x 32 must count as 16 x 16, which has the same area"
 
     def picture(seen, axis):
         table = torch.stack(seen["table"])[:20].reshape(5, 4)
@@ -160,8 +160,9 @@ class WayUp:
 
     def laws(seen):
         for i, use in enumerate(seen["uses"]):
-            yield float(use) > 1e-6, f"skip {i} of {len(seen['uses'])} changes nothing: each of them has its block"
+            yield float(use) > 1e-6, (
+                f"skip {i} of {len(seen['uses'])} changes nothing: each skip must go into a block of its own")
 
     def picture(seen, axis):
         axis.bar(range(len(seen["uses"])), [float(use) for use in seen["uses"]])
-        axis.set(xlabel="skip, the finest first", ylabel="what it changes at the end")
+        axis.set(xlabel="skip, the finest first", ylabel="mean change of the output")

@@ -1,9 +1,9 @@
-"""Exams of chapter 5, the U-ViT: unet.py and uvit.py. How they are made is told in exams.py."""
+"""Exams of chapter 5, the U-ViT: unet.py and uvit.py. exams.py explains how an exam works."""
 import math
 
 import torch
 
-from exams import exam, image, learns, NO_GRADIENT, refused, row_of, slow_norm, swish, unbiased
+from course.exams import exam, image, learns, NO_GRADIENT, refused, row_of, slow_norm, swish, unbiased
 
 
 @exam("5.1", tolerance=1e-3)
@@ -16,7 +16,7 @@ class Attention:
         out = dict(out=call(layer, x, None), shuffled=call(layer, x[:, order], None)[:, order.argsort()],
                    masked=call(layer, x, mask), hidden=call(layer, other, mask), mask=mask.float())
         with torch.no_grad():
-            layer.qkv.weight[:24] *= 1000                                 # q and k, a thousand times as loud
+            layer.qkv.weight[:24] *= 1000                                 # q and k times a thousand
             layer.qkv.bias[:24] *= 1000
         return dict(out, loud=call(layer, x, None), x=x)
 
@@ -48,12 +48,12 @@ class Attention:
 
     def laws(seen):
         yield float((seen["out"] - seen["loud"]).abs().max()) < 1e-2, (
-            "q and k a thousand times as loud must change nothing: they are normalised, per head")
+            "q and k times a thousand must change nothing: they are normalised per head")
         yield all(map(float, seen["learns"])), NO_GRADIENT
         yield float((seen["out"] - seen["shuffled"]).abs().max()) < 1e-3, (
-            "tokens in another order must give the same in that order: attention knows no places")
+            "shuffled tokens must give the same results, shuffled: attention knows no positions")
         visible = seen["mask"].bool()
-        yield float((seen["masked"] - seen["hidden"])[visible].abs().max()) < 1e-3, "a masked token was looked at"
+        yield float((seen["masked"] - seen["hidden"])[visible].abs().max()) < 1e-3, "a masked token changes the result"
 
     def picture(seen, axis):
         both = torch.cat([seen["x"][0], torch.full((1, 12), torch.nan), seen["out"][0]])
@@ -85,7 +85,7 @@ class MLP:
             dense = lambda layer, a: a @ layer.weight.double().T + layer.bias.double()
             film, out = dense(block.film, emb.double()), torch.zeros_like(x)
             for b in range(x.shape[0]):
-                for n in range(x.shape[1]):                               # token by token: none knows of another
+                for n in range(x.shape[1]):                               # token by token: they do not mix
                     h = slow_norm(x[b, n], None, block.norm.weight)
                     if skip is not None:
                         h = (h + slow_norm(skip[b, n], None, block.norm_skip.weight)) / math.sqrt(2)
@@ -99,13 +99,14 @@ class MLP:
 
     def laws(seen):
         yield float((seen["dropped"] - seen["x"] - seen["bias"]).abs().max()) < 1e-4, (
-            "with dropout 1 must remain x and the bias of the last layer: dropout stands right before it")
+            "with dropout 1, x and the bias of the last layer must remain: dropout belongs right before it")
         yield bool(seen["unbiased"]), (
-            "dropout in training must act, and leave the mean as in evaluation: right before the last layer, once")
+            "in training dropout must act once, right before the last layer, and keep the mean of evaluation mode")
         yield bool(seen["learns"]), NO_GRADIENT
         yield float((seen["joined"] - seen["louder"]).abs().max()) < 1e-2, (
-            "a skip five times as loud must change nothing: both sides are normalised before they are added")
-        yield float((seen["plain"][:, 2:3] - seen["alone"]).abs().max()) < 1e-4, "a token's result depends on others"
+            "a skip times five must change nothing: h and skip are both normalised before they are added")
+        yield float((seen["plain"][:, 2:3] - seen["alone"]).abs().max()) < 1e-4, (
+            "a token's result depends on other tokens")
 
     def picture(seen, axis):
         both = torch.cat([seen["x"][0], torch.full((1, 8), torch.nan), seen["plain"][0]])
@@ -155,11 +156,11 @@ class Tokens:
             return dict(Tokens.seen(m, r, slow), refused=[1.0] * 2, learns=1.0)
 
     def laws(seen):
-        yield all(map(float, seen["refused"])), "an image of another size must be refused: ValueError"
+        yield all(map(float, seen["refused"])), "an image of another size must raise ValueError"
         yield bool(seen["learns"]), NO_GRADIENT
         yield float((seen["out"] - seen["moved"]).abs().max()) > 1e-4, "the position embedding changes nothing"
         yield float((seen["out"] - seen["f"]).abs().max()) > 1e-4, "f, the map of an outer level, changes nothing"
 
     def picture(seen, axis):
         image(axis, row_of([seen["out"][0, :3], (seen["moved"] - seen["out"])[0, :3]]))
-        axis.set_xlabel("the last map; what another position of token 7 changes")
+        axis.set_xlabel("the last map, and its change when the position of token 7 changes")

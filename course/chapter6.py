@@ -1,19 +1,19 @@
-"""Exams of chapter 6, sampling: sample.py. How they are made is told in exams.py."""
+"""Exams of chapter 6, sampling: sample.py. exams.py explains how an exam works."""
 import math
 
 import torch
 
-from exams import alpha_and_sigma, exam, image, letter, row_of
+from course.exams import alpha_and_sigma, exam, image, letter, row_of
 
 
 def inputs_6(r):
-    """z_t, x_hat (4, 3, 5, 5); logsnr_t, logsnr_s (4,), s from half a unit to four closer to the image."""
+    """Draw z_t, x_hat (4, 3, 5, 5) and logsnr_t, logsnr_s (4,), where logsnr_s is larger by 0.5 to 4."""
     logsnr_t = r.uniform(4, low=-6, high=4)
     return r.normal(4, 3, 5, 5), r.normal(4, 3, 5, 5), logsnr_t, logsnr_t + r.uniform(4, low=0.5, high=4)
 
 
 def slow_ddim(z_t, x_hat, logsnr_t, logsnr_s):
-    """Song et al.: one straight line in z / alpha against sigma / alpha, whose slope is eps. In float64."""
+    """Take a DDIM step in float64. Song et al.: z / alpha against sigma / alpha is a straight line of slope eps."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_and_sigma(logsnr_t), alpha_and_sigma(logsnr_s)
     slope = (z_t.double() / alpha_t - x_hat.double()) / (sigma_t / alpha_t)
     return alpha_s * (z_t.double() / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * slope)
@@ -24,7 +24,7 @@ class Ddim:
     levels = [-2.0, 0.0, 2.0, 6.0]
 
     def walk(step, r):
-        """From log-SNR -6 in one step each to the others, x_hat being the picture itself."""
+        """Step from log-SNR -6 to each of the levels, with the picture itself as x_hat."""
         start, goal = r.normal(4, 3, 32, 32), torch.tensor(Ddim.levels)
         alpha, sigma = alpha_and_sigma(-6.0)
         z = (alpha * letter().double() + sigma * start[:1]).float().expand(4, -1, -1, -1)
@@ -54,12 +54,14 @@ class Ddim:
         z, steps = seen["walk"]
         image(axis, row_of([z.clamp(-1.5, 1.5), *steps.clamp(-1.5, 1.5)]))
         axis.set_xlabel("z at log-SNR -6, and one step from there to -2, 0, 2, 6;\n"
-                        "x_hat is the picture: the noise stays, its share falls")
+                        "x_hat is the picture: the noise stays the same and its share falls")
 
 
 def slow_posterior(z_t, x_hat, logsnr_t, logsnr_s):
-    """Bayes: z_s has the law N(alpha_s x, sigma_s^2), and z_t given z_s N(alpha_ts z_s, sigma_ts^2); the precisions of
-    the two add up. -> mean, variance, sigma_ts^2, in float64."""
+    """Return mean, variance and sigma_ts^2 of q(z_s | z_t, x_hat), by Bayes and in float64.
+
+    z_s has the law N(alpha_s x, sigma_s^2) and z_t given z_s has N(alpha_ts z_s, sigma_ts^2). The precisions add up.
+    """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_and_sigma(logsnr_t), alpha_and_sigma(logsnr_s)
     alpha_ts = alpha_t / alpha_s
     upper = sigma_t ** 2 - alpha_ts ** 2 * sigma_s ** 2
@@ -74,7 +76,7 @@ class Ddpm:
     ends = torch.tensor(-1.0), torch.tensor(1.0)
 
     def seen_of(step, r):
-        """step(z_t, x_hat, logsnr_t, logsnr_s, nu, noise)"""
+        """Call step(z_t, x_hat, logsnr_t, logsnr_s, nu, noise)."""
         z, x, t, s = inputs_6(r)
         noise, nu = r.normal(4, 3, 5, 5), float(r.uniform(1))
         zero, one, (alpha, _) = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), alpha_and_sigma(t)
@@ -100,7 +102,7 @@ class Ddpm:
         (x, _, s), zero = seen["given"], torch.zeros(1)
         alpha_s, _ = alpha_and_sigma(s)
         yield float((seen["on_the_way"] - alpha_s * x).abs().max()) < 1e-2, (
-            "from z_t = alpha_t x_hat the mean must go to alpha_s x_hat: check the weights of z_t and of x_hat")
+            "for z_t = alpha_t x_hat the mean must be alpha_s x_hat: check the weights of z_t and of x_hat")
         _, lower, upper = (float(part) for part in slow_posterior(zero, zero, *Ddpm.ends))
         variance = [float(one) ** 2 for one in seen["deviation"]]
         for name, got, want in (("nu = 0", variance[0], lower), ("nu = 1", variance[-1], upper),
@@ -110,11 +112,11 @@ class Ddpm:
         first, second = (draw.double().flatten() for draw in seen["drawn"])
         want = math.sqrt(upper ** 0.2 * lower ** 0.8)
         yield abs(float(first.std()) / want - 1) < 0.05 and abs(float(first.mean())) < 0.05 * want, (
-            f"noise = None: it must be drawn; the result has deviation {float(first.std()):.3g}, want {want:.3g}")
+            f"noise = None: draw it here; the result has standard deviation {float(first.std()):.3g}, want {want:.3g}")
         yield abs(float((first * second).mean())) < 0.1 * want ** 2, "noise = None: two calls must draw two noises"
         maps = torch.corrcoef(seen["drawn"][0].reshape(4, -1))
         yield bool((maps - torch.eye(4)).abs().max() < 0.1), (
-            "noise = None: each image and each channel must have a noise of its own")
+            "noise = None: each image and each channel must have its own noise")
 
     def picture(seen, axis):
         variance = [float(one) ** 2 for one in seen["deviation"]]
@@ -148,11 +150,12 @@ class Guidance:
 
     def laws(seen):
         cond, null = seen["given"]
-        yield float((seen["one"] - cond).abs().max()) < 1e-3, "w = 1 must be off: it gives v_cond (w = 1 + eta)"
-        yield torch.equal(seen["one"], cond), "w = 1 gives v_cond but for rounding; it must be v_cond to the bit"
-        yield float((seen["none"] - null).abs().max()) < 1e-3, "w = 0 must give v_null"
+        yield float((seen["one"] - cond).abs().max()) < 1e-3, (
+            "w = 1 must turn guidance off and return v_cond (w = 1 + eta)")
+        yield torch.equal(seen["one"], cond), "w = 1 gives v_cond with a rounding error; it must be v_cond to the bit"
+        yield float((seen["none"] - null).abs().max()) < 1e-3, "w = 0 must return v_null"
         past = ((seen["random"] - cond) * (cond - null)).sum()
-        yield float(past) > 0, "w > 1 must lead past v_cond, away from v_null"
+        yield float(past) > 0, "w > 1 must go past v_cond, away from v_null"
 
     def picture(seen, axis):
         points = torch.stack(seen["line"])
@@ -168,7 +171,7 @@ class Guidance:
 class Dynamic:
     def seen_of(clip, r):
         x = r.normal(4, 3, 6, 6) * torch.tensor([0.2, 1.5, 4.0, 1.0]).reshape(-1, 1, 1, 1)
-        x[2] = -x[2].abs()                                                # dark: the percentile is of |x|, not of x
+        x[2] = -x[2].abs()                                                # negative: the percentile is of |x|, not of x
         inside = r.uniform(2, 3, 6, 6, low=-1)
         return dict(random=clip(x, 0.8), default=clip(x), alone=[clip(x[i:i + 1], 0.8) for i in range(4)],
                     inside=clip(inside, 0.9), given=[inside, x], shown=clip(2.2 * letter(48) + 0.6, 0.97))
@@ -181,7 +184,7 @@ class Dynamic:
             out = []
             for one in x:
                 sizes = sorted(one.abs().flatten().tolist())
-                place = percentile * (len(sizes) - 1)                     # between two of them: on the straight line
+                place = percentile * (len(sizes) - 1)                     # between two values: interpolate linearly
                 below, above = sizes[math.floor(place)], sizes[math.ceil(place)]
                 s = max(1.0, below + (place - math.floor(place)) * (above - below))
                 out += [max(-s, min(s, value)) / s for value in one.flatten().tolist()]
@@ -191,14 +194,14 @@ class Dynamic:
     def laws(seen):
         most = float(torch.cat([seen["random"], seen["default"]]).abs().max())
         yield most < 1 + 1e-4, (
-            f"|x| up to {most:.3g} is left; after clipping to [-s, s] and dividing by s it is at most 1")
+            f"|x| reaches {most:.3g}; after clipping to [-s, s] and dividing by s it is at most 1")
         inside, _ = seen["given"]
         yield float((seen["inside"] - inside).abs().max()) < 1e-4, (
-            "an image within [-1, 1] must stay as it is: s is 1 at least")
+            "an image within [-1, 1] must not change: s is at least 1")
         yield float((torch.cat(seen["alone"]) - seen["random"]).abs().max()) < 1e-4, (
-            "an image comes out differently when it is alone: each has its own s")
+            "an image gives another result alone than in a batch: each image has its own s")
 
     def picture(seen, axis):
-        x = 2.2 * letter(48) + 0.6                                        # as a prediction under strong guidance
+        x = 2.2 * letter(48) + 0.6                                        # like a prediction with strong guidance
         image(axis, row_of([x.clamp(-1, 1)[0], seen["shown"][0]]))
-        axis.set_xlabel("a prediction far out of [-1, 1]: clipped, and thresholded")
+        axis.set_xlabel("a prediction far outside [-1, 1]: clipped, and thresholded")

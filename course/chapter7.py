@@ -1,15 +1,15 @@
-"""Exams of chapter 7, Matryoshka: nested_unet.py. How they are made is told in exams.py."""
+"""Exams of chapter 7, Matryoshka: nested_unet.py. exams.py explains how an exam works."""
 import functools
 import math
 
 import torch
 import torch.nn.functional as F
 
-from exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of, TIMES
+from course.exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of, TIMES
 
 
 def enlarged(x, side):
-    """(C, h, w) -> (C, side, w side / h), each pixel a square."""
+    """Enlarge (C, h, w) to (C, side, w side / h): each pixel becomes a square."""
     return x.repeat_interleave(side // x.shape[-2], -2).repeat_interleave(side // x.shape[-2], -1)
 
 
@@ -32,7 +32,7 @@ class Pyramid:
                     two_factors=[refused(f, x, [(24, 16), (12, 4)]), refused(f, x, [(24, 16), (8, 8)])])
 
     def spec(m, r):
-        def slow(x, sizes):                                               # each level from the image itself
+        def slow(x, sizes):                                               # each level straight from the image
             levels = []
             for h, w in sizes:
                 k = x.shape[-1] // w
@@ -44,18 +44,18 @@ class Pyramid:
         return dict(Pyramid.seen_of(slow, r), other_size=yes, no_divisor=yes, two_factors=yes)
 
     def laws(seen):
-        for name, says in (("other_size", "x is not of the first size"),
-                           ("no_divisor", "a size does not divide the one before it"),
-                           ("two_factors", "height and width come down by two different factors")):
-            yield all(float(flag) for flag in seen[name]), f"{says}: want ValueError"
+        for name, says in (("other_size", "x does not have the first size"),
+                           ("no_divisor", "a size does not divide the size before it"),
+                           ("two_factors", "height and width shrink by different factors")):
+            yield all(float(flag) for flag in seen[name]), f"{says}: this must raise ValueError"
         for level, k in zip(seen["noise"], (1, 2, 4, 8)):
             yield abs(float(level.std()) * k - 1) < 0.25, (
-                f"white noise of deviation 1, {k} times smaller: it has deviation {float(level.std()):.3f}, the "
-                f"average of {k} x {k} has 1/{k}")
+                f"white noise, {k} times smaller: its standard deviation is {float(level.std()):.3f}, but the average "
+                f"of {k} x {k} pixels has 1/{k}")
 
     def picture(seen, axis):
         image(axis, row_of([enlarged(level[0], 64).clamp(-1.5, 1.5) for level in seen["shown"]]))
-        axis.set_xlabel("64, 32, 16, 8 px: the noise averages away, the picture stays")
+        axis.set_xlabel("64, 32, 16, 8 px: averaging removes the noise and keeps the picture")
 
 
 @exam("7.2")
@@ -75,7 +75,7 @@ class LevelSchedules:
         return LevelSchedules.seen_of(m.nested_unet.level_schedules, m, r)
 
     def spec(m, r):
-        def slow(base, sizes, power=2.0):                                 # the SNR itself, divided by k^power
+        def slow(base, sizes, power=2.0):                                 # divide the SNR itself by k^power
             def snr(k, t):
                 return torch.log(torch.exp(base(t).double()) / k ** power).float()
             lowest = sizes[-1][0] * sizes[-1][1]
@@ -85,12 +85,12 @@ class LevelSchedules:
     def laws(seen):
         top, middle, low = seen["curves"]
         yield float((top - low).abs().max()) > 0.1, (
-            "all levels have one schedule: a lambda made in a loop sees the loop variable's last value, unless bound")
-        yield float((low - seen["base"]).abs().max()) < 1e-3, "the lowest level must have the base's schedule as it is"
+            "all levels have the same schedule: a lambda in a loop sees the last value; bind the value")
+        yield float((low - seen["base"]).abs().max()) < 1e-3, "the lowest level must follow base unchanged"
         for name, one, k in (("256", top, 4), ("128", middle, 2)):
             gap = float((low - one).mean())
             yield abs(gap - 2 * math.log(k)) < 1e-2, (
-                f"power 2, {name} px lies {gap:.3f} below the 64 px of the lowest level, want 2 log {k} = "
+                f"power 2: {name} px lies {gap:.3f} below the lowest level of 64 px, want 2 log {k} = "
                 f"{2 * math.log(k):.3f}")
 
     def picture(seen, axis):
@@ -103,7 +103,7 @@ class NestedLoss:
     sizes = [(8, 8), (4, 4), (2, 2)]
 
     def model(looks):
-        """A network that keeps what it is shown, and says something simple about it."""
+        """Return a simple network that records its inputs in `looks`."""
         def call(z, logsnr, cond):
             looks.append([*z, *logsnr, *cond.values()])
             return [0.5 * level.sin() + 0.1 * l[:len(level)].reshape(-1, 1, 1, 1) for level, l in zip(z, logsnr)]
@@ -122,7 +122,7 @@ class NestedLoss:
                 "top": dict(weights=[1.0, 0.0, 0.0], rows=[2, 3, 4])}
 
     def seen_of(m, r, loss):
-        """loss(looks, model, x, cond, t, eps, schedules, kind, **case)"""
+        """Call loss(looks, x, cond, t, eps, schedules, kind, **case)."""
         x, eps, cond, t, schedules = NestedLoss.inputs(m, r)
         seen, looks = dict(x=x, eps=eps, logsnr=[schedule(t) for schedule in schedules]), {}
         for name, case in NestedLoss.cases(r).items():
@@ -152,7 +152,7 @@ class NestedLoss:
             model(weight), x, {}, t, eps, schedules, m.train.prediction_loss), torch.ones(3)))
 
     def slow(looks, x, cond, t, eps, schedules, kind, weights=None, rows=None):
-        """Example by example and level by level, in float64."""
+        """Compute the loss example by example and level by level, in float64."""
         z, logsnr, total = [], [], 0.0
         for level in range(len(x)):
             z.append([]), logsnr.append([])
@@ -173,26 +173,26 @@ class NestedLoss:
         return dict(NestedLoss.seen_of(m, r, NestedLoss.slow), learns=1.0)
 
     def laws(seen):
-        yield float(seen["calls_all"]) == 1, "the model must be called once, with the lists of all levels"
+        yield float(seen["calls_all"]) == 1, "call the model once, with the lists of all levels"
         yield bool(seen["learns"]), NO_GRADIENT
         for name, z, x, eps, logsnr in zip(("highest", "middle", "lowest"), seen["looks_all"], seen["x"], seen["eps"],
                                            seen["logsnr"]):
             alpha, sigma = alpha_and_sigma(logsnr)
             yield float((z - alpha * x - sigma * eps).abs().max()) < 1e-3, (
-                f"the {name} level is not alpha x + sigma eps with its own x, its own noise, and its own schedule at t")
+                f"the {name} level must be alpha x + sigma eps with its own x, its own noise and its own schedule at t")
         yield abs(float(seen["weighted_v_mse"] - seen["all_v_mse"])) > 1e-3, (
-            "the weights change nothing: each multiplies its level's loss")
+            "the weights change nothing: each must multiply the loss of its level")
         yield abs(float(seen["top_v_mse"] - seen["top_alone"])) < 1e-3, (
-            "with rows, the highest level's loss must be that of its own examples alone: the mean over its rows")
+            "with rows, the loss of the highest level must be the mean over its own rows")
 
     def picture(seen, axis):
         image(axis, row_of([enlarged(level[0], 64).clamp(-1.5, 1.5) for level in seen["shown"]]))
         axis.set_xlabel("one t, three levels, as the network sees them:\n"
-                        "each has its own noise, and more of it the larger it is")
+                        "each has its own noise; a larger level has more")
 
 
 def network_7(m, r):
-    """Three levels, 32, 16 and 8 px, random weights everywhere; the innermost one reads a text of width 6."""
+    """Build a network of three levels, 32, 16 and 8 px, with random weights. The innermost reads a text of width 6."""
     common = dict(emb_channels=16, channel_mult=(1, 2), num_res_blocks=(1, 1), num_heads=2)
     inner = m.unet.UNet((8, 8), 8, attn_resolutions=(4,), num_classes=3, text_channels=6, **common)
     middle, outer = (m.unet.UNet(size, 4, attn_resolutions=(), num_classes=None, middle=False, **common)
@@ -202,14 +202,14 @@ def network_7(m, r):
 
 
 def slow_denoise(network, z, logsnr, condition, text, f=None):
-    """Each example by itself, through the levels that it has: down to the innermost, then up."""
+    """Send each example by itself through the levels that it has: down to the innermost, then up."""
     made, last = [[] for _ in z], []
     for i in range(len(z[-1])):
         inside, levels = network, []
         while hasattr(inside, "inner"):
             levels += [inside] if inside.outer is not None else []
             inside = inside.inner
-        first = [len(level) > i for level in z].index(True)               # its highest level
+        first = [len(level) > i for level in z].index(True)               # the example's highest level
         waiting, comes = [], f[i:i + 1] if f is not None and first == 0 else None
         emb = [embed.of_logsnr(logsnr[k][i:i + 1], 1) + condition[i:i + 1] if k >= first else None
                for k, embed in enumerate([level.outer.embed for level in levels] + [inside.embed])]
@@ -273,14 +273,14 @@ class Denoise:
     def laws(seen):
         alone = seen["innermost"][0]
         yield float((seen["zero"][2] - alone).abs().max()) < 1e-3, (
-            "with both adapters at zero the lowest level must say what the innermost network says by itself")
-        yield bool(seen["learns"]), "the adapters get no gradient, so they stay at zero: .detach() or no_grad?"
+            "with both adapters at zero the lowest level must equal the innermost network by itself")
+        yield bool(seen["learns"]), "the adapters get no gradient and stay at zero: did you use .detach() or no_grad?"
         yield float((seen["mixed"][2][2:] - alone[2:]).abs().max()) < 1e-3, (
-            "mixed batch: an example without a higher level must get f = 0: what the innermost network says by itself")
+            "mixed batch: an example without a higher level must get f = 0, as the innermost network by itself")
         for other in (1, 2):
-            yield float(seen["moved"][0, other, 0]) > 1e-4, "out_adapter: the highest level hears nothing of a lower"
+            yield float(seen["moved"][0, other, 0]) > 1e-4, "out_adapter: a lower level does not change the highest"
         for other in (0, 1):
-            yield float(seen["moved"][0, other, 2]) > 1e-4, "in_adapter: the lowest level hears nothing of a higher"
+            yield float(seen["moved"][0, other, 2]) > 1e-4, "in_adapter: a higher level does not change the lowest"
 
     def picture(seen, axis):
         moved = seen["moved"]
@@ -292,5 +292,5 @@ class Denoise:
         levels = ["32 px", "16 px", "8 px"]
         axis.set_xticks((0, 1, 2, 4, 5, 6), [f"v {name}" for name in levels] * 2, fontsize=7)
         axis.set_yticks(range(3), [f"z {name}" for name in levels], fontsize=7)
-        axis.set_xlabel("how far each v moves when the sign of one z is changed;\n"
+        axis.set_xlabel("mean change of each v when one z changes its sign;\n"
                         "right: the same with both adapters at zero", fontsize=9)

@@ -1,16 +1,16 @@
-"""Exams of chapter 8, cascade and distillation: cascade.py and distill.py. How they are made is told in exams.py."""
+"""Exams of chapter 8, cascade and distillation: cascade.py and distill.py. exams.py explains how an exam works."""
 import functools
 import math
 
 import torch
 import torch.nn.functional as F
 
-from chapter6 import inputs_6, slow_ddim
-from exams import alpha_and_sigma, exam, image, letter, refused, row_of
+from course.chapter6 import inputs_6, slow_ddim
+from course.exams import alpha_and_sigma, exam, image, letter, refused, row_of
 
 
 def slow_blur(x, sigma):
-    """Nine shifted copies of x (C, h, w), weighted by e^(-distance^2 / 2 sigma^2); outside the nearest pixel."""
+    """Blur x (C, h, w): add nine shifted copies, weighted by e^(-distance^2 / 2 sigma^2). Repeat the border outside."""
     height, width = x.shape[-2:]
     out, total = torch.zeros_like(x, dtype=torch.float64), 0.0
     for i in (-1, 0, 1):
@@ -25,7 +25,7 @@ def slow_blur(x, sigma):
 @exam("8.1")
 class Augment:
     def inputs(r):
-        """Eight examples; of each pair of shares a half, one has both spoilings, one each, one none."""
+        """Draw eight examples. At shares of a half, every combination of noise and blur occurs twice."""
         draws = r.uniform(3, 8, low=0.05, high=0.45)
         draws[0, 4:] += 0.5
         draws[1, [1, 3, 5, 7]] += 0.5
@@ -66,23 +66,23 @@ class Augment:
     def laws(seen):
         x, noise, draws, level = seen["given"]
         same, none = seen["nothing"]
-        yield float((same - x).abs().max()) < 1e-6, "aug_noise = 0, aug_blur = 0: the image must stay as it is"
-        yield bool((none == math.inf).all()), "where there is no noise the level must be told as +inf"
+        yield float((same - x).abs().max()) < 1e-6, "aug_noise = 0, aug_blur = 0: the image must not change"
+        yield bool((none == math.inf).all()), "without noise the log-SNR must be +inf"
         told = seen["noise_alone"][1]
-        yield float((told - level).abs().max()) < 1e-3, "each example must be told the level of its own s"
+        yield float((told - level).abs().max()) < 1e-3, "each example must get the log-SNR of its own s"
         alpha, sigma = alpha_and_sigma(told)
         yield float((seen["noise_alone"][0] - alpha * x - sigma * noise).abs().max()) < 1e-3, (
-            "what is told is not what is there: z must be alpha low_res + sigma noise at the level that is told")
+            "image and log-SNR do not agree: the image must be alpha low_res + sigma noise at that log-SNR")
         noisy = (seen["both"][1] < math.inf).tolist()
-        yield noisy == (draws[0] < 0.5).tolist(), "noise goes to the examples with draws[0] < aug_noise, and only there"
+        yield noisy == (draws[0] < 0.5).tolist(), "noise must go to the examples with draws[0] < aug_noise only"
         alpha, sigma = alpha_and_sigma(level)
         yield float((seen["flat"][0] - alpha * 0.4 - sigma * noise).abs().max()) < 1e-3, (
-            "a flat image with blur and noise: the noise must come through sharp, so blur first")
+            "a flat image with blur and noise: the noise must stay sharp, so blur first")
 
     def picture(seen, axis):
         image(axis, row_of(seen["shown"][0].clamp(-1.5, 1.5)))
         told = ", ".join("none" if level == math.inf else f"{level:.1f}" for level in seen["shown"][1].tolist())
-        axis.set_xlabel(f"as it is, blurred, noisy, both; level told: {told}")
+        axis.set_xlabel(f"unchanged, blurred, noisy, both; log-SNR: {told}")
 
 
 @exam("8.2")
@@ -120,26 +120,25 @@ class HandOver:
 
     def laws(seen):
         yield all(float(flag) for flag in seen["refused"]), (
-            "a word that is none of truncated, renoised, clean: want ValueError")
+            "any other word than truncated, renoised, clean must raise ValueError")
         x, noise, level = seen["given"]
-        yield torch.equal(seen["truncated"][0], x), "truncated: low_res is z_s already; nothing may be added"
+        yield torch.equal(seen["truncated"][0], x), "truncated: low_res already is z_s; add nothing"
         alpha, sigma = alpha_and_sigma(level)
         yield float((seen["renoised"][0] - alpha * x - sigma * noise).abs().max()) < 1e-3, (
-            "renoised: alpha_s low_res + sigma_s noise, at the level of s")
+            "renoised: the image must be alpha_s low_res + sigma_s noise, at the level of s")
         for name in ("clean", "truncated_0", "renoised_0"):
             z, told = seen[name]
             yield bool((told == math.inf).all()) and float((z - x).abs().max()) < 1e-6, (
-                f"{name.replace('_0', ' with s = 0')}: the image as it is, and the level +inf")
+                f"{name.replace('_0', ' with s = 0')}: want the image unchanged and the level +inf")
 
     def picture(seen, axis):
         image(axis, row_of([z[0].clamp(-1.5, 1.5) for z in seen["shown"]]))
         told = ", ".join("none" if float(level) == math.inf else f"{float(level):.1f}" for level in seen["told"])
-        axis.set_xlabel(f"renoised, s = 0, 0.2, 0.4, 0.6; level told: {told}")
+        axis.set_xlabel(f"renoised, s = 0, 0.2, 0.4, 0.6; log-SNR: {told}")
 
 
 def slow_target(z_t, z_s, logsnr_t, logsnr_s):
-    """The DDIM step is a straight line in x: from where it leads with x = 0 and with x = 1 one reads off which x leads
-    to z_s. In float64."""
+    """Return the x that leads to z_s, in float64: a DDIM step is linear in x, so x = 0 and x = 1 determine it."""
     zero, one = (slow_ddim(z_t, torch.full_like(z_t, x), logsnr_t, logsnr_s) for x in (0.0, 1.0))
     return (z_s.double() - zero) / (one - zero)
 
@@ -170,24 +169,25 @@ class StepTarget:
 
     def laws(seen):
         z_t, z_s, t, s, x = seen["given"]
-        yield float((seen["clean"] - z_s).abs().max()) < 1e-3, "where sigma_s = 0 the target must be z_s itself"
-        yield float((seen["known"] - x).abs().max()) < 1e-2, "if one DDIM step with an x made z_s, that x is the target"
+        yield float((seen["clean"] - z_s).abs().max()) < 1e-3, "where sigma_s = 0 the target must be z_s"
+        yield float((seen["known"] - x).abs().max()) < 1e-2, (
+            "where one DDIM step with an x made z_s, the target must be that x")
         landed = slow_ddim(z_t, seen["random"], t, s)
         yield float((landed - z_s).abs().max()) < 1e-2, "one DDIM step with this x must land on z_s"
 
     def picture(seen, axis):
         image(axis, row_of([part[0].clamp(-1.2, 1.2) for part in (*seen["looks"], seen["shown"])]))
-        axis.set_xlabel("x_hat of a first step, of a second one,\nand the x with which one step lands where the two do")
+        axis.set_xlabel("x_hat of the first step, of the second,\nand the x whose single step lands at the same place")
 
 
 @exam("8.4", tolerance=1e-3)
 class TwoStepTarget:
     def x_of(z, logsnr):
-        """What the teacher sees in z: not within [-1, 1], and something else at each time."""
+        """Return the teacher's x_hat: outside [-1, 1] in places, and different at each time."""
         return 1.5 * (1.5 * z.double()).sin() + 0.1 * logsnr.double().reshape(-1, 1, 1, 1)
 
     def teacher(walk):
-        """It keeps what it is asked in `walk`."""
+        """Return a teacher that records its inputs in `walk`."""
         def predict(z, logsnr):
             walk.append([*z, *logsnr])
             return [((alpha * level - TwoStepTarget.x_of(level, l)) / sigma).float()
@@ -195,21 +195,21 @@ class TwoStepTarget:
         return predict
 
     def faithful(z, logsnr):
-        """A teacher that sees the same x at every time: the number 0.3 everywhere."""
+        """A teacher with the same x_hat at every time: 0.3 everywhere."""
         return [((alpha * level - 0.3) / sigma).float()
                 for level, (alpha, sigma) in zip(z, map(alpha_and_sigma, logsnr))]
 
     def schedules(m):
         def guarded(down):
-            def schedule(t):                                              # no process before t = 0
+            def schedule(t):                                              # before t = 0 there is no process
                 return torch.where(t < 0, torch.nan, m.schedule.logsnr_cosine(t, -8.0, 6.0) - down)
             return schedule
         return [guarded(2 * math.log(2)), guarded(0.0)]
 
     def seen_of(target, m, r):
-        """target(walk, predict, schedules, z, t, steps)"""
+        """Call target(predict, schedules, z, t, steps)."""
         schedules, steps = TwoStepTarget.schedules(m), 4
-        t = torch.tensor([0.25 - 2e-8, 0.5, 0.75, 1.0])                   # the first is 1/4 but for rounding
+        t = torch.tensor([0.25 - 2e-8, 0.5, 0.75, 1.0])                   # the first is 1/4 with a rounding error
         z, walk = [r.normal(4, 3, 4, 4), r.normal(4, 3, 2, 2)], []
         seen = dict(random=target(TwoStepTarget.teacher(walk), schedules, z, t, steps), z=z, walk=walk)
         seen["levels"] = [[f(time) for f in schedules] for time in (t, t - 0.125, (t - 0.25).clamp(min=0))]
@@ -224,7 +224,7 @@ class TwoStepTarget:
         return TwoStepTarget.seen_of(m.distill.two_step_target, m, r)
 
     def slow(predict, schedules, z, t, steps):
-        """Two steps of slow_ddim, then slow_target, in float64."""
+        """Take two steps of slow_ddim, then slow_target, in float64."""
         times = t, t - 1 / (2 * steps), torch.tensor([max(0.0, one - 1 / steps) for one in t.tolist()])
         now = [level.double() for level in z]
         for here, there in zip(times, times[1:]):
@@ -243,24 +243,24 @@ class TwoStepTarget:
 
     def laws(seen):
         yield all(bool(v.isfinite().all()) for v in seen["random"]), (
-            "the schedule is asked about a time below 0, by rounding: clamp the end of the last step")
-        yield len(seen["walk"]) == 8, "the teacher must be asked twice, each time about all levels"
+            "by rounding, a schedule gets a time below 0: clamp the end of the last step")
+        yield len(seen["walk"]) == 8, "call the teacher twice, each time with all levels"
         levels = [seen["levels"][i:i + 2] for i in (0, 2, 4)]
         for ask, asked, says in ((0, seen["walk"][2:4], "t"), (1, seen["walk"][6:], "t - 1/(2 steps)")):
             yield all(float((one - level).abs().max()) < 1e-3 for one, level in zip(asked, levels[ask])), (
-                f"the teacher's look number {ask + 1} must be at {says}")
+                f"call number {ask + 1} of the teacher must be at {says}")
         for k, z in enumerate(seen["z"]):
             alpha, sigma = alpha_and_sigma(levels[0][k])
             yield float((alpha * z - sigma * seen["same_x"][k] - 0.3).abs().max()) < 1e-2, (
-                "a teacher that sees the same x at both times: that x must be the target, as v at t")
+                "if the teacher has the same x_hat at both times, the target must be that x, as v at t")
             x, z_s = alpha * z - sigma * seen["random"][k], z
             for here, there in zip(levels, levels[1:]):
                 z_s = slow_ddim(z_s, TwoStepTarget.x_of(z_s, here[k]), here[k], there[k])
             yield float((slow_ddim(z, x, levels[0][k], levels[2][k]) - z_s).abs().max()) < 1e-2, (
-                "one step of the student does not land where the teacher's two do: v at t of the x that leads there")
+                "one step of the student must land where the teacher's two steps do: return v at t of that x")
 
     def picture(seen, axis):
-        """In z / alpha against sigma / alpha a DDIM step is a straight line."""
+        """Draw z / alpha against sigma / alpha, where a DDIM step is a straight line."""
         (z, here, middle, there), v, end = seen["path"], seen["shown"], seen["end"]
         alpha, sigma = alpha_and_sigma(here)
         landed = slow_ddim(z, alpha * z - sigma * v, here, end)
@@ -270,5 +270,5 @@ class TwoStepTarget:
             x, y = [float(s) for _, s in points], [float(level[0, 0, 0, pixel]) for level, _ in points]
             axis.plot(x, y, "o-", color="C0", ms=3, lw=1, label="teacher, two steps" if pixel == 0 else None)
             axis.plot(x[::2], y[::2], "--", color="C1", label="student, one step" if pixel == 0 else None)
-        axis.set(xlabel="sigma / alpha: from t = 1, right, over t = 1/2 to t = 0", ylabel="z / alpha of six pixels")
+        axis.set(xlabel="sigma / alpha: t = 1 is right, t = 0 is left", ylabel="z / alpha of six pixels")
         axis.legend(fontsize=8)

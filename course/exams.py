@@ -1,13 +1,14 @@
-"""What the exams have in common; they are in chapter1.py to chapter8.py, a class for each exercise, with
+"""What the exams share. chapter1.py to chapter8.py hold one class for each exercise, with
 
-    see(m, r)      in the student's process: {name: tensors} from m.schedule, m.dwt, ... on random inputs from r
-    spec(m, r)     in the judge's: the same from a slow loop or a closed form, on the same random inputs
-    laws(seen)     yields (holds, message): what must be true of what was seen, in words, before equality is looked at
-    picture(seen, axis)    what a student sees once it is right
+    see(m, r)      run the student's function on random inputs from r, in the witness's process: m.schedule, m.dwt, ...
+                   are the modules. Returns {name: tensors}
+    spec(m, r)     compute the same with a slow loop or a closed form on the same inputs, in the judge's process
+    laws(seen)     yield (holds, message): what must be true of the student's numbers. Judged before equality
+    picture(seen, axis)    draw what a student sees after a correct answer
     tolerance      of equality, relative and absolute
 
-The specification is there to be read: it is the definition without cleverness. Where it needs layers it takes those of
-m, which for the judge are the project's own.
+Read the specification: it is the definition without tricks. Where it needs layers it takes them from m, which for the
+judge is the project itself.
 """
 import torch
 
@@ -15,7 +16,7 @@ EXAMS = {}
 
 
 class Inputs:
-    """Random inputs, the same for student and judge: they are asked for in the same order, from one seed."""
+    """Random inputs from one seed. Witness and judge draw them in the same order, so they get the same."""
 
     def __init__(self, seed):
         self.generator = torch.Generator().manual_seed(seed + 7919)
@@ -30,7 +31,7 @@ class Inputs:
         return int(torch.randint(low, high, (), generator=self.generator))
 
     def fill(self, module):
-        """Weights of a module, all of them random, so that no layer hides behind a zero. In evaluation mode."""
+        """Give a module random weights, so that no layer hides behind a zero, and switch it to evaluation mode."""
         with torch.no_grad():
             for _, p in sorted(module.named_parameters()):
                 p.copy_(self.normal(*p.shape) * (0.5 if p.ndim < 2 else p[0].numel() ** -0.5))
@@ -38,16 +39,16 @@ class Inputs:
 
 
 def exam(number, tolerance=1e-4):
-    """Class decorator: its functions become the exam of exercise `number`."""
-    def enter(described):
-        described.tolerance = tolerance
-        EXAMS[number] = described
-        return described
+    """Return a decorator that makes a class the exam of exercise `number`."""
+    def enter(cls):
+        cls.tolerance = tolerance
+        EXAMS[number] = cls
+        return cls
     return enter
 
 
 def refused(function, *args):
-    """Does function(*args) raise ValueError? Any other error is the student's."""
+    """Return 1 if function(*args) raises ValueError, else 0. Any other error goes on to the student."""
     try:
         function(*args)
     except ValueError:
@@ -56,23 +57,25 @@ def refused(function, *args):
 
 
 def unbiased(many, module, n=3000):
-    """Of a module with dropout, many(n) = its results of one example n times over: 1 if in training these differ, and
-    their mean is what evaluation gives."""
+    """Return 1 if a module with dropout varies in training and its mean is the result of evaluation mode, else 0.
+
+    many(n) returns the module's results for one example, n times.
+    """
     with torch.no_grad():
         module.eval()
-        rested = many(1).double()
+        expected = many(1).double()
         module.train()
         drawn = many(n).double()
     deviation = drawn.std(0, keepdim=True)
-    away = ((drawn.mean(0, keepdim=True) - rested) / (deviation / n ** 0.5 + 1e-6)).abs()
-    return float(bool(deviation.max() > 1e-3) and bool(away.max() < 6))
+    error = ((drawn.mean(0, keepdim=True) - expected) / (deviation / n ** 0.5 + 1e-6)).abs()
+    return float(bool(deviation.max() > 1e-3) and bool(error.max() < 6))
 
 
-NO_GRADIENT = "no gradient comes back, so nothing could be learnt: .item(), .detach() or no_grad?"
+NO_GRADIENT = "no gradient comes back, so nothing can be learnt: did you use .item(), .detach() or no_grad?"
 
 
 def learns(function, *inputs):
-    """1 if gradients of function(*inputs), a tensor or a nest of them, reach all the inputs; 0 if not."""
+    """Return 1 if gradients of function(*inputs), a tensor or nested lists of them, reach all inputs, else 0."""
     inputs = [one.detach().clone().requires_grad_() for one in inputs]
 
     def total(out):
@@ -80,13 +83,14 @@ def learns(function, *inputs):
             return sum(total(part) for part in out)
         return out.square().sum() if isinstance(out, torch.Tensor) else 0.0
     with torch.enable_grad():
-        value = total(function(*(one * 1.0 for one in inputs)))           # no leaves: one may write into them
+        value = total(function(*(one * 1.0 for one in inputs)))           # not leaves: the student may write into them
     if not isinstance(value, torch.Tensor) or not value.requires_grad:
         return 0.0
     return float(all(g is not None and bool(g.any()) for g in torch.autograd.grad(value, inputs, allow_unused=True)))
 
 
 def curves(axis, x, lines, xlabel, ylabel):
+    """Draw {name: y} as lines over x."""
     for name, y in lines.items():
         axis.plot(x, y, label=name)
     axis.set(xlabel=xlabel, ylabel=ylabel)
@@ -96,7 +100,7 @@ def curves(axis, x, lines, xlabel, ylabel):
 
 
 def image(axis, x):
-    """x (C, H, W) or (H, W), from its least to its largest value."""
+    """Draw x, (C, H, W) or (H, W), scaled from its smallest to its largest value."""
     x = x if x.ndim == 2 else x[:3].permute(1, 2, 0)
     x = (x - x.min()) / (x.max() - x.min()).clamp(min=1e-6)
     axis.imshow(x, cmap="gray", interpolation="nearest")
@@ -104,13 +108,13 @@ def image(axis, x):
 
 
 def row_of(images):
-    """Images (C, H, W) side by side, one white pixel between."""
+    """Join images (C, H, W) side by side, with one white pixel between them."""
     parts = [part for x in images for part in (x, torch.ones_like(x[..., :1]))]
     return torch.cat(parts[:-1], -1)
 
 
 def letter(size=32):
-    """A picture to look at: a white ring with a bar on a slope. (1, 3, size, size) in [-1, 1]."""
+    """Return a picture (1, 3, size, size) in [-1, 1]: a white ring with a bar on a coloured gradient."""
     y, x = torch.meshgrid(*[(torch.arange(size) + 0.5) / size * 2 - 1] * 2, indexing="ij")
     radius = (x ** 2 + y ** 2).sqrt()
     shape = ((radius > 0.5) & (radius < 0.72)) | ((x - y).abs() < 0.16) & (radius < 0.9)
@@ -122,13 +126,13 @@ TIMES = torch.linspace(0, 1, 101)
 
 
 def alpha_and_sigma(logsnr):
-    """In float64, from the definition: alpha^2 / sigma^2 = e^logsnr and alpha^2 + sigma^2 = 1; shaped (B, 1, 1, 1)."""
+    """Return alpha and sigma (B, 1, 1, 1) in float64: alpha^2 / sigma^2 = e^logsnr and alpha^2 + sigma^2 = 1."""
     e = torch.exp(-torch.as_tensor(logsnr).double().reshape(-1, 1, 1, 1))
     return (1 / (1 + e)).sqrt(), (e / (1 + e)).sqrt()
 
 
 def slow_norm(x, groups, weight, bias=None):
-    """Group norm of a map (B, C, H, W), or layer norm of tokens (..., C) if groups is None. In float64."""
+    """Apply group norm to a map (B, C, H, W), or layer norm to tokens (..., C) if groups is None. In float64."""
     x, shape = x.double(), x.shape
     flat = x.reshape(*shape[:-1], 1, -1) if groups is None else x.reshape(shape[0], groups, -1)
     flat = (flat - flat.mean(-1, keepdim=True)) / (flat.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()

@@ -1,8 +1,9 @@
-"""Typical wrong answers: {exercise: [(old, new, its name), ...]}, small edits of our own functions.
+"""Typical mistakes: {exercise: [(old, new, name), ...]}, small edits of our own functions.
 
-Two uses. When a student's numbers are wrong, they are compared with those of each mistake, and the name of the one that
-fits is the grader's message. And `python exercises.py check` makes sure that each loses its points.
-Not for students: what is edited is the right answer. `old` must stand in the function exactly once.
+They have two uses. When a student's numbers are wrong, the judge compares them with the numbers of each mistake; the
+name of the one that fits is the message. And `python -m course check` makes sure that each mistake loses its points.
+
+Not for students: they quote the right answer. `old` must occur exactly once in the body of the function.
 """
 MUTANTS = {
     "1.1": [

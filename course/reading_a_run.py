@@ -1,11 +1,11 @@
-"""Reading a run: two small trainings that differ in one thing, and the plots of course/reading_a_run.md. For lecturers.
+"""Train two small models that differ in one thing, and draw the plots of reading_a_run.md. For lecturers.
 
-    python course/reading_a_run.py runs/reading          trains, measures, draws: about twelve minutes of one core
-    python course/reading_a_run.py runs/reading --draw   draws the figure anew from course/reading_a_run.json
+    python -m course.reading_a_run runs/reading          train, measure, draw: about twelve minutes on one core
+    python -m course.reading_a_run runs/reading --draw   draw the figure again from course/reading_a_run.json
 
-Both runs have the same network, settings and seed, at 16 px without classes. "last week" learns from a flat folder of
-2,400 drawn scenes, "today" from 12 of them. Distances are to 3,000 scenes that neither has seen, by the network
-of features.py. What is done is kept in the folder: begun again, it goes on.
+Both runs have the same network, settings and seed, at 16 px without classes. "last week" trains on a flat folder of
+2,400 drawn scenes, "today" on 12 of them. Distances are to 3,000 scenes that neither run has seen, in the features of
+plumbing/features.py. The folder keeps finished work: call again to go on.
 """
 import argparse
 import csv
@@ -16,9 +16,6 @@ import platform
 import subprocess
 import sys
 
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, HERE)
-
 import torch
 from PIL import Image
 
@@ -26,10 +23,13 @@ from config import PRESETS, make_schedule
 from data import Glyphs, open_source
 from evaluate import drawn_samples
 from plumbing.features import Yardstick, described, moments_of
+from plumbing.files import whole_file
+from plumbing.pictures import pyplot
 from measures import Moments, bootstrap, frechet_distance, variational_bound
 from plumbing.runs import kept_checkpoints, made_by, read_checkpoint
 from sample import ema_model
 
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RUNS = {"last_week": 2400, "today": 12}                                   # images in the folder
 STEPS, KEEP, SAMPLES, REAL, ASKED = 1500, 250, 360, 3000, 96
 SETTINGS = ("--preset glyphs16 --base-channels 32 --channel-mult 1,3 --num-transformer-blocks 2 --emb-channels 128 "
@@ -40,7 +40,7 @@ PICTURE = os.path.join(HERE, "course", "reading_a_run.png")
 
 
 def prepare(folder, name):
-    """-> (folder of images, folder of the run), both there: a flat folder has no classes."""
+    """Draw the images and train, if not done -> (folder of images, folder of the run). A flat folder has no classes."""
     scenes, data, out = Glyphs(size=(16, 16)), os.path.join(folder, f"images_{name}"), os.path.join(folder, name)
     os.makedirs(data, exist_ok=True)
     for i in range(RUNS[name]):
@@ -54,7 +54,7 @@ def prepare(folder, name):
 
 
 def by_logsnr(model, config, source):
-    """(log-SNR, error of v) in 16 equal parts of the schedule; of ASKED images, the same noises each time."""
+    """Measure (log-SNR, error of v) in 16 equal parts of the schedule, on ASKED images with fixed noise."""
     x = torch.stack([source.image(i % len(source)) for i in range(ASKED)])
     with torch.no_grad():
         bound = variational_bound(model, x, {}, make_schedule(config), generator=torch.Generator().manual_seed(0))
@@ -62,7 +62,7 @@ def by_logsnr(model, config, source):
 
 
 def measured(name, data, out, yardstick):
-    """Everything that the plots show of one run, and how near its samples are to its own images."""
+    """Measure what the plots show of one run, and how close its samples are to its own training images."""
     with open(os.path.join(out, "log.csv"), newline="") as file:
         rows = list(csv.DictReader(file))
     column = lambda name: [float(row[name]) for row in rows]
@@ -84,7 +84,7 @@ def measured(name, data, out, yardstick):
             fd_pm=bootstrap(lambda i: frechet_distance(real, Moments(features[i])), SAMPLES, 20),
             colour_spread=(set_["spread"] / yardstick.held_out["spread"]).item(),
             brightness=(drawn.float().mean() / 127.5 - 1).item(),
-            # 1: as far from the run's own images as unseen scenes are; 0: copies.
+            # 1: as far from the run's own images as unseen scenes; 0: copies of them.
             nearest_ratio=nearest(features) / nearest(yardstick.held_out["features"][:SAMPLES])))
         print(name, {key: round(value, 3) for key, value in result["checkpoints"][-1].items()}, flush=True)
     result["logsnr"], result["error_own"] = by_logsnr(model, config, own)
@@ -93,14 +93,13 @@ def measured(name, data, out, yardstick):
 
 
 def smooth(values, width=10):
+    """Average each value with the ones before it, `width` in all."""
     windows = (values[max(0, i - width + 1):i + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
 def draw(result):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     figure = plt.figure(figsize=(10, 8.4))
     top, *four = [figure.add_axes(box) for box in ((0.09, 0.715, 0.86, 0.225), (0.09, 0.395, 0.38, 0.22),
                                                    (0.57, 0.395, 0.38, 0.22), (0.09, 0.075, 0.38, 0.22),
@@ -139,8 +138,8 @@ def draw(result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="where runs and images go")
-    parser.add_argument("--draw", action="store_true", help="only draw, from the results that are there")
+    parser.add_argument("folder", help="of the runs and images")
+    parser.add_argument("--draw", action="store_true", help="only draw, from the stored results")
     args = parser.parse_args()
     if args.draw:
         with open(RESULT) as file:
@@ -154,9 +153,8 @@ def main():
                   settings=SETTINGS, samples=SAMPLES, held_out=REAL,
                   fd_real=frechet_distance(real, moments_of(yardstick.real)),
                   runs={name: measured(name, *place, yardstick) for name, place in places.items()})
-    with open(RESULT + ".new", "w") as file:                              # only now: a broken run leaves the old one
-        json.dump(result, file, indent=None, allow_nan=False)
-    os.replace(RESULT + ".new", RESULT)
+    with whole_file(RESULT, "w") as file:
+        json.dump(result, file, allow_nan=False)
     draw(result)
 
 

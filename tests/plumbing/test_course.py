@@ -1,83 +1,108 @@
-"""Laws of exercises.py and of the judge: a grade must be earned, and cost no more than its exercise."""
+"""Laws of the course and its judge: points must be earned, and a mistake costs the points of its own exercise only."""
 import ast
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from programs import ROOT, program
 
-import exercises as X
+from course import source as S
+from course.exercises import CHAPTERS, EXERCISES, chosen
+from course.handout import KEPT_BACK
+from course.judge import to_grade
 
 
 def grade(folder, *words):
-    """-> {number: row} and the process."""
-    done = program("exercises.py", "grade", folder, "--json", folder / "points.json", "--no-pictures", *words)
+    """Grade a folder -> {number: row} and the process."""
+    done = program("course", "grade", folder, "--json", folder / "points.json", "--no-pictures", *words)
     assert done.returncode == 0, done.stderr
     return {row["exercise"]: row for row in json.loads((folder / "points.json").read_text())["exercises"]}, done
 
 
+def inside(copy, *words):
+    """Run Python in a student's copy."""
+    return subprocess.run([sys.executable, *map(str, words)], cwd=copy, capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
 def write(folder, file, bodies):
-    """A student's file: ours, with these functions' code replaced. bodies: {number: lines}."""
-    source = X.read(os.path.join(ROOT, file))
-    for exercise in X.EXERCISES:
+    """Write a student's file: ours, with these functions' code replaced. bodies: {number: lines}."""
+    source = S.read(os.path.join(ROOT, file))
+    for exercise in EXERCISES:
         if exercise.number in bodies:
             stub = f'raise NotImplementedError("exercise {exercise.number}: {exercise.title}")'
-            source = X.strip(source, [exercise]).replace(stub, bodies[exercise.number])
+            source = S.strip(source, [exercise]).replace(stub, bodies[exercise.number])
     (folder / file).write_text(source)
 
 
 @pytest.mark.long
 def test_the_lecturers_own_test():
-    """Full marks for ours; stubs that say their own number; each usual mistake loses its points and is named."""
-    done = program("exercises.py", "check", timeout=400)
+    """Ours gets full marks, a stub gives its own number, each typical mistake loses its points and gets its name."""
+    done = program("course", "check", timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert " 0 faults" in done.stdout
 
 
 def test_the_table_is_sound():
-    assert len(X.EXERCISES) >= 24 and {e.chapter for e in X.EXERCISES} == set(X.CHAPTERS) == set(range(1, 9))
-    assert len({e.number for e in X.EXERCISES}) == len({e.target for e in X.EXERCISES}) == len(X.EXERCISES)
-    for e in X.EXERCISES:
-        source = X.read(os.path.join(ROOT, e.file))
-        assert X.text_of(source, e.name), f"{e.number}: {e.file} has no {e.name}"
-        first, last = X.body(X.find(X.ast.parse(source), e.name)[-1], source.splitlines())
+    assert len(EXERCISES) >= 24 and {e.chapter for e in EXERCISES} == set(CHAPTERS) == set(range(1, 9))
+    assert len({e.number for e in EXERCISES}) == len({e.target for e in EXERCISES}) == len(EXERCISES)
+    for e in EXERCISES:
+        source = S.read(os.path.join(ROOT, e.file))
+        assert S.text_of(source, e.name), f"{e.number}: {e.file} has no {e.name}"
+        first, last = S.body(S.find(ast.parse(source), e.name)[-1], source.splitlines())
         code = [line for line in source.splitlines()[first - 1:last] if line.split("#")[0].strip()]
         assert abs(len(code) - e.lines) <= max(2, e.lines // 4), f"{e.number}: {len(code)} lines, not {e.lines}"
         assert "NotImplementedError" not in source                        # the files themselves carry no marks
 
 
 def test_a_copy_has_signatures_and_docstrings_and_no_answers(tmp_path):
-    done = program("exercises.py", "make", tmp_path / "work")
+    done = program("course", "make", tmp_path / "work")
     assert done.returncode == 0, done.stderr
     work = tmp_path / "work"
-    for path in X.KEPT_BACK:
+    for path in KEPT_BACK:
         assert os.path.exists(os.path.join(ROOT, path)) and not (work / path).exists()
     statements = (work / "EXERCISES.md").read_text()
-    for e in X.EXERCISES:
-        ours, theirs = (X.find(X.ast.parse(text), e.name)[-1] for text in
-                        (X.read(os.path.join(ROOT, e.file)), (work / e.file).read_text()))
-        assert X.ast.unparse(ours.args) == X.ast.unparse(theirs.args)
-        assert X.ast.get_docstring(ours) == X.ast.get_docstring(theirs)
+    for e in EXERCISES:
+        ours, theirs = (S.find(ast.parse(text), e.name)[-1] for text in
+                        (S.read(os.path.join(ROOT, e.file)), (work / e.file).read_text()))
+        assert ast.unparse(ours.args) == ast.unparse(theirs.args)
+        assert ast.get_docstring(ours) == ast.get_docstring(theirs)
         code = theirs.body[-1]
-        assert isinstance(code, X.ast.Raise) and len(theirs.body) == 1 + (X.ast.get_docstring(ours) is not None)
-        assert f"exercise {e.number}: {e.title}" in X.ast.unparse(code) and f"### {e.number} {e.title}" in statements
-    again = program("exercises.py", "make", work)
-    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "is there already" in again.stderr
+        assert isinstance(code, ast.Raise) and len(theirs.body) == 1 + (ast.get_docstring(ours) is not None)
+        assert f"exercise {e.number}: {e.title}" in ast.unparse(code) and f"### {e.number} {e.title}" in statements
+    again = program("course", "make", work)
+    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "exists already" in again.stderr
     rows, _ = grade(work, "--chapter", 1)
     assert [row["status"] for row in rows.values()] == ["not done"] * 4
-    inside = program(work / "exercises.py", "grade", work, "--chapter", 1)               # the copy can grade itself
-    assert inside.returncode == 0 and "0 of 10 points" in inside.stdout
-    assert program(work / "exercises.py", "check").returncode == 2
+    itself = inside(work, "-m", "course", "grade", ".", "--chapter", 1)
+    assert itself.returncode == 0 and "0 of 10 points" in itself.stdout and not itself.stderr
+    check, copy = inside(work, "-m", "course", "check"), inside(work, "-m", "course", "make", tmp_path / "other")
+    assert check.returncode == copy.returncode == 2 and check.stderr.count("\n") == copy.stderr.count("\n") == 1
 
 
 def test_a_chapters_copy_leaves_the_rest_working(tmp_path):
-    assert program("exercises.py", "make", tmp_path / "work", "--chapter", 3).returncode == 0
-    assert X.chosen(None, tmp_path / "work") == X.chosen(3)
-    for e in X.EXERCISES:
-        same = X.text_of((tmp_path / "work" / e.file).read_text(), e.name) == X.text_of(
-            X.read(os.path.join(ROOT, e.file)), e.name)
+    assert program("course", "make", tmp_path / "work", "--chapter", 3).returncode == 0
+    assert chosen(None, tmp_path / "work") == chosen(3)
+    for e in EXERCISES:
+        same = S.text_of((tmp_path / "work" / e.file).read_text(), e.name) == S.text_of(
+            S.read(os.path.join(ROOT, e.file)), e.name)
         assert same == (e.chapter != 3)
+
+
+@pytest.mark.long
+def test_the_programs_run_in_a_copy(tmp_path):
+    """Kills: a file or folder that the copy lacks."""
+    work = tmp_path / "work"
+    assert program("course", "make", work, "--chapter", 3).returncode == 0
+    page = inside(work, "schedule.py")
+    assert page.returncode == 0 and (work / "figures" / "schedule_logsnr.png").exists(), page.stderr
+    dry = inside(work, "train.py", "--preset", "glyphs64", "--patching", "conv_2", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    tests = inside(work, "-m", "pytest", "-q", "--collect-only")
+    assert tests.returncode == 0, tests.stdout
 
 
 SINS = {"1.1": "while True:\n        pass", "1.2": "import os\n    print('passed')\n    os._exit(0)",
@@ -86,9 +111,9 @@ SINS = {"1.1": "while True:\n        pass", "1.2": "import os\n    print('passed
 
 @pytest.mark.long
 def test_each_sin_costs_its_own_points_only(tmp_path):
-    """Endless loops, sudden ends, prints, nonsense; and files that shadow what the grader imports."""
+    """Endless loops, sudden exits, prints, nonsense, and files with the names of modules that the grader imports."""
     write(tmp_path, "schedule.py", SINS)
-    for name in ("torch", "math", "json", "exams", "argparse"):
+    for name in ("torch", "math", "json", "course", "argparse"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('shadow')")
     rows, done = grade(tmp_path, "--chapter", 1, "--limit", 3)
     assert "Traceback" not in done.stderr and all(row["points"] == 0 for row in rows.values())
@@ -101,7 +126,7 @@ def test_each_sin_costs_its_own_points_only(tmp_path):
 
 @pytest.mark.long
 def test_strange_results_and_strange_files_end_no_grading(tmp_path):
-    """What cannot be judged, and characters at which Python does not break lines though str.splitlines does."""
+    """Answers that cannot be judged, and characters at which str.splitlines breaks lines and Python does not."""
     write(tmp_path, "schedule.py", {
         "1.1": "return torch.zeros(t.shape).to_sparse()", "1.3": "return torch.zeros(10, device='meta')",
         "1.2": "torch.save = lambda what, file: file.write(b'nothing')\n    return logsnr, logsnr",
@@ -109,7 +134,7 @@ def test_strange_results_and_strange_files_end_no_grading(tmp_path):
                "        except OSError:\n            pass\n    raise KeyboardInterrupt"})
     rows, done = grade(tmp_path, "--chapter", 1)
     assert "Traceback" not in done.stderr and all(row["status"] == "wrong" for row in rows.values())
-    ours = X.read(os.path.join(ROOT, "schedule.py"))
+    ours = S.read(os.path.join(ROOT, "schedule.py"))
     pasted = ours.replace("import math\n", "import math  # pasted\u2028from a PDF\nNOTE = 'a\x85b'  # \x0c\n", 1)
     (tmp_path / "schedule.py").write_bytes(("\ufeff" + pasted.replace("\n", "\r\n")).encode())
     rows, _ = grade(tmp_path, "--chapter", 1)
@@ -118,12 +143,12 @@ def test_strange_results_and_strange_files_end_no_grading(tmp_path):
     os.mkfifo(tmp_path / "schedule.py")
     (tmp_path / "dwt.py").mkdir()
     rows, _ = grade(tmp_path, "--chapter", 1)
-    assert "no plain file" in rows["1.1"]["message"]
+    assert "not a plain file" in rows["1.1"]["message"]
 
 
 @pytest.mark.long
 def test_what_a_student_may_do(tmp_path):
-    """A helper of one's own, another way of writing it, other exercises undone: full points for what is right."""
+    """A helper, another formula, other exercises unsolved: what is right gets full points."""
     right = "return _helper(logsnr), _helper(-torch.as_tensor(logsnr))"
     haste = "return logsnr_cosine(t, logsnr_min, logsnr_max) + math.log(noise_d / image_d)"
     write(tmp_path, "schedule.py", {"1.1": 'raise NotImplementedError("exercise 1.1: x")', "1.2": right, "1.3": haste})
@@ -132,34 +157,44 @@ def test_what_a_student_may_do(tmp_path):
     for seed in (0, 4711):
         rows, _ = grade(tmp_path, "--chapter", 1, "--seed", seed)
         assert [row["status"] for row in rows.values()] == ["not done", "passed", "wrong", "passed"]
-        assert "log instead of 2 log" in rows["1.3"]["message"]           # the usual mistake by its name
+        assert "log instead of 2 log" in rows["1.3"]["message"]           # the typical mistake by its name
     (tmp_path / "schedule.py").write_text("def f(:\n")
     rows, _ = grade(tmp_path, "--chapter", 1)
     assert all(row["message"].startswith("schedule.py, line 1: ") for row in rows.values())
 
 
 def test_tabs_and_missing_methods_cost_nothing_elsewhere(tmp_path):
-    """What is put back beside an exercise has the file's own indent, and goes back into its class."""
+    """A function that is put back gets the file's own indent, and a method returns to its class."""
     for name in ("unet.py", "uvit.py"):
-        source = X.read(os.path.join(ROOT, name))
+        source = S.read(os.path.join(ROOT, name))
         (tmp_path / name).write_text(re.sub(r"(?m)^( {4})+", lambda spaces: "\t" * (len(spaces[0]) // 4), source))
-    for exercise in (e for e in X.EXERCISES if e.file in ("unet.py", "uvit.py")):
-        ast.parse(X.to_grade(tmp_path, exercise))
-    source = X.read(os.path.join(ROOT, "unet.py"))
-    first, last = X.span(X.find(ast.parse(source), "ResBlock.forward")[-1])
-    lines = X.lines_of(source)
+    for exercise in (e for e in EXERCISES if e.file in ("unet.py", "uvit.py")):
+        ast.parse(to_grade(tmp_path, exercise))
+    source = S.read(os.path.join(ROOT, "unet.py"))
+    first, last = S.span(S.find(ast.parse(source), "ResBlock.forward")[-1])
+    lines = S.lines_of(source)
     (tmp_path / "unet.py").write_text("\n".join(lines[:first - 1] + lines[last:]))
-    for exercise in (e for e in X.EXERCISES if e.file == "unet.py" and e.name != "ResBlock.forward"):
-        graded = X.to_grade(tmp_path, exercise)
-        assert X.text_of(graded, "ResBlock.forward") == X.text_of(source, "ResBlock.forward")
-    (tmp_path / "unet.py").write_text(source + "\n\nclass ResBlock(nn.Module): x = 1\n")       # the one that counts
-    for exercise in (e for e in X.EXERCISES if e.file == "unet.py" and e.name != "ResBlock.forward"):
-        ast.parse(X.to_grade(tmp_path, exercise))
+    for exercise in (e for e in EXERCISES if e.file == "unet.py" and e.name != "ResBlock.forward"):
+        graded = to_grade(tmp_path, exercise)
+        assert S.text_of(graded, "ResBlock.forward") == S.text_of(source, "ResBlock.forward")
+    (tmp_path / "unet.py").write_text(source + "\n\nclass ResBlock(nn.Module): x = 1\n")  # the last definition counts
+    for exercise in (e for e in EXERCISES if e.file == "unet.py" and e.name != "ResBlock.forward"):
+        ast.parse(to_grade(tmp_path, exercise))
+
+
+@pytest.mark.long
+def test_a_syntax_error_in_ones_own_copy_ends_no_grading(tmp_path):
+    """In a student's copy the judge's modules are the student's own: what fails to import is named, the rest graded."""
+    assert program("course", "make", tmp_path / "work", "--chapter", 3).returncode == 0
+    (tmp_path / "work" / "dwt.py").write_text("def f(:\n")
+    done = inside(tmp_path / "work", "-m", "course", "grade", ".", "--no-pictures")
+    assert done.returncode == 0 and "0 of 14 points" in done.stdout and "dwt.py, line 1: " in done.stdout
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.long
 def test_the_grader_itself_cannot_be_patched_from_a_students_file(tmp_path):
-    """Judgement is in another process: whoever makes torch.isclose say yes has still to return the right numbers."""
+    """Another process judges: patching torch.isclose does not help, only the right numbers do."""
     write(tmp_path, "schedule.py", {"1.2": "yes = lambda *a, **k: torch.tensor(True)\n"
                                            "    torch.isclose = torch.allclose = torch.Tensor.all = yes\n"
                                            "    return torch.zeros_like(logsnr), torch.ones_like(logsnr)"})
@@ -170,5 +205,5 @@ def test_the_grader_itself_cannot_be_patched_from_a_students_file(tmp_path):
 @pytest.mark.parametrize("words", (["grade", "nowhere"], ["make"], ["grade", ".", "--chapter", "9"], ["dance"], [],
                                    ["grade", ".", "--seed", "-1"], ["grade", "tests"], ["make", "README.md"]))
 def test_bad_words_are_one_line_and_status_two(words):
-    done = program("exercises.py", *words)
+    done = program("course", *words)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.strip()

@@ -66,7 +66,7 @@ def test_any_number_of_processes_goes_on_where_another_stopped(unbroken, tmp_pat
     go("--resume", run, "--steps", 5, "--device", "cpu", "--accumulate", 2, "--recompute", number=2)
     assert sorted(os.listdir(run / "sharded")) == ["0000004", "0000005"]                        # the last two
     status, line = run_here(P, [run])
-    assert status == 2 and f"python shard.py {run}" in line
+    assert status == 2 and f"python -m plumbing.shard {run}" in line
     assert program("plumbing.shard", run).returncode == 0
     same_run(whole(unbroken), whole(run))
     assert run_here(P, [run, "--n", 1, "--steps", 1, "--device", "cpu", "--out", tmp_path / "s.png"]) == (None, "")

@@ -1,0 +1,103 @@
+"""The lecturer's own test: full marks for the project's files, stubs that fail, and every typical mistake named."""
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from plumbing import UserError
+
+from course.exams import EXAMS
+from course.exercises import CHAPTERS, EXERCISES, chosen
+from course.handout import files_of_a_copy, make
+from course.judge import grade, judge_one, to_grade
+from course.source import HERE, edit, put_back, read, strip
+
+LIMIT = 20                                                                # seconds for an exercise
+LONGEST = 90                                                              # seconds for grading everything
+
+
+def canonical(exercise):
+    return read(os.path.join(HERE, exercise.file))
+
+
+def complete(mutants):
+    """Yield (holds, message): do the table, the exams, the mistakes and the answers name the same exercises?"""
+    numbers = [exercise.number for exercise in EXERCISES]
+    yield (set(numbers) == set(EXAMS) == set(mutants) and len(set(numbers)) == len(numbers),
+           "the table, the exams and course/mutants.py do not name the same exercises")
+    answers = read(os.path.join(HERE, "course", "answers.md"))
+    for number in numbers:
+        yield f"\n## {number} " in answers, f"{number}: no answer in course/answers.md"
+        mistakes = mutants.get(number, ())
+        yield len(mistakes) >= 3, f"{number}: {len(mistakes)} typical mistakes, want three or more"
+
+
+def full_marks(seed):
+    """Yield (holds, message): does the project itself get all points, soon enough?"""
+    start = time.time()
+    rows = grade(HERE, seed=seed, limit=LIMIT, pictures=False)
+    seconds = time.time() - start
+    yield seconds < LONGEST, f"grading everything took {seconds:.0f} seconds, want under {LONGEST}"
+    for row in rows:
+        yield row["status"] == "passed", f"{row['exercise']}: ours is {row['status']}: {row['message']}"
+
+
+def stubs(seed):
+    """Yield (holds, message): can the copy of all chapters be imported, and does each stub give its own number?"""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "all")
+        make(copy)
+        names = [path[:-3].replace("/", ".") for path in files_of_a_copy()
+                 if path.endswith(".py") and ("/" not in path or path.startswith("plumbing/"))]
+        code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)"
+        done = subprocess.run([sys.executable, "-c", code, *names], cwd=copy, capture_output=True, text=True)
+        yield done.returncode == 0, f"the copy cannot be imported: {done.stderr.strip().splitlines()[-1:]}"
+        for exercise in EXERCISES:
+            status, message, _ = judge_one(exercise, copy, seed, LIMIT)
+            yield status == "not done", f"{exercise.number}: its stub is {status}: {message}"
+
+
+def restored():
+    """Yield (holds, message): does cutting out a chapter and putting it back give the same file?"""
+    for chapter in CHAPTERS:
+        exercises = chosen(chapter)
+        for file in sorted({exercise.file for exercise in exercises}):
+            part = [exercise for exercise in exercises if exercise.file == file]
+            source = read(os.path.join(HERE, file))
+            yield (put_back(strip(source, part), source, part) == source,
+                   f"chapter {chapter}: {file} differs after its exercises are cut out and put back")
+
+
+def mistakes(mutants, seed, killed):
+    """Yield (holds, message): does each typical mistake lose its points, and no others, and get its own name?"""
+    for exercise in EXERCISES:
+        for old, new, name in mutants.get(exercise.number, ()):
+            with tempfile.TemporaryDirectory() as folder:
+                with open(os.path.join(folder, exercise.file), "w", encoding="utf-8") as file:
+                    file.write(edit(canonical(exercise), exercise, old, new))
+                for other in EXERCISES:
+                    if other.file == exercise.file and other is not exercise:
+                        yield (to_grade(folder, other) == canonical(exercise),
+                               f"{exercise.number}, {name!r}: touches exercise {other.number}")
+                status, message, _ = judge_one(exercise, folder, seed, LIMIT, mutants[exercise.number])
+            yield status == "wrong", f"{exercise.number}, {name!r}: is {status}"
+            yield status != "wrong" or message.startswith(name), f"{exercise.number}, {name!r}: is called {message!r}"
+            killed += [name] if status == "wrong" else []
+
+
+def check(seed=0):
+    """Print each fault and a summary. Return the number of faults."""
+    try:
+        from course.mutants import MUTANTS
+    except ImportError:
+        raise UserError("check needs course/mutants.py, which students' copies lack") from None
+    start, faults, killed = time.time(), 0, []
+    for part in (complete(MUTANTS), full_marks(seed), stubs(seed), restored(), mistakes(MUTANTS, seed, killed)):
+        for holds, message in part:
+            if not holds:
+                faults += 1
+                print("FAULT  " + message, flush=True)
+    print(f"{len(EXERCISES)} exercises, {sum(e.points for e in EXERCISES)} points; {len(killed)} typical mistakes lose "
+          f"their points; {time.time() - start:.0f} s in all; {faults} faults")
+    return faults

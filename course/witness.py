@@ -1,0 +1,134 @@
+"""Run an exam on a student's file, in a process of its own. It returns numbers, or how it failed, and decides nothing.
+
+The file lies alone in a temporary folder at the front of the path, so `import schedule` finds the student's; all other
+modules come from the project. What the student's code prints, breaks or patches stays in this process.
+"""
+import importlib
+import io
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+
+import torch
+
+from course.exams import EXAMS, Inputs
+from course.exercises import CHAPTERS
+from course.source import HERE
+
+for chapter in CHAPTERS:
+    importlib.import_module(f"course.chapter{chapter}")                   # each enters its exams into EXAMS
+
+LECTURE = {name[:-3] for name in os.listdir(HERE) if name.endswith(".py")}
+MEMORY = 6 * 2 ** 30                                                      # bytes of address space beyond today's use
+LARGEST = 2 ** 28                                                         # bytes of an answer
+
+
+class Modules:
+    """modules.schedule is the module schedule, imported at its first use."""
+
+    def __getattr__(self, name):
+        return importlib.import_module(name)
+
+
+# ------------------------------------------------------------------------------------------ in the witness's process
+
+def forget():
+    """Drop the project's modules, so that the next import finds the student's file. plumbing imports the lecture, so it
+    goes as well."""
+    for name in [name for name in sys.modules if name.split(".")[0] in LECTURE | {"plumbing"}]:
+        del sys.modules[name]
+
+
+def limit_memory():
+    """Limit the address space, where the system allows it. Elsewhere only time is limited."""
+    try:
+        import resource
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    except (ImportError, OSError, ValueError):
+        return
+
+
+def testify(folder, number, seed, answer_path):
+    """Write what exam `number` sees of the files in `folder` to answer_path. Leaves the process."""
+    for exam in EXAMS.values():
+        exam.spec = exam.laws = None                                      # the student's code must not find them
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):                                              # it may print and ask for input
+        os.dup2(null, stream)
+    limit_memory()
+    sys.dont_write_bytecode, sys.path[0:0] = True, [folder]
+    forget()
+    torch.manual_seed(seed)
+    try:
+        seen = EXAMS[number].see(Modules(), Inputs(seed))
+        out = io.BytesIO()
+        torch.save({key: plain(value) for key, value in seen.items()}, out)
+        answer = b"s" + out.getvalue()
+    except BaseException as error:                                        # also SystemExit and KeyboardInterrupt
+        answer = failure(error, folder).encode("utf-8", "replace")
+    with open(answer_path + ".part", "wb") as file:
+        file.write(answer)
+    os.replace(answer_path + ".part", answer_path)                        # whole, or not there
+    os._exit(0)
+
+
+def failure(error, folder):
+    """Return "n" (a stub) or "e" (an error), then the error and the student's line in one line of text."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(folder)]
+    line = f" (in: {frames[-1].line[:80]})" if frames and frames[-1].line else ""
+    kind = "n" if isinstance(error, NotImplementedError) and "exercise " in str(error) else "e"
+    text = f"{type(error).__name__}: {error}" if kind == "e" else str(error)
+    return kind + " ".join(text.split())[:200] + line
+
+
+def plain(value):
+    """Flatten tensors, numbers and nested lists of them into a list of tensors. Raises TypeError for anything else."""
+    if isinstance(value, (list, tuple)):
+        return [tensor for part in value for tensor in plain(part)]
+    if isinstance(value, torch.Tensor):
+        return [value.detach().cpu().clone()]
+    if isinstance(value, (bool, int, float)):
+        return [torch.tensor(float(value))]
+    raise TypeError(f"returns {type(value).__name__}, not a tensor")
+
+
+# ------------------------------------------------------------------------------------------ in the judge's process
+
+def testimony(exercise, source, seed, limit):
+    """Run the exam on this source -> ("seen", {key: [tensor]}), ("not done", text) or ("wrong", text)."""
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else "spawn"
+    context = multiprocessing.get_context(method)
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, exercise.file), "w", encoding="utf-8") as file:
+            file.write(source)
+        path = os.path.join(folder, "answer")
+        process = context.Process(target=testify, args=(folder, exercise.number, seed, path), daemon=True)
+        process.start()
+        process.join(limit + (0 if method == "fork" else 20))             # a new process first imports PyTorch
+        late = process.is_alive()
+        process.kill()
+        process.join()
+        if late:
+            return "wrong", f"not finished after {limit} seconds: an endless loop?"
+        if not os.path.isfile(path) or os.path.getsize(path) > LARGEST:
+            return "wrong", f"the program ended before the exam did (status {process.exitcode})"
+        with open(path, "rb") as file:
+            kind, answer = file.read(1), file.read()
+    if kind == b"s":
+        return opened(answer)
+    return {b"n": "not done"}.get(kind, "wrong"), answer.decode("utf-8", "replace")
+
+
+def opened(answer):
+    """Read a witness's numbers without trusting them."""
+    try:
+        seen = torch.load(io.BytesIO(answer), weights_only=True)
+        fine = all(type(part) is torch.Tensor and part.layout is torch.strided and part.device.type == "cpu"
+                   for value in seen.values() for part in value)
+    except Exception as error:                                            # a damaged file fails in many ways
+        return "wrong", f"what it returns cannot be read: {type(error).__name__}"
+    return ("seen", seen) if fine else ("wrong", "what it returns is not a plain tensor")
