@@ -1,29 +1,30 @@
-"""The U-Net of simple diffusion, scaled at one resolution, and the blocks that every network here is built from.
+"""The U-Net of simple diffusion, scaled at one resolution, and the blocks that all networks here are built from.
 
 Paper: simple diffusion, sections 3.3 and 3.4, appendix B.1 (settings) and B.2.1 (the printed ResBlock).
-Read before: dwt.py (its first and last layer). Read after: uvit.py, which keeps these blocks and replaces the bottom.
+Read before: dwt.py (the first and the last layer). Read after: uvit.py (the same blocks around a transformer).
 
-Where it differs from the U-Net of Ho et al. 2020 that you may know:
-  - it is wide and deep at 16 x 16 and thin above ("scaling the architecture", table 4): see `num_res_blocks`;
-  - skips are ADDED after normalising both sides and divided by sqrt(2), not concatenated;
-  - dropout acts only on maps of side <= dropout_from_resolution (3.4, table 3);
-  - q and k are normalised in the attention;
-  - the image may first be taken down by a wavelet or a strided convolution (`patching`).
+It differs from the U-Net of Ho et al. 2020, which you may know, in five ways:
+  - It is wide and deep at 16 x 16 and thin above ("scaling the architecture", table 4): see `num_res_blocks`.
+  - Skips are ADDED, not concatenated: both sides are normalised, and the sum is divided by sqrt(2).
+  - Dropout acts only on maps of side <= dropout_from_resolution (3.4, table 3).
+  - The attention normalises q and k.
+  - A wavelet or a strided convolution may first make the image smaller (`patching`).
 
 Legend of shapes: B batch, C channels, H W height and width of a feature map, E emb_channels, N = H W tokens,
 n heads, d = C / n channels a head. Maps are (B, C, H, W), tokens (B, N, C), emb (B, E).
-z (B, in_channels, H, W), logsnr (B,) or scalar; cond is a dict, documented at `Embedding`.
-text is None or (tokens (B, T, c), mask (B, T)), what text.py makes of the captions.
+z is (B, in_channels, H, W), logsnr (B,) or a scalar. cond is a dict, see `Embedding`.
+text is None, or (tokens (B, T, c), mask (B, T)): what text.py makes of the captions.
 
 # Paper: "NormalizeWithBias" is not defined. For maps we take group norm (32 groups), for q and k layer norm per head.
-# Paper: the attention is printed for the U-ViT alone; that the U-Net's normalises q and k, too, is our reading.
-# Paper: the U-Net itself is not printed. From the U-ViT's code we take that the width changes in the down- and
-# upsampling (so every ResBlock keeps its width), and from Ho et al. 2020 the middle (block, attention, block) and
-# attention after every ResBlock of a level that has attention.
+# Paper: the attention is printed for the U-ViT only. That the U-Net also normalises q and k is our reading.
+# Paper: the U-Net itself is not printed. We follow the U-ViT's code: the width changes in the down- and upsampling, so
+# every ResBlock keeps its width. From Ho et al. 2020 we take the middle (block, attention, block), and attention after
+# every ResBlock of a level that has attention.
 
-`python unet.py` draws feature maps by level, and prints table 1 recomputed and the parameters of each level.
+`python unet.py` draws feature maps by level, recomputes table 1 and prints the parameters of each level.
 """
 import math
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -33,22 +34,22 @@ from dwt import EmbedInput, ProjectOutput, patch_factor
 
 
 def starting_at(scale, layer):
-    """Mark a layer to start at `scale` times the usual weights; `initialise` below does it. Used with
+    """Mark a layer to start at `scale` times the usual weights. `initialise` below reads the mark.
 
-    0    for the last layer of a residual branch (kernel_init=zeros in B.2.1): every block is then the identity, so a
-         network of any depth begins as its skeleton and signals neither explode nor fade;
-    0.3  for the layers that give scale and shift, so that 1 + scale starts near 1. # Paper: silent; ours.
+    0    for the last layer of a residual branch (kernel_init=zeros in B.2.1). Every block then starts as the identity,
+         so signals neither explode nor fade in a network of any depth.
+    0.3  for the layers that give scale and shift: 1 + scale then starts near 1. # Paper: silent; ours.
     """
     layer.start = scale
     return layer
 
 
 def initialise(network):
-    """All initialisation of linear and convolutional layers, in one place; each network calls it once.
+    """Initialise all linear and convolutional layers. Each network calls it once, at the end of its constructor.
 
-    Weights normal with variance 1 / fan_in, biases zero: the default of the paper's own framework (JAX, "lecun
-    normal"), three times PyTorch's variance. With PyTorch's own, log-SNR and class reach the blocks more faintly by
-    sqrt(3) a layer.
+    Weights are normal with variance 1 / fan_in, biases zero. This is the default of the paper's framework (JAX, "lecun
+    normal") and three times PyTorch's variance. With PyTorch's own, log-SNR and class reach the blocks weaker by a
+    factor sqrt(3) a layer.
     """
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
@@ -61,48 +62,47 @@ def initialise(network):
 
 
 def at_resolution(height, width, resolution):
-    """Is a map of (height, width) "the" map of that resolution? For square maps: side == resolution.
+    """Tell whether a map of (height, width) counts as "the" map of that resolution. Square maps: side == resolution.
 
-    # Paper: silent on other shapes. The side of the square of equal area, to the nearest factor of two.
+    # Paper: silent on other shapes. We take the side of the square of equal area, to the nearest factor of two.
     """
     return abs(math.log2(math.sqrt(height * width) / resolution)) < 0.5
 
 
 def at_or_below(height, width, resolution):
-    """Is it that map or a smaller one? The rule of dropout_from_resolution (0: never)."""
+    """Tell whether it is that map or a smaller one: the rule of dropout_from_resolution. Resolution 0: never."""
     return resolution > 0 and math.log2(math.sqrt(height * width) / resolution) < 0.5
 
 
-# ------------------------------------------------------------------------------------------ what the network is told
+# ------------------------------------------------------------------------------------------ log-SNR and conditions
 
 def sinusoid(x, channels):
-    """Transformer position features of a number x (B,) in [0, 1], scaled to 0..1000 as usual. -> (B, channels)."""
+    """Return the Transformer's position features of x (B,) in [0, 1], scaled to 0..1000 as usual. -> (B, channels)."""
     frequency = torch.exp(torch.linspace(0, -math.log(10000.0), channels // 2, device=x.device))
     angle = 1000.0 * x[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
 class Embedding(nn.Module):
-    """logsnr and the conditions -> emb (B, E), from which every block takes its scale and shift.
+    """Embed logsnr and the conditions: -> emb (B, E), from which every block takes its scale and shift.
 
-    logsnr enters as 'linear' input: its place between the END POINTS OF THE SCHEDULE IN USE, in [0, 1]. Appendix A
-    warns that these move with the shift: with the cosine's own -15..15 a shifted schedule would leave the range.
-    # Paper: 'linear' is all that B.2 says (for the U-Net, nothing), and get_logsnr_emb is not printed: that it means
-    # this place, sinusoids of it and two layers is our reading, for both networks.
+    logsnr enters as 'linear' input: its place between the END POINTS OF THE SCHEDULE IN USE, in [0, 1]. The end points
+    move with the shift (appendix A warns of it): between -15 and 15 a shifted schedule would leave the range.
+    # Paper: B.2 says 'linear' and no more, B.1 nothing, and get_logsnr_emb is not printed. This place, its sinusoids
+    # and two layers are our reading, for both networks.
 
-    cond["label"]     (B,) long, class number; negative = dropped. Key absent = dropped for the whole batch. A dropped
-                      label has an embedding of its own (row num_classes), learned from the 10 % of examples whose label
-                      training hides
-    cond["text"]      (B, T) or (B, T, c), cond["text_mask"] (B, T): captions, for models with `text`, a module
-                      (cond, B) -> tokens, mask, pooled; see text.py. Only there; dropped as there
-    cond["portrait"]  (B,) long, 1 = the image is one that stands upright, turned (data.py); absent = none is. It says
-                      how to look at z rather than what is in it, so it is never dropped. # Paper: silent
+    cond holds, each key optional:
+    label     (B,) long, the class; negative = dropped. Without the key it is dropped for the whole batch. A dropped
+              label has an embedding of its own (row num_classes). It learns from the 10 % of examples whose label
+              training hides.
+    text      (B, T) or (B, T, c), with text_mask (B, T): captions, for models with `text`. See text.py.
+    portrait  (B,) long, 1 = this image was upright and has been turned (data.py). Without the key: no image was. It
+              says how to look at z, not what is in it, so it is never dropped. # Paper: silent on dropping it.
+    guidance  (B,) guidance scale w in [1, guidance_max], for students of distill.py. Its Fourier features join those
+              of log-SNR through weights that start at zero: a student starts as its teacher.
 
-    cond["guidance"]  (B,) scale w in [1, guidance_max], for models that distill.py taught to be told it: Fourier
-                      features beside those of log-SNR, from zero: a student begins as its teacher. Absent: not told
-
-    num_classes None: no table of classes. So it is in the outer levels of nested_unet.py, which are told the innermost
-    one's `of_cond`.
+    num_classes  None: no table of classes. The outer levels of nested_unet.py get the innermost level's `of_cond`.
+    text         None, or a module (cond, B) -> tokens, mask, pooled
     """
 
     def __init__(self, channels, logsnr_min, logsnr_max, num_classes, width=256, text=None, portrait=False,
@@ -113,13 +113,13 @@ class Embedding(nn.Module):
         self.time = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), nn.Linear(channels, channels))
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, channels)
         self.text = text
-        # As large as a class: a flag that begins at zero was still not heard after 2000 steps.
+        # As large as a class embedding: from zero, the network still ignored the flag after 2000 steps.
         self.portrait = nn.Parameter(torch.randn(channels)) if portrait else None
         self.guidance_max = guidance_max
         self.guide = starting_at(0, nn.Linear(width, channels, bias=False)) if guidance_max else None
 
     def forward(self, logsnr, cond, batch):
-        """-> emb (B, E), text"""
+        """Return emb (B, E) and text."""
         condition, text = self.of_cond(cond, batch)
         return self.of_logsnr(logsnr, batch) + condition, text
 
@@ -129,7 +129,7 @@ class Embedding(nn.Module):
         return self.time(sinusoid(place, self.width))                     # (B, E)
 
     def of_cond(self, cond, batch):
-        """-> the conditions' part of emb (B, E), and text for the cross-attention"""
+        """Return the conditions' part of emb (B, E), and text for the cross-attention."""
         label, text = cond.get("label"), None
         if label is None:
             label = torch.full((batch,), -1, device=self.label.weight.device)
@@ -148,15 +148,15 @@ class Embedding(nn.Module):
 # ------------------------------------------------------------------------------------------ blocks
 
 def norm(channels):
-    """NormalizeWithBias for maps: group norm, 32 groups as usual, fewer in narrow maps: a group of one channel would
-    lose the mean of every channel, and with it the colour of the picture."""
+    """NormalizeWithBias for maps: group norm with 32 groups as usual, fewer in narrow maps. A group of one channel
+    would lose the mean of that channel, and with it the colour of the image."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels)
 
 
 class ResBlock(nn.Module):
     """The printed resnet_block of B.2.1: x, emb[, skip] -> x + h, all maps (B, C, H, W).
 
-    # Paper: B.2.1 prints no dropout in it, though B.1 has dropout; its place here is Ho et al. 2020's.
+    # Paper: B.2.1 prints no dropout in it, but B.1 has dropout. We put it where Ho et al. 2020 do.
     """
 
     def __init__(self, channels, emb_channels, dropout=0.0, skip=False):
@@ -182,10 +182,10 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """The printed self_attention of B.2.1, with its residual: tokens (B, N, C) -> (B, N, C).
 
-    q and k are normalised (with bias) per head: their product then cannot grow without bound. The scale d^-1/2 stays,
-    as printed; scaled_dot_product_attention applies it. Raises ValueError if num_heads does not divide channels.
-    # Paper: "Normalize" (without bias) is not defined; we take layer norm with a scale and no bias.
-    # Paper: the printed function takes text_emb and never uses it; cross-attention (5.2) is not printed.
+    q and k are normalised (with bias) per head, so their product cannot grow without bound. The scale d^-1/2 stays, as
+    printed; scaled_dot_product_attention applies it. Raises ValueError if num_heads does not divide channels.
+    # Paper: "Normalize" (without bias) is not defined. We take layer norm with a scale and no bias.
+    # Paper: the printed function takes text_emb and never uses it. Cross-attention (5.2) is not printed.
     """
 
     def __init__(self, channels, num_heads):
@@ -199,7 +199,7 @@ class Attention(nn.Module):
         self.out = starting_at(0, nn.Linear(channels, channels))
 
     def forward(self, x, mask=None):
-        """mask (B, N) bool: tokens that may be looked at (text.py); None: all."""
+        """mask (B, N) bool: True for the tokens that count (text.py). None: all count."""
         B, N, C = x.shape
         qkv = self.qkv(self.norm(x)).view(B, N, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.unbind(2)                                           # (B, N, n, d) each
@@ -211,10 +211,10 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Section 5.2: the tokens of the image look at those of the caption. x (B, N, C), text -> (B, N, C).
+    """Section 5.2: the image's tokens attend to the caption's. x (B, N, C), text -> (B, N, C).
 
-    q comes from the image, k and v from the text (B, T, c), masked (B, T); normalised as the self-attention is.
-    # Paper: not printed. The text is already normalised (text.py), so it has no norm of its own here.
+    q comes from the image, k and v from the text (B, T, c), masked (B, T). q and k are normalised as above.
+    # Paper: not printed. text.py has already normalised the text, so it has no norm here.
     """
 
     def __init__(self, channels, text_channels, num_heads):
@@ -237,7 +237,7 @@ class CrossAttention(nn.Module):
 
 
 class MapAttention(Attention):
-    """Attention over the positions of a map, then, for models with text, over the text: (B, C, H, W) -> the same."""
+    """Attend over the positions of a map, then, in models with text, to the text: (B, C, H, W) -> the same."""
 
     def __init__(self, channels, num_heads, text_channels=0):
         super().__init__(channels, num_heads)
@@ -251,8 +251,8 @@ class MapAttention(Attention):
 
 
 class FeedForward(nn.Module):
-    """What MDM's U-Net has after each attention (and simple diffusion's has not): norm -> 1x1 to 4C -> gelu -> 1x1 to C
-    from zero, with its residual; maps (B, C, H, W)."""
+    """What follows each attention in MDM's U-Net, not in simple diffusion's: norm, 1x1 to 4C, gelu, 1x1 to C from zero,
+    with its residual. Maps (B, C, H, W)."""
 
     def __init__(self, channels):
         super().__init__()
@@ -265,9 +265,9 @@ class FeedForward(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Average 2 x 2, then 3x3 convolution to the next width: (B, C, H, W) -> (B, C', H/2, W/2).
+    """Average 2 x 2, then convolve 3x3 to the next width: (B, C, H, W) -> (B, C', H/2, W/2).
 
-    # Paper: 3.1 says "downsampling ... in our case with average pooling"; the convolution changes the width.
+    # Paper: 3.1 says "downsampling ... in our case with average pooling". The convolution changes the width.
     """
 
     def __init__(self, channels, out_channels):
@@ -279,7 +279,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """3x3 convolution to the next width, then each pixel 2 x 2: (B, C, H, W) -> (B, C', 2H, 2W).
+    """Convolve 3x3 to the next width, then repeat each pixel 2 x 2: (B, C, H, W) -> (B, C', 2H, 2W).
 
     # Paper: not printed. The convolution comes first, at the small size, where it costs a quarter.
     """
@@ -294,8 +294,8 @@ class Upsample(nn.Module):
 
 # ------------------------------------------------------------------------------------------ the network
 
-class Layers(nn.Sequential):
-    """Layers that are told the text: (x, text) -> x. Without any, x as it is."""
+class MapSequence(nn.Sequential):
+    """Apply layers (x, text) -> x one after the other. Empty: return x."""
 
     def forward(self, x, text=None):
         for layer in self:
@@ -303,19 +303,22 @@ class Layers(nn.Sequential):
         return x
 
 
-class Level(nn.ModuleList):
-    """The blocks of one level, down or up: ResBlocks, each followed by attention if the level has it, once or `layers`
-    times with a FeedForward after each."""
+def attention_after(channels, num_heads, text_channels, attends, depth=None):
+    """Make what follows one ResBlock: attention if its level attends, else nothing (an empty MapSequence).
 
-    def __init__(self, blocks, channels, emb_channels, dropout, heads, skip, layers=None, text_channels=0):
-        super().__init__()
-        for _ in range(blocks):
-            if layers is None:
-                attention = MapAttention(channels, heads, text_channels) if heads else Layers()
-            else:
-                attention = Layers(*(layer for _ in range(layers) for layer in
-                                     (MapAttention(channels, heads, text_channels), FeedForward(channels))))
-            self.append(nn.ModuleList([ResBlock(channels, emb_channels, dropout, skip), attention]))
+    depth: MDM's U-Net has this many times attention and feed-forward instead; 0 = nothing.
+    """
+    if depth is None:
+        return MapAttention(channels, num_heads, text_channels) if attends else MapSequence()
+    pairs = [(MapAttention(channels, num_heads, text_channels), FeedForward(channels)) for _ in range(depth)]
+    return MapSequence(*(layer for pair in pairs for layer in pair))
+
+
+class Level(nn.ModuleList):
+    """The blocks of one level, down or up: `count` pairs of a new block() and a new attention()."""
+
+    def __init__(self, count, block, attention=MapSequence):
+        super().__init__(nn.ModuleList([block(), attention()]) for _ in range(count))
 
 
 class UNet(nn.Module):
@@ -323,17 +326,17 @@ class UNet(nn.Module):
 
     size                     (height, width) of the image, px
     channel_mult             width of each level over base_channels, finest first
-    num_res_blocks           k of each level: k blocks on the way down, k + 1 on the way up
+    num_res_blocks           k for each level: k blocks on the way down, k + 1 on the way up
     attn_resolutions         sides of the feature maps that have attention
     dropout_from_resolution  largest side of the feature maps that have dropout
     patching                 none | dwt_1 | dwt_2 | conv_2 | conv_4: the resolutions above count after it
-    logsnr_min, logsnr_max   the end points of the (shifted!) schedule
-    attn_layers              MDM: attention and feed-forward layers after each block, a count a level, instead of
-                             attn_resolutions; () = simple diffusion's
-    middle                   the block, attention, block at the bottom; without it, an outer level of nested_unet.py
-    text, text_channels      the module of text.py that reads the captions, and the width of its tokens; None: no text
-    portrait                 is there a portrait flag among the conditions?
-    guidance_max             largest guidance scale that the model is told (distill.py); 0: it is told none
+    logsnr_min, logsnr_max   end points of the (shifted!) schedule
+    attn_layers              MDM, instead of attn_resolutions: how often attention and feed-forward follow each block,
+                             one count a level. () = simple diffusion's attention
+    middle                   have the block, attention, block at the bottom. Outer levels of nested_unet.py have none
+    text, text_channels      module of text.py that reads the captions, and the width of its tokens. None: no text
+    portrait                 have a portrait flag among the conditions
+    guidance_max             largest guidance scale of a distilled model (distill.py). 0: the scale is no condition
     Raises ValueError where sizes, widths, counts, patching and heads do not fit together.
     """
 
@@ -349,27 +352,28 @@ class UNet(nn.Module):
         self.size = check_size(size, patch_factor(patching), len(channel_mult) - 1)
         height, width = (s // patch_factor(patching) for s in size)
         self.widths = widths = [base_channels * m for m in channel_mult]
-        self.first_map = height, width                                    # size of the finest and
-        self.last_map = height >> len(widths) - 1, width >> len(widths) - 1                     # the coarsest map
+        last = len(widths) - 1
+        self.first_map, self.last_map = (height, width), (height >> last, width >> last)        # finest, coarsest map
         self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait,
                                guidance_max=guidance_max)
         self.input = EmbedInput(in_channels, widths[0], patching)
         self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
         for level, (channels, blocks) in enumerate(zip(widths, num_res_blocks)):
             h, w = height >> level, width >> level
-            heads = num_heads if any(at_resolution(h, w, r) for r in attn_resolutions) else 0
             drop = dropout if at_or_below(h, w, dropout_from_resolution) else 0.0
-            layers = attn_layers[level] if attn_layers else None
-            heads = heads if layers is None else num_heads
-            self.down.append(Level(blocks, channels, emb_channels, drop, heads, False, layers, text_channels))
-            up.append(Level(blocks + 1, channels, emb_channels, drop, heads, True, layers, text_channels))
-            if level + 1 < len(widths):
+            attends = any(at_resolution(h, w, r) for r in attn_resolutions)
+            depth = attn_layers[level] if attn_layers else None
+            block = partial(ResBlock, channels, emb_channels, drop)
+            attention = partial(attention_after, channels, num_heads, text_channels, attends, depth)
+            self.down.append(Level(blocks, block, attention))
+            up.append(Level(blocks + 1, partial(block, skip=True), attention))
+            if level < last:
                 self.downsample.append(Downsample(channels, widths[level + 1]))
                 upsample.append(Upsample(widths[level + 1], channels))
         self.middle = nn.ModuleList()
-        if middle:
-            self.middle = Level(2, channels, emb_channels, drop, heads, False, layers, text_channels)
-            self.middle[1][1] = Layers()                                  # block, attention, block
+        if middle:                                                        # block, attention, block
+            self.middle.extend([*Level(1, block, attention), *Level(1, block)])
+            attention()                           # drawn and dropped, so that a seed gives the weights it always gave
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))   # coarsest first
         self.output = ProjectOutput(widths[0], out_channels, patching)
         initialise(self)
@@ -378,13 +382,14 @@ class UNet(nn.Module):
         return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))             # (B, 3, H, W)
 
     def features(self, z, emb, text=None, f=None):
-        """All but the last layer. f: a map that an outer level adds to the first one (nested_unet.py)."""
+        """Run all but the last layer. f: a map that an outer level adds to the first one (nested_unet.py)."""
         h, skips = self.descend(z, emb, text, f)
         for block, attention in self.middle:
             h = attention(block(h, emb), text)
         return self.ascend(h, skips, emb, text)                           # (B, C0, H, W)
 
     def descend(self, z, emb, text=None, f=None):
+        """Run the way down. Return the coarsest map and the skips."""
         check_input(z, self.size)
         h = self.input(z)                                                 # (B, C0, H, W)
         h = h if f is None else h + f
@@ -408,7 +413,7 @@ class UNet(nn.Module):
 
 
 def check_size(size, patch, halvings):
-    """(height, width) as a tuple, or ValueError naming the multiple that both sides must have."""
+    """Return (height, width) as a tuple. Raises ValueError naming the multiple that both sides must have."""
     multiple = patch * 2 ** halvings
     if len(size) != 2 or any(s <= 0 or s % multiple for s in size):
         raise ValueError(f"size {'x'.join(map(str, size))}: height and width must be multiples of {multiple} "
@@ -423,69 +428,65 @@ def check_input(z, size):
 
 # ------------------------------------------------------------------------------------------ the page of the lecture
 
-def table_1():
-    """Table 1 recomputed: a convolutional layer at 256^2 x 128 and at 16^2 x 1024, batch 1024. -> rows of (name, a, b).
+def print_table_1():
+    """Recompute table 1: a convolutional layer at 256^2 x 128 and at 16^2 x 1024, batch 1024.
 
-    # Paper: the units come out only as binary ones; five copies of the kernel (weight, gradient, two moments of Adam,
-    # EMA) in 32 bits, features in 16 bits, one multiply-add counted once and in units of 2^40.
+    # Paper: its units come out only as binary ones, with five copies of the kernel (weight, gradient, Adam's two
+    # states, EMA) in 32 bits, features in 16 bits, a multiply-add counted once, and compute in units of 2^40.
     """
-    columns = []
-    for side, channels in ((256, 128), (16, 1024)):
-        kernel = 3 * 3 * channels ** 2 * 4 * 5
-        features = 1024 * side ** 2 * channels * 2
-        columns.append((kernel / 2 ** 20, features / 2 ** 30, (kernel + features) / 2 ** 30,
-                        1024 * side ** 2 * 9 * channels ** 2 / 2 ** 40))
-    names = ("Conv kernel memory, MB", "Feature map memory, GB", "Total memory, GB", "Compute, T multiply-adds")
-    return list(zip(names, *columns))
+    side, channels = torch.tensor([256, 16]), torch.tensor([128, 1024])
+    kernel = 3 * 3 * channels ** 2 * 4 * 5                                # bytes
+    features = 1024 * side ** 2 * channels * 2
+    compute = 1024 * side ** 2 * 9 * channels ** 2
+    print("Table 1 (batch 1024)           256x256x128   16x16x1024     paper")
+    for name, (a, b), paper in (("Conv kernel memory, MB", kernel / 2 ** 20, "2.8 / 180"),
+                                ("Feature map memory, GB", features / 2 ** 30, "16 / 0.5"),
+                                ("Total memory, GB", (kernel + features) / 2 ** 30, "16 / 0.7"),
+                                ("Compute, T multiply-adds", compute / 2 ** 40, "9 / 2.3")):
+        print(f"{name:28s} {a:13.3g} {b:12.3g}     {paper}")
+
+
+def print_levels():
+    """Print where the parameters of the U-Net for ImageNet 128 are. Its settings are the first column of B.1."""
+    widths, blocks, shift = (1, 2, 4, 8, 8), (3, 4, 4, 12, 4), 2 * math.log(64 / 128)
+    with torch.device("meta"):                                            # shapes only: no memory, no numbers
+        model = UNet((128, 128), 128, 1024, widths, blocks, attn_resolutions=(8, 16), num_heads=4, dropout=0.1,
+                     dropout_from_resolution=16, num_classes=1000, logsnr_min=-15 + shift, logsnr_max=15 + shift)
+    count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6
+    print("\nimagenet128_unet: where the parameters are (\"scaling the architecture\")")
+    print("level   side   width   blocks down + up   attention   dropout   parameters, M")
+    for i, (down, up) in enumerate(zip(model.down, reversed(model.up))):
+        block, attention = down[0]
+        print(f"{i:5d}   {128 >> i:4d}   {model.widths[i]:5d}   {f'{len(down)} + {len(up)}':>16s}   "
+              f"{'yes' if isinstance(attention, MapAttention) else 'no':>9s}   {block.dropout.p:7.1f}   "
+              f"{count(down) + count(up):13.1f}")
+    print(f"middle {count(model.middle):.1f} M, in all {count(model):.1f} M")
+
+
+def draw_features(path):
+    """Draw the size of the features of a random (untrained) network: how coarsely each level sees a letter."""
+    from data import Glyphs
+    from plumbing.pictures import pyplot, save_figure, show_image
+    torch.manual_seed(0)
+    net = UNet((64, 64), 32, 64, (1, 2, 4), (1, 1, 1), attn_resolutions=(16,)).eval()
+    image, maps = Glyphs((64, 64)).image(10), []
+    for level in (*net.down, *net.up):
+        level[-1][1].register_forward_hook(lambda module, args, output: maps.append(output[0]))
+    with torch.no_grad():
+        net(image[None], torch.zeros(1), {})
+    figure, axes = pyplot().subplots(1, 1 + len(maps), figsize=(2 * (1 + len(maps)), 2.3))
+    show_image(axes[0], image, "image")
+    for axis, features, way in zip(axes[1:], maps, ["down"] * 3 + ["up"] * 3):
+        axis.imshow(features.square().mean(0).sqrt(), cmap="magma")
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"{way} {features.shape[1]}x{features.shape[2]}x{features.shape[0]}", fontsize=9)
+    save_figure(figure, path, dpi=110)
 
 
 def main():
-    import os
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from data import Glyphs
-    os.makedirs("figures", exist_ok=True)
-
-    print("Table 1 (batch 1024)           256x256x128   16x16x1024     paper")
-    for (name, a, b), paper in zip(table_1(), ("2.8 / 180", "16 / 0.5", "16 / 0.7", "9 / 2.3")):
-        print(f"{name:28s} {a:13.3g} {b:12.3g}     {paper}")
-
-    from config import PRESETS, build_model
-    config = PRESETS["imagenet128_unet"]
-    with torch.device("meta"):
-        model = build_model(config)
-    count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6
-    levels = len(config.num_res_blocks)
-    print("\nimagenet128_unet: where the parameters are (\"scaling the architecture\")")
-    print("level   side   width   blocks down + up   attention   dropout   parameters, M")
-    for i, blocks in enumerate(config.num_res_blocks):
-        side, block = 128 >> i, model.down[i][0]
-        size = count(model.down[i]) + count(model.up[levels - 1 - i])
-        print(f"{i:5d}   {side:4d}   {128 * config.channel_mult[i]:5d}   {f'{blocks} + {blocks + 1}':>16s}   "
-              f"{'yes' if isinstance(block[1], MapAttention) else 'no':>9s}   {block[0].dropout.p:7.1f}   {size:13.1f}")
-    print(f"middle {count(model.middle):.1f} M, in all {count(model):.1f} M")
-
-    # Feature maps by level, of a random (untrained) network: what each level can see of a letter.
-    torch.manual_seed(0)
-    net = UNet((64, 64), 32, 64, (1, 2, 4), (1, 1, 1), attn_resolutions=(16,)).eval()
-    x = Glyphs((64, 64)).image(10)[None]
-    maps = [x]
-    hooks = [level[-1][1].register_forward_hook(lambda m, i, o: maps.append(o)) for level in (*net.down, *net.up)]
-    with torch.no_grad():
-        net(x, torch.zeros(1), {})
-    for hook in hooks:
-        hook.remove()
-    titles = ["image"] + [f"{way} {m.shape[-1]}x{m.shape[-1]}x{m.shape[1]}" for way, m in
-                          zip(["down"] * 3 + ["up"] * 3, maps[1:])]
-    figure, axes = plt.subplots(1, len(maps), figsize=(2 * len(maps), 2.3))
-    for axis, m, title in zip(axes, maps, titles):
-        picture = (m[0].permute(1, 2, 0) + 1) / 2 if m is x else m[0].square().mean(0).sqrt()
-        axis.imshow(picture.clamp(0, 1) if m is x else picture, cmap="magma")
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(title, fontsize=9)
-    figure.tight_layout()
-    figure.savefig("figures/unet_features.png", dpi=110)
+    print_table_1()
+    print_levels()
+    draw_features("figures/unet_features.png")
     print("wrote figures/unet_features.png (size of the features, level by level, at initialisation)")
 
 

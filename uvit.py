@@ -1,39 +1,39 @@
 """The U-ViT: a small convolutional U-Net around a large transformer.
 
 Paper: simple diffusion, sections 3.5, 3.6 and 5.2 (text), appendix B.2 and B.2.1 (pseudo-code), figure 7.
-Read before: unet.py (embedding, ResBlock, attention). Read after: train.py.
+Read before: unet.py (embedding, ResBlock, attention). Read after: text.py, or train.py.
 
-Take the U-Net, and at the resolution that has attention (16 x 16) replace each convolutional block by an MLP block. MLP
-and attention together are a transformer block; those blocks are joined by residual connections alone. Only the
-ResBlocks above keep skips. The result is easy to scale (36 blocks of width 2048, 2 billion parameters) and keeps
-accelerators busy. For text to image (3.6, 5.2) each transformer block has cross-attention to the caption as well, and
-at 32 x 32 self-attention takes the place of the convolutions, too.
+Take the U-Net. At the resolution that has attention (16 x 16), replace each convolutional block by an MLP block. MLP
+and attention together are a transformer block. Transformer blocks have residual connections only; the ResBlocks above
+them keep their skips. The result is easy to scale (36 blocks of width 2048, 2 billion parameters) and keeps
+accelerators busy. For text to image (3.6, 5.2), each transformer block also has cross-attention to the caption, and at
+32 x 32 self-attention replaces the convolutions, too.
 
 Legend of shapes: B batch, C width, N = H W tokens at the bottom, E emb_channels.
 
-# Paper: in its U-ViT code the number of ResBlocks is the same on both ways (k, not k + 1): skips are the block outputs
-# only.
+# Paper: its U-ViT code has the same number of ResBlocks on both ways (k, not k + 1). Only block outputs are skips.
 # Paper: a transformer block is MLP first, then attention, both residual: as printed.
 # Paper: "Dense(emb, mlp_h.shape[2:])": scale and shift act on the 4C hidden features, after the swish.
-# Paper: no norm is printed before ProjectOutput, and no zero-initialisation of it. We do as printed, in the U-Net too:
-# with the usual norm, swish and zero-initialised convolution the small models here learnt markedly more slowly
+# Paper: before ProjectOutput it prints no norm, and for it no zero-initialisation. We do as printed, in the U-Net, too.
+# With the usual norm, swish and zero-initialised convolution, the small models here learnt markedly more slowly
 # (benchmarks/README.md).
 
-`python uvit.py` prints figure 7 as a table of blocks, and the parameters and FLOPs of the ImageNet presets.
+`python uvit.py` prints figure 7 as a table of blocks, and the parameters and FLOPs of the three ImageNet models.
 """
 import math
+from functools import partial
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from dwt import EmbedInput, ProjectOutput, patch_factor
-from unet import (Attention, CrossAttention, Downsample, Embedding, Level, Upsample, at_or_below, at_resolution,
-                  check_input, check_size, initialise, starting_at)
+from unet import (Attention, CrossAttention, Downsample, Embedding, Level, ResBlock, Upsample, at_or_below,
+                  at_resolution, check_input, check_size, initialise, starting_at)
 
 
 class MLPBlock(nn.Module):
-    """The printed mlp_block, with its residual: tokens (B, N, C), emb (B, E)[, skip like x] -> (B, N, C)."""
+    """The printed mlp_block of B.2.1, with its residual: tokens (B, N, C), emb (B, E)[, skip like x] -> (B, N, C)."""
 
     def __init__(self, channels, emb_channels, dropout=0.0, skip=False, expansion=4):
         super().__init__()
@@ -55,9 +55,10 @@ class MLPBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x += mlp_block(x, emb); x += self_attention(x); with text x += cross_attention(x, text). The sums are inside.
+    """x += mlp_block(x, emb); x += self_attention(x); with text, x += cross_attention(x, text).
 
-    # Paper: 5.2 adds cross-attention "in addition to the self-attention and mlp block"; we put it last.
+    Each of the three adds its own residual. # Paper: 5.2 adds cross-attention "in addition to the self-attention and
+    # mlp block"; we put it last.
     """
 
     def __init__(self, channels, emb_channels, num_heads, dropout, text_channels=0):
@@ -72,10 +73,10 @@ class TransformerBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Section 5.2: what stands in a ResBlock's place at 32 x 32: maps x, emb[, skip] -> x, as a ResBlock.
+    """Section 5.2: what replaces a ResBlock at 32 x 32. Maps x, emb[, skip] -> x, like a ResBlock.
 
-    # Paper: "replaced convolutional layers with self-attention"; no more. We take the MLP with it, as at the bottom,
-    # keep the skips, and leave cross-attention to the transformer.
+    # Paper: "replaced convolutional layers with self-attention"; no more. We add the MLP, as at the bottom, keep the
+    # skips, and leave cross-attention to the transformer.
     """
 
     def __init__(self, channels, emb_channels, num_heads, dropout, skip):
@@ -99,10 +100,10 @@ class UViT(nn.Module):
     num_transformer_blocks   blocks at the bottom
     transformer_dropout      in the MLP blocks (the ResBlocks' is `dropout`, by resolution, as in the U-Net)
     patching                 none | dwt_1 | dwt_2 | conv_2 | conv_4
-    attn_resolutions         sides of maps whose ResBlocks are AttentionBlocks; 5.2: 32, for text
+    attn_resolutions         sides of maps that have AttentionBlocks, not ResBlocks. 5.2: 32, for text
     text, text_channels, portrait, guidance_max   as in unet.py
     position_std             initial size of the position embedding. The paper's normal(0.01) hardly tells tokens apart
-                             at first: soon learnt over its 500k steps, not over the few thousand of a laptop
+                             at first. Its 500k steps soon mend that, the few thousand steps of a laptop do not
     Raises ValueError where sizes, widths, counts, patching and heads do not fit together.
     """
 
@@ -112,7 +113,7 @@ class UViT(nn.Module):
                  attn_resolutions=(), text=None, text_channels=0, portrait=False, guidance_max=0.0):
         super().__init__()
         if len(channel_mult) != len(num_res_blocks) + 1:
-            raise ValueError(f"{len(num_res_blocks)} levels of ResBlocks want {len(num_res_blocks) + 1} widths "
+            raise ValueError(f"{len(num_res_blocks)} levels of ResBlocks need {len(num_res_blocks) + 1} widths "
                              f"(the last is the transformer's), not {len(channel_mult)}")
         patch = patch_factor(patching)
         self.size = check_size(size, patch, len(num_res_blocks))
@@ -124,14 +125,15 @@ class UViT(nn.Module):
         self.input = EmbedInput(in_channels, widths[0], patching)
         self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
         for level, blocks in enumerate(num_res_blocks):
-            drop = dropout if at_or_below(height >> level, width >> level, dropout_from_resolution) else 0.0
-            self.down.append(Level(blocks, widths[level], emb_channels, drop, 0, skip=False))
+            h, w = height >> level, width >> level
+            drop = dropout if at_or_below(h, w, dropout_from_resolution) else 0.0
+            block = partial(ResBlock, widths[level], emb_channels, drop)
+            if any(at_resolution(h, w, r) for r in attn_resolutions):
+                Level(2 * blocks, block)          # drawn and dropped, so that a seed gives the weights it always gave
+                block = partial(AttentionBlock, widths[level], emb_channels, num_heads, transformer_dropout)
+            self.down.append(Level(blocks, partial(block, skip=False)))
             self.downsample.append(Downsample(widths[level], widths[level + 1]))
-            up.append(Level(blocks, widths[level], emb_channels, drop, 0, skip=True))
-            if any(at_resolution(height >> level, width >> level, r) for r in attn_resolutions):
-                for way, skip in ((self.down[-1], False), (up[-1], True)):
-                    for pair in way:
-                        pair[0] = AttentionBlock(widths[level], emb_channels, num_heads, transformer_dropout, skip)
+            up.append(Level(blocks, partial(block, skip=True)))
             upsample.append(Upsample(widths[level + 1], widths[level]))
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))
         tokens = (height >> len(num_res_blocks)) * (width >> len(num_res_blocks))
@@ -146,7 +148,7 @@ class UViT(nn.Module):
         return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))             # (B, 3, H, W)
 
     def features(self, z, emb, text=None, f=None):
-        """All but the last layer: -> (B, C0, H, W). f: a map that an outer level adds to the first one."""
+        """Run all but the last layer: -> (B, C0, H, W). f: a map that an outer level adds to the first one."""
         check_input(z, self.size)
         h = self.input(z)                                                 # (B, C0, H, W)
         h = h if f is None else h + f
@@ -170,35 +172,46 @@ class UViT(nn.Module):
 
 # ------------------------------------------------------------------------------------------ the page of the lecture
 
-def main():
-    from config import PRESETS, build_model
-    from torch.utils.flop_counter import FlopCounterMode
+def imagenet(side, patching):
+    """Build the U-ViT of B.2 for ImageNet at `side` px, shapes only. The schedule's end points are shifted to 64 px."""
+    shift = 2 * math.log(64 / side)
+    with torch.device("meta"):
+        return UViT((side, side), 128, 1024, (1, 2, 4, 16), (2, 2, 2), 36, num_heads=4, transformer_dropout=0.2,
+                    patching=patching, num_classes=1000, logsnr_min=-15 + shift, logsnr_max=15 + shift)
 
+
+def millions(*modules):
+    return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
+
+
+def print_figure_7():
+    model, n = imagenet(512, "dwt_2"), 3
+    row = lambda part, i, blocks, kind, size: print(
+        f"{part:14s} {128 >> i:5d} {model.widths[i]:8d} {blocks:8d}   {kind:30s} {size:14.1f}")
     print("Figure 7 as a table: imagenet512_uvit, from input to output")
     print("part            side    width   blocks   kind                            parameters, M")
-    config = PRESETS["imagenet512_uvit"]
-    with torch.device("meta"):
-        model = build_model(config)
-    side, n = config.size[0] // patch_factor(config.patching), len(config.num_res_blocks)
-    count = lambda *modules: sum(p.numel() for m in modules for p in m.parameters()) / 1e6
-    row = lambda part, side, mult, blocks, kind, size: print(
-        f"{part:14s} {side:5d} {config.base_channels * mult:8d} {blocks:8d}   {kind:30s} {size:14.1f}")
-    print(f"input          {config.patching}: 512x512x3 -> {side}x{side}x{3 * 16}, then a 3x3 convolution")
+    print("input          dwt_2: 512x512x3 -> 128x128x48, then a 3x3 convolution")
     for i in range(n):
-        row(f"down {i}", side >> i, config.channel_mult[i], config.num_res_blocks[i], "ResBlock, downsample",
-            count(model.down[i], model.downsample[i]))
-    row("transformer", side >> n, config.channel_mult[n], config.num_transformer_blocks, "MLP + attention, no skips",
-        count(model.transformer))
+        row(f"down {i}", i, len(model.down[i]), "ResBlock, downsample", millions(model.down[i], model.downsample[i]))
+    row("transformer", n, len(model.transformer), "MLP + attention, no skips", millions(model.transformer))
     for i in reversed(range(n)):
-        row(f"up {i}", side >> i, config.channel_mult[i], config.num_res_blocks[i], "upsample, ResBlock with skip",
-            count(model.up[n - 1 - i], model.upsample[n - 1 - i]))
+        up, upsample = model.up[n - 1 - i], model.upsample[n - 1 - i]     # coarsest first
+        row(f"up {i}", i, len(up), "upsample, ResBlock with skip", millions(up, upsample))
+
+
+def print_costs():
+    from torch.utils.flop_counter import FlopCounterMode
     print("\npreset              parameters, M    forward pass of one image, GFLOP (multiply and add counted as two)")
-    for name in ("imagenet128_uvit", "imagenet256_uvit", "imagenet512_uvit"):
-        config = PRESETS[name]
+    for side, patching in ((128, "none"), (256, "dwt_1"), (512, "dwt_2")):
+        model = imagenet(side, patching)
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            model = build_model(config)
-            model(torch.zeros(1, 3, *config.size), torch.zeros(1), {})
-        print(f"{name:20s} {count(model):12.1f}    {counter.get_total_flops() / 1e9:12.1f}")
+            model(torch.zeros(1, 3, side, side), torch.zeros(1), {})
+        print(f"{f'imagenet{side}_uvit':20s} {millions(model):12.1f}    {counter.get_total_flops() / 1e9:12.1f}")
+
+
+def main():
+    print_figure_7()
+    print_costs()
 
 
 if __name__ == "__main__":
