@@ -1,6 +1,9 @@
 """A frozen T5: captions -> embeddings, and a cache of them on disk.
 
-    python -m plumbing.t5 --data photos/ --text-encoder google/t5-v1_1-xxl      embeddings of all captions, once
+    python -m plumbing.t5 --data photos/ --text-encoder google/t5-v1_1-xxl      cache the embeddings of all captions
+
+The cache lies in the folder of images itself. Training finds it there, and then needs neither the T5 nor the package
+transformers.
 """
 import functools
 import hashlib
@@ -14,59 +17,21 @@ import torch
 
 from data import open_source
 from plumbing import UserError
+from plumbing.files import whole_file, write_json
 from plumbing.runs import choose_device, main_program
 from plumbing.settings import Parser
 from text import to_bytes
 
 
-@functools.lru_cache(maxsize=1)
-class FrozenT5:
-    """captions -> last hidden states (B, length, c) in bf16, zero where padded, and the mask. Loaded once a process."""
-
-    def __init__(self, name, length, device):
-        try:
-            from transformers import AutoTokenizer, T5EncoderModel        # optional: only here
-            from transformers.utils import logging as chatter
-        except ImportError:
-            raise UserError(f"--text-encoder {name}: want the package transformers: pip install transformers") from None
-        chatter.disable_progress_bar()
-        for library in ("transformers", "huggingface_hub"):               # we say in one line what went wrong
-            logging.getLogger(library).setLevel(logging.CRITICAL)
-        local = dict(local_files_only=True) if os.path.isdir(name) else {}
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name, **local)
-            self.model, found = T5EncoderModel.from_pretrained(name, dtype=torch.bfloat16, output_loading_info=True,
-                                                               **local)
-        except Exception as error:                                        # the package fails in many ways
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"--text-encoder {name}: neither a folder with a T5 nor one that can be had by that name: "
-                            f"point at a local folder ({type(error).__name__}: {reason})") from None
-        if found["missing_keys"]:                                         # the package would make them up
-            raise UserError(f"--text-encoder {name}: it lacks weights ({', '.join(sorted(found['missing_keys'])[:3])})")
-        self.model.eval().requires_grad_(False).to(device)
-        self.length, self.device, self.channels = length, device, self.model.config.d_model
-
-    @torch.no_grad()
-    def __call__(self, captions):
-        tokens = self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=self.length,
-                                return_tensors="pt")
-        # An empty caption still has an end-of-sentence token. To us it says nothing.
-        mask = tokens.attention_mask.bool() & torch.tensor([bool(caption) for caption in captions])[:, None]
-        mask, text = mask.to(self.device), tokens.input_ids.to(self.device)
-        with torch.autocast(torch.device(self.device).type, enabled=False):
-            text = self.model(text, attention_mask=tokens.attention_mask.to(self.device)).last_hidden_state
-        return text * mask[:, :, None], mask
-
-
 class Encoder:
-    """captions [B] -> dict(text, text_mask), on the device: conditions for a model with text. Raises UserError.
+    """Turn captions [B] into dict(text, text_mask) on the device: the conditions of a model with text.
 
-    config: text_encoder, text_channels, text_length. cached: read the embeddings that `text.py cache` keeps in the
-    folder of the data, if it has them, in the place of the T5 itself; a caption that is not among them is an error.
+    config: text_encoder, text_channels, text_length. cached: where the data's folder has a cache of embeddings, read
+    them instead of running the T5. A caption that is not in the cache is then an error. Raises UserError.
     """
 
     def __init__(self, config, device, cached=False):
-        self.config, self.device = config, device
+        self.device = device
         if config.text_encoder == "bytes":
             self.encode = functools.partial(to_bytes, length=config.text_length)
             return
@@ -83,7 +48,7 @@ class Encoder:
         return dict(text=text.to(self.device), text_mask=mask.to(self.device))
 
     def check(self, source):
-        """Are all captions of the data among those that are kept? Known before any work. Raises UserError."""
+        """Check before any work that the cache has every caption of the data. Raises UserError."""
         if isinstance(self.encode, Cache):
             for i in range(len(source)):
                 if source.caption(i):
@@ -91,55 +56,107 @@ class Encoder:
 
 
 def check_moved(old, new, run):
-    """May a run with the encoder `old` be told that it is now to be had as `new`? Only a T5 can move."""
+    """Check that a run with the encoder `old` may use `new`: only a T5 can have moved. Raises UserError."""
     if old != new and not (old and new and "bytes" not in (old, new)):
         raise UserError(f"--text-encoder {new or '(empty)'}: {run} was trained with {old or 'classes'}")
 
 
+# ------------------------------------------------------------------------------------------ the T5
+
+@functools.lru_cache(maxsize=1)
+class FrozenT5:
+    """captions -> last hidden states (B, length, c) in bf16, zero where padded, and the mask. Loaded once a process."""
+
+    def __init__(self, name, length, device):
+        self.tokenizer, self.model = load_t5(name)
+        self.model.eval().requires_grad_(False).to(device)
+        self.length, self.device, self.channels = length, device, self.model.config.d_model
+
+    @torch.no_grad()
+    def __call__(self, captions):
+        tokens = self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=self.length,
+                                return_tensors="pt")
+        # An empty caption still has an end-of-sentence token. For us it has no token at all.
+        mask = tokens.attention_mask.bool() & torch.tensor([bool(caption) for caption in captions])[:, None]
+        mask = mask.to(self.device)
+        with torch.autocast(torch.device(self.device).type, enabled=False):
+            text = self.model(tokens.input_ids.to(self.device),
+                              attention_mask=tokens.attention_mask.to(self.device)).last_hidden_state
+        return text * mask[:, :, None], mask
+
+
+def load_t5(name):
+    """Load tokenizer and encoder by name or from a local folder. Raises UserError."""
+    try:
+        from transformers import AutoTokenizer, T5EncoderModel            # optional: only here
+        from transformers.utils import logging as messages
+    except ImportError:
+        raise UserError(f"--text-encoder {name}: needs the package transformers: pip install transformers") from None
+    messages.disable_progress_bar()
+    for library in ("transformers", "huggingface_hub"):                   # our one line says what went wrong
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    local = dict(local_files_only=True) if os.path.isdir(name) else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **local)
+        model, found = T5EncoderModel.from_pretrained(name, dtype=torch.bfloat16, output_loading_info=True, **local)
+    except Exception as error:                                            # the package fails in many ways
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--text-encoder {name}: neither a folder with a T5 nor a name under which one can be "
+                        f"downloaded: give a local folder ({type(error).__name__}: {reason})") from None
+    if found["missing_keys"]:                                             # the package would fill them with noise
+        raise UserError(f"--text-encoder {name}: it lacks weights ({', '.join(sorted(found['missing_keys'])[:3])})")
+    return tokenizer, model
+
+
+# ------------------------------------------------------------------------------------------ the cache
+
 def cache_folder(data, name):
-    """Where the embeddings of a folder's captions are: in it, hidden from the search for images."""
+    """Return where the embeddings of a folder's captions are: inside it, hidden from the search for images."""
     return os.path.join(data, ".text", re.sub(r"[^\w.-]+", "_", name.strip("/")))
 
 
 def key_of(caption):
-    """Eight bytes of its hash: of 10^7 captions two share one with a chance of 10^-5."""
+    """Return eight bytes of the caption's hash. Among 10^7 captions two share a key with a chance of 10^-5."""
     return np.frombuffer(hashlib.sha256(caption.encode()).digest()[:8], np.uint64)[0]
 
 
 class Cache:
-    """Embeddings by caption. Part k: k.npy, the tokens of its captions in a row (n, c), bf16 as 16-bit integers,
-    mapped when asked for; k.index, the captions' keys, first and last token. An index is written last, whole or not at
-    all, and without one a part is not there."""
+    """Embeddings by caption, in a folder.
+
+    about.json  channels and length of the encoder
+    k.npy       part k: the tokens of its captions in a row (n, c), bf16 as 16-bit integers, read through a memory map
+    k.index     a row for each caption of part k: key, first token, last token + 1. It is written after k.npy, and a
+                part without it does not count
+    """
 
     def __init__(self, folder, length):
         self.folder, self.length = folder, length
         try:
             with open(os.path.join(folder, "about.json")) as file:
                 about = json.load(file)
-            self.channels, made = about["channels"], about["length"]
+            self.channels, cached_length = about["channels"], about["length"]
             names = sorted(name[:-6] for name in os.listdir(folder) if name.endswith(".index"))
             self.paths = [os.path.join(folder, name + ".npy") for name in names]
             indices = [np.load(path[:-4] + ".index") for path in self.paths] or [np.zeros((0, 3), np.uint64)]
         except Exception as error:                                        # damaged files fail in many ways
-            raise UserError(f"{folder}: damaged ({error}); remove it, and run text.py cache again") from None
+            raise UserError(f"{folder}: damaged ({error}); remove it and run python -m plumbing.t5 again") from None
         part = np.repeat(np.arange(len(indices), dtype=np.uint64), [len(index) for index in indices])
         self.index = np.column_stack([np.concatenate(indices), part])     # key, first token, last + 1, part
         self.index = self.index[self.index[:, 0].argsort()]
-        if made != length:
-            raise UserError(f"--text-length {length}: {folder} was made with {made}")
-
-    def __contains__(self, caption):
-        return self.place(caption) is not None
+        if cached_length != length:
+            raise UserError(f"--text-length {length}: {folder} was made with {cached_length}")
 
     def place(self, caption):
-        at, key = np.searchsorted(self.index[:, 0], key_of(caption)), key_of(caption)
-        return self.index[at, 1:] if at < len(self.index) and self.index[at, 0] == key else None
+        """Return (first token, last + 1, part) of a caption, or None."""
+        key = key_of(caption)
+        row = np.searchsorted(self.index[:, 0], key)
+        return self.index[row, 1:] if row < len(self.index) and self.index[row, 0] == key else None
 
     def find(self, caption):
-        """(n, c) uint16. Raises UserError for a caption that was not there when the cache was made."""
+        """Return the embedding (n, c) uint16 of a caption. Raises UserError if it is not in the cache."""
         place = self.place(caption)
         if place is None:
-            raise UserError(f"no embedding of {caption[:60]!r} in {self.folder}: run text.py cache again")
+            raise UserError(f"no embedding of {caption[:60]!r} in {self.folder}: run python -m plumbing.t5 again")
         first, last, part = map(int, place)
         return np.array(np.load(self.paths[part], mmap_mode="r")[first:last])
 
@@ -152,60 +169,58 @@ class Cache:
         return text, torch.stack(mask)
 
 
-def write_cache(data, name, length, device, part=4096, batch=64):
-    """Embeddings of all captions of a folder of images, into `cache_folder`. Interrupted: goes on where it stopped.
-    -> (that folder, how many are new)."""
+def write_cache(data, name, length, device, part=4096):
+    """Write the embeddings of all captions of a folder of images into `cache_folder`, `part` captions a file. After an
+    interruption it goes on where it stopped. Return that folder and how many embeddings are new."""
     source, folder = open_source(data, (64, 64)), cache_folder(data, name)
-    wanted = sorted({source.caption(i) for i in range(len(source))} - {""})
-    if not wanted:
+    captions = sorted({source.caption(i) for i in range(len(source))} - {""})
+    if not captions:
         raise UserError(f"--data {data}: no image has a caption (captions.jsonl, or a .txt beside each)")
     try:
-        os.makedirs(folder, exist_ok=True)                                # may we write here? Better known now
+        os.makedirs(folder, exist_ok=True)                                # fail here rather than after loading the T5
         encoder = FrozenT5(name, length, device)
         if not os.path.exists(os.path.join(folder, "about.json")):
-            with open(os.path.join(folder, "about.json.new"), "w") as file:
-                json.dump(dict(encoder=name, channels=encoder.channels, length=length), file)
-            os.replace(file.name, os.path.join(folder, "about.json"))
-        cache = Cache(folder, length)                                     # another length: known before any work
+            write_json(os.path.join(folder, "about.json"),
+                       dict(encoder=name, channels=encoder.channels, length=length))
+        cache = Cache(folder, length)                                     # another length fails here
         if cache.channels != encoder.channels:
-            raise UserError(f"{folder}: made with another encoder of this name; remove it and begin again")
-        wanted = [caption for caption in wanted if caption not in cache]
-        write_parts(folder, wanted, encoder, len(cache.paths), part, batch)
+            raise UserError(f"{folder}: made with another encoder of this name; remove it and start again")
+        new = [caption for caption in captions if cache.place(caption) is None]
+        for first in range(0, len(new), part):
+            number = len(cache.paths) + first // part
+            write_part(os.path.join(folder, f"{number:06d}"), new[first:first + part], encoder)
+            print(f"{min(first + part, len(new)):,} of {len(new):,} captions", flush=True)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror or error}; what was written before is kept") from None
-    return folder, len(wanted)
+    return folder, len(new)
 
 
-def write_parts(folder, wanted, encoder, number, part, batch):
-    """These captions as parts `number`, `number` + 1, ..."""
-    for first in range(0, len(wanted), part):
-        index, rows, at = [], [], 0
-        for i in range(first, min(first + part, len(wanted)), batch):
-            captions = wanted[i:min(i + batch, first + part)]
-            text, mask = encoder(captions)
-            for caption, tokens, seen in zip(captions, text.cpu(), mask.sum(1).tolist()):
-                index.append((key_of(caption), at, at + seen))
-                rows.append(tokens[:seen].contiguous().view(torch.uint16).numpy())
-                at += seen
-        path = os.path.join(folder, f"{number + first // part:06d}")
-        np.save(path + ".npy", np.concatenate(rows))
-        with open(path + ".index.new", "wb") as file:
-            np.save(file, np.array(index, np.uint64))
-        os.replace(path + ".index.new", path + ".index")
-        print(f"{min(first + part, len(wanted)):,} of {len(wanted):,} captions", flush=True)
+def write_part(path, captions, encoder, batch=64):
+    """Write one part of the cache: the embeddings, then their index."""
+    index, rows, end = [], [], 0
+    for i in range(0, len(captions), batch):
+        text, mask = encoder(captions[i:i + batch])
+        for caption, tokens, count in zip(captions[i:i + batch], text.cpu(), mask.sum(1).tolist()):
+            index.append((key_of(caption), end, end + count))
+            rows.append(tokens[:count].contiguous().view(torch.uint16).numpy())
+            end += count
+    with whole_file(path + ".npy") as file:
+        np.save(file, np.concatenate(rows))
+    with whole_file(path + ".index") as file:
+        np.save(file, np.array(index, np.uint64))
 
 
 def main():
-    parser = Parser(prog="plumbing.t5", description="Keep the embeddings of all captions of a folder.")
-    parser.add_argument("--data", help="folder of images with captions")
+    parser = Parser(prog="plumbing.t5", description="Cache the embeddings of all captions of a folder.")
+    parser.add_argument("--data", default="", help="folder of images with captions")
     parser.add_argument("--text-encoder", help="name or folder of a T5", default="google/t5-v1_1-xxl")
     parser.add_argument("--text-length", type=int, default=128, help="tokens at most (default 128)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     args = parser.parse_args()
-    if not args.data or not os.path.isdir(args.data):
-        raise UserError(f"--data {args.data or ''}: want a folder of images with captions")
+    if not os.path.isdir(args.data):
+        raise UserError(f"--data {args.data}: want a folder of images with captions")
     if args.text_encoder == "bytes":
-        raise UserError("--text-encoder bytes: is trained with the model, so there is nothing to keep; want a T5")
+        raise UserError("--text-encoder bytes: is trained with the model, so there is nothing to cache; want a T5")
     if args.text_length < 1:
         raise UserError(f"--text-length {args.text_length}: want 1 or more")
     folder, count = write_cache(args.data, args.text_encoder, args.text_length, choose_device(args.device)[0])
