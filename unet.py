@@ -477,7 +477,7 @@ def draw_features(path):
     figure, axes = pyplot().subplots(1, 1 + len(maps), figsize=(2 * (1 + len(maps)), 2.3))
     show_image(axes[0], image, "image")
     for axis, features, way in zip(axes[1:], maps, ["down"] * 3 + ["up"] * 3):
-        axis.imshow(features.square().mean(0).sqrt(), cmap="magma")
+        axis.imshow(features.square().mean(0).sqrt().numpy(), cmap="magma")
         axis.set(xticks=[], yticks=[])
         axis.set_title(f"{way} {features.shape[1]}x{features.shape[2]}x{features.shape[0]}", fontsize=9)
     save_figure(figure, path, dpi=110)

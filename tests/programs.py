@@ -2,6 +2,7 @@
 import contextlib
 import io
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -29,6 +30,12 @@ def program(name, *args, env=None, launcher=(), timeout=240):
     return subprocess.run([sys.executable, *launcher, *words, *map(str, args)], capture_output=True, text=True,
                           timeout=timeout, cwd=ROOT,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+
+
+def page(name, capsys):
+    """Run a file of the lecture in this process, as `python NAME` does (its classes are __main__'s). -> what it prints."""
+    runpy.run_path(os.path.join(ROOT, name), run_name="__main__")
+    return capsys.readouterr().out
 
 
 def run_here(module, args):

@@ -12,7 +12,7 @@ from plumbing.settings import override
 import schedule as S
 import unet
 import uvit
-from programs import stirred
+from programs import page, stirred
 from train import training_loss
 
 
@@ -69,6 +69,24 @@ def test_unet_has_k_down_and_k_plus_1_up_blocks_and_uvit_k_and_k():
     model = small_uvit()
     assert [len(l) for l in model.down] == [2, 1] and [len(l) for l in model.up] == [1, 2]
     assert len(model.transformer) == 2
+
+
+def test_the_middle_is_block_attention_block():
+    """Kills: attention after both blocks of the middle, or after none."""
+    (_, first), (_, last) = small_unet(attn_resolutions=(4,)).middle      # sides 16, 8, 4
+    assert isinstance(first, unet.MapAttention) and len(last) == 0
+    (_, first), (_, last) = small_unet(attn_layers=(0, 0, 2)).middle
+    assert [type(layer) for layer in first] == [unet.MapAttention, unet.FeedForward] * 2 and len(last) == 0
+
+
+@pytest.mark.parametrize("make, options, weights", [
+    (small_unet, dict(attn_resolutions=(8, 4)), [0.001072, -0.152173]),
+    (small_unet, dict(attn_layers=(0, 1, 2)), [0.147336, -0.187507]),
+    (small_uvit, dict(), [0.122985, 0.035029]),
+    (small_uvit, dict(attn_resolutions=(8,)), [0.161564, 0.045867])])
+def test_a_seed_gives_the_weights_it_always_gave(make, options, weights):
+    """Runs are told by their seed. Kills: layers drawn in another order, or none where one was drawn and dropped."""
+    assert_close(make(**options).output.conv.weight.flatten()[:2], torch.tensor(weights), atol=1e-5, rtol=0)
 
 
 def test_attention_and_dropout_by_resolution():
@@ -340,8 +358,8 @@ def test_matryoshka_presets_are_the_released_ones():
     ("glyphs64", dict(portrait=True, size=(32, 64), guidance_max=5.0)),
     ("glyphs64", dict(transformer_resolutions=(32,), patching="none", num_res_blocks=(1, 1)))])
 def test_each_model_is_one_graph(preset, change):
-    """For torch.compile, as train.py compiles it. Kills: a branch on a tensor's value, .item(), printing: each breaks the
-    graph in two. And what was compiled says the same."""
+    """For torch.compile, as train.py compiles it. Kills: a branch on a tensor's value, .item(), printing: each breaks
+    the graph in two. And what was compiled says the same."""
     config = override(C.PRESETS[preset], base_channels=8, emb_channels=16, num_heads=2, text_channels=16, **change)
     model, batch = stirred(config), 2
     g = torch.Generator().manual_seed(0)
@@ -355,3 +373,34 @@ def test_each_model_is_one_graph(preset, change):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     losses = [training_loss(config, net, z[0], cond, t, eps) for net in (compiled, model)]
     assert_close(*losses)
+
+
+# ---- the pages
+
+def test_the_page_of_the_unet_shows_where_it_attends_and_table_1(tmp_path, monkeypatch, capsys):
+    """Kills: a page that says no attention anywhere, since __main__ has classes of its own; other numbers than B.1's."""
+    monkeypatch.chdir(tmp_path)
+    printed = page("unet.py", capsys)
+    rows = {words[0].strip(","): words for words in map(str.split, printed.splitlines()) if words}
+    # side, width, blocks down + up, attention, dropout, parameters in millions
+    assert [rows[str(i)][1:-1] for i in range(5)] == [
+        ["128", "128", "3", "+", "4", "no", "0.0"], ["64", "256", "4", "+", "5", "no", "0.0"],
+        ["32", "512", "4", "+", "5", "no", "0.0"], ["16", "1024", "12", "+", "13", "yes", "0.1"],
+        ["8", "1024", "4", "+", "5", "yes", "0.1"]]
+    assert f"in all {COUNTS['imagenet128_unet'] / 1e6:.1f} M" in printed
+    assert (tmp_path / "figures" / "unet_features.png").exists()
+    assert [rows[name][-5:-3] for name in ("Conv", "Feature", "Total", "Compute")] == [
+        ["2.81", "180"], ["16", "0.5"], ["16", "0.676"], ["9", "2.25"]]   # the paper's: 2.8/180 16/0.5 16/0.7 9/2.3
+
+
+def test_the_page_of_the_uvit_shows_figure_7_and_its_cost(capsys):
+    """Kills: another width or another number of blocks than B.2's; a FLOP count without the transformer."""
+    lines = page("uvit.py", capsys).splitlines()
+    assert ["transformer", "16", "2048", "36"] in [line.split()[:4] for line in lines]
+    assert [line.split()[:5] for line in lines if line.startswith(("down", "up"))] == [
+        ["down", "0", "128", "128", "2"], ["down", "1", "64", "256", "2"], ["down", "2", "32", "512", "2"],
+        ["up", "2", "32", "512", "2"], ["up", "1", "64", "256", "2"], ["up", "0", "128", "128", "2"]]
+    for name in ("imagenet128_uvit", "imagenet256_uvit", "imagenet512_uvit"):
+        row = next(line for line in lines if line.startswith(name)).split()
+        flops = cost.cost_of(C.PRESETS[name]).flops
+        assert row[1:] == [f"{COUNTS[name] / 1e6:.1f}", f"{flops / 1e9:.1f}"]
