@@ -371,7 +371,7 @@ class UNet(nn.Module):
                 self.downsample.append(Downsample(channels, widths[level + 1]))
                 upsample.append(Upsample(widths[level + 1], channels))
         self.middle = nn.ModuleList()
-        if middle:                                                        # block, attention, block
+        if middle:                                                        # block, attention, block, at the coarsest map
             self.middle.extend([*Level(1, block, attention), *Level(1, block)])
             attention()                           # drawn and dropped, so that a seed gives the weights it always gave
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))   # coarsest first

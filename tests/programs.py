@@ -33,7 +33,7 @@ def program(name, *args, env=None, launcher=(), timeout=240):
 
 
 def page(name, capsys):
-    """Run a file of the lecture in this process, as `python NAME` does (its classes are __main__'s). -> what it prints."""
+    """Run a file of the lecture in this process as `python NAME` does: its classes are __main__'s. -> its output."""
     runpy.run_path(os.path.join(ROOT, name), run_name="__main__")
     return capsys.readouterr().out
 

@@ -378,7 +378,7 @@ def test_each_model_is_one_graph(preset, change):
 # ---- the pages
 
 def test_the_page_of_the_unet_shows_where_it_attends_and_table_1(tmp_path, monkeypatch, capsys):
-    """Kills: a page that says no attention anywhere, since __main__ has classes of its own; other numbers than B.1's."""
+    """Kills: a page that finds no attention, since __main__ has classes of its own; other numbers than B.1's."""
     monkeypatch.chdir(tmp_path)
     printed = page("unet.py", capsys)
     rows = {words[0].strip(","): words for words in map(str.split, printed.splitlines()) if words}

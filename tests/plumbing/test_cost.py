@@ -1,4 +1,4 @@
-"""Laws of cost.py: what is printed before a run is what the run then takes."""
+"""Laws of cost.py: what it prints before a run is what the run then takes."""
 import gc
 import re
 
@@ -7,18 +7,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import config as C
-from plumbing import cost
-from plumbing.settings import override
-from plumbing import runs
-from plumbing import shard
 import train as T
+from plumbing import cost, runs, shard
+from plumbing.settings import override
 from programs import program
 
 
 def test_flops_and_memory_against_a_hand_count():
-    """One 3x3 convolution in, one out, one transformer block: the FLOPs that a pencil gives."""
+    """One 3x3 convolution in, one out, one transformer block. Kills: a multiply-add counted once."""
     config = override(C.PRESETS["glyphs64"], size=(16,), patching="none", base_channels=8, channel_mult=(1,),
-                        num_res_blocks=(), num_transformer_blocks=1, num_heads=2, emb_channels=16)
+                      num_res_blocks=(), num_transformer_blocks=1, num_heads=2, emb_channels=16)
     found = cost.cost_of(config)
     pixels, c, e = 256, 8, 16
     want = 2 * (pixels * 9 * 3 * c * 2 + pixels * 12 * c * c + 2 * pixels ** 2 * c + 256 * e + e * e + e * 8 * c)
@@ -29,7 +27,7 @@ def test_flops_and_memory_against_a_hand_count():
 
 
 def allocated(function):
-    """(bytes more in use after function() than before it, by PyTorch's own count; its result)."""
+    """Return how many bytes function() left in use, by PyTorch's own count, and its result."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         result = function()
@@ -40,8 +38,8 @@ def allocated(function):
     ("glyphs64", "float32", False), ("glyphs64", "bf16", False), ("glyphs64", "bf16", True),
     ("glyphs64_nested", "bf16", False), ("glyphs64_sr", "float32", False)])
 def test_the_prediction_is_what_is_allocated(preset, precision, again):
-    """Within 10 %, row by row. Kills: activations in the wrong precision, views counted twice, copies of weights
-    forgotten or counted for each image."""
+    """Row by row, within 10 %. Kills: activations in the wrong precision; views counted twice; copies of weights
+    left out, or counted for each image."""
     config = override(C.PRESETS[preset], precision=precision, recompute=again, batch=8)
     images, g = 8, torch.Generator().manual_seed(0)
     shapes = [(3, *size) for size in config.sizes]
@@ -60,26 +58,28 @@ def test_the_prediction_is_what_is_allocated(preset, precision, again):
         shard.checkpoint_activations(model)
     activations, loss = allocated(forward)
     after, _ = allocated(loss.backward)
-    moments, _ = allocated(C.make_optimizer(model, config).step)
+    states, _ = allocated(C.make_optimizer(model, config).step)
     close = lambda found, wanted: found == pytest.approx(wanted, rel=0.1)
-    assert close(weights, want["weights"]) and close(moments, want["moments (2)"]) and weights == want["averages"]
+    assert close(weights, want["weights"]) and close(states, want["optimizer state"]) and weights == want["EMA weights"]
     assert close(activations, want["activations"] + want.get("weights in bf16", 0))
     assert close(activations + after, want["gradients"])                  # the activations are gone, gradients there
 
 
-def test_what_sharding_and_parts_save():
+def test_what_sharding_and_micro_batches_save():
+    """Kills: a share that only some rows have; --accumulate that saves weights, or nothing."""
     config = override(C.PRESETS["glyphs64"], batch=64, precision="float32")
     found = cost.cost_of(config)
     whole, parts = cost.memory(config, found, 8), cost.memory(C.replace(config, accumulate=4), found, 8)
     assert parts["activations"] * 4 == whole["activations"] == found.activations * 8
-    pieces = cost.memory(C.replace(config, shard=True), found, 8)
-    for name in ("weights", "gradients", "moments (2)", "averages"):
-        assert pieces[name] * 8 == whole[name]
-    assert pieces["gathered"] == 12 * found.largest + 8 * found.outside and "gathered" not in whole
+    shards = cost.memory(C.replace(config, shard=True), found, 8)
+    for name in ("weights", "gradients", "optimizer state", "EMA weights"):
+        assert shards[name] * 8 == whole[name]
+    assert shards["gathered"] == 12 * found.largest + 8 * found.outside and "gathered" not in whole
     assert cost.memory(C.replace(config, shard=True), found, 1) == cost.memory(config, found, 1)
 
 
 def test_dry_run_prints_both():
+    """Kills: columns exchanged; another batch than a process has."""
     done = program("train.py", "--dry-run", "--world-size", 8, "--precision", "bf16")
     assert done.returncode == 0, done.stderr
     config = override(C.PRESETS["glyphs64"], precision="bf16")
@@ -87,6 +87,6 @@ def test_dry_run_prints_both():
     assert f"{found.parameters:,}" in done.stdout and f"{found.flops / 1e9:,.2f} GFLOP" in done.stdout
     assert "each of 8 processes, 2 images at once" in done.stdout
     row = lambda name: re.search(rf"  {re.escape(name)} +(\S+ GiB) +(\S+ GiB)", done.stdout).groups()
-    for name in ("weights", "moments (2)", "activations"):
+    for name in ("weights", "optimizer state", "activations"):
         assert row(name) == tuple(cost.gib(cost.memory(C.replace(config, shard=split), found, 8)[name])
                                   for split in (False, True))
