@@ -48,8 +48,8 @@ def initialise(network):
     """Initialise all linear and convolutional layers. Each network calls it once, at the end of its constructor.
 
     Weights are normal with variance 1 / fan_in, biases zero. This is the default of the paper's framework (JAX, "lecun
-    normal") and three times PyTorch's variance. With PyTorch's own, log-SNR and class reach the blocks weaker by a
-    factor sqrt(3) a layer.
+    normal") and three times PyTorch's variance. With PyTorch's variance, each layer on the way would weaken log-SNR and
+    class by sqrt(3) before they reach the blocks.
     """
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
@@ -70,7 +70,7 @@ def at_resolution(height, width, resolution):
 
 
 def at_or_below(height, width, resolution):
-    """Tell whether it is that map or a smaller one: the rule of dropout_from_resolution. Resolution 0: never."""
+    """Tell whether a map of (height, width) is that resolution's map or a smaller one, as for dropout. 0: never."""
     return resolution > 0 and math.log2(math.sqrt(height * width) / resolution) < 0.5
 
 
@@ -428,8 +428,8 @@ def check_input(z, size):
 
 # ------------------------------------------------------------------------------------------ the page of the lecture
 
-def print_table_1():
-    """Recompute table 1: a convolutional layer at 256^2 x 128 and at 16^2 x 1024, batch 1024.
+def table_1():
+    """Print table 1 recomputed: a convolutional layer at 256^2 x 128 and at 16^2 x 1024, batch 1024.
 
     # Paper: its units come out only as binary ones, with five copies of the kernel (weight, gradient, Adam's two
     # states, EMA) in 32 bits, features in 16 bits, a multiply-add counted once, and compute in units of 2^40.
@@ -447,11 +447,12 @@ def print_table_1():
 
 
 def print_levels():
-    """Print where the parameters of the U-Net for ImageNet 128 are. Its settings are the first column of B.1."""
-    widths, blocks, shift = (1, 2, 4, 8, 8), (3, 4, 4, 12, 4), 2 * math.log(64 / 128)
+    """Build B.1's U-Net for ImageNet 128 and print where its parameters are."""
+    shift = 2 * math.log(64 / 128)                                        # of the schedule's end points: eq. 5
     with torch.device("meta"):                                            # shapes only: no memory, no numbers
-        model = UNet((128, 128), 128, 1024, widths, blocks, attn_resolutions=(8, 16), num_heads=4, dropout=0.1,
-                     dropout_from_resolution=16, num_classes=1000, logsnr_min=-15 + shift, logsnr_max=15 + shift)
+        model = UNet((128, 128), 128, 1024, (1, 2, 4, 8, 8), (3, 4, 4, 12, 4), attn_resolutions=(8, 16), num_heads=4,
+                     dropout=0.1, dropout_from_resolution=16, num_classes=1000, logsnr_min=-15 + shift,
+                     logsnr_max=15 + shift)
     count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6
     print("\nimagenet128_unet: where the parameters are (\"scaling the architecture\")")
     print("level   side   width   blocks down + up   attention   dropout   parameters, M")
@@ -484,7 +485,7 @@ def draw_features(path):
 
 
 def main():
-    print_table_1()
+    table_1()
     print_levels()
     draw_features("figures/unet_features.png")
     print("wrote figures/unet_features.png (size of the features, level by level, at initialisation)")

@@ -185,6 +185,7 @@ def millions(*modules):
 
 
 def print_figure_7():
+    """Print the blocks of the model for 512 px in the order of figure 7."""
     model, n = imagenet(512, "dwt_2"), 3
     row = lambda part, i, blocks, kind, size: print(
         f"{part:14s} {128 >> i:5d} {model.widths[i]:8d} {blocks:8d}   {kind:30s} {size:14.1f}")
