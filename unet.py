@@ -373,7 +373,6 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList()
         if middle:                                                        # block, attention, block, at the coarsest map
             self.middle.extend([*Level(1, block, attention), *Level(1, block)])
-            attention()                           # drawn and dropped, so that a seed gives the weights it always gave
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))   # coarsest first
         self.output = ProjectOutput(widths[0], out_channels, patching)
         initialise(self)
