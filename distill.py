@@ -39,9 +39,9 @@ from config import build_model, make_low_schedule, make_optimizer, make_schedule
 from plumbing import UserError
 from data import batches, open_run
 from nested_unet import pyramid
-from plumbing.runs import (CHECKPOINT, Interrupt, Log, autocast, choose_device, choose_precision, cores, load_weights,
-                           main_program, read_checkpoint, save_checkpoint)
-from sample import NEVER_DROPPED, averaged_model, ddim_step, guide, seed_of
+from plumbing.runs import (CHECKPOINT, Interrupt, Log, autocast, choose_device, choose_precision, cores, ema_model,
+                           load_weights, main_program, read_checkpoint, save_checkpoint)
+from sample import NEVER_DROPPED, ddim_step, guide, seed_of
 from schedule import alpha_sigma_for, diffuse, v_from_x, x_from_v
 from plumbing.t5 import Encoder
 from train import augmented, conditions, draw, draw_augmentation
@@ -275,7 +275,7 @@ def main():
     run = os.path.normpath(args.run)
     device, why = choose_device(args.device)
     state = read_checkpoint(run)
-    config, teacher = state["config"], averaged_model(state, run, device)
+    config, teacher = state["config"], ema_model(state, run, device)
     first = args.first or config.distilled_steps or 256
     rounds = ladder(first, args.to)
     if config.distilled_steps and first != config.distilled_steps:

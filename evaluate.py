@@ -46,10 +46,10 @@ from plumbing.features import (GlyphFeatures, Yardstick, described, fingerprint,
                                scene_colours, write)
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
-from plumbing.runs import (choose_device, choose_precision, kept_checkpoints, made_by, main_program, progress,
-                           read_checkpoint)
-from sample import (OVERRIDES, averaged_model, check_chain, check_levels, check_student, handoff_noise, sample_run,
-                    seed_of, words_of)
+from plumbing.runs import (choose_device, choose_precision, ema_model, kept_checkpoints, made_by, main_program,
+                           progress, read_checkpoint)
+from plumbing.sampling import OVERRIDES, check_chain, check_levels, check_student, conditions_of, words_of
+from sample import handoff_noise, image_seeds, sample_run, seed_of
 from plumbing.pictures import grid, to_uint8
 from train import real_low_res
 
@@ -79,15 +79,16 @@ def drawn_samples(run, model, config, labels, seed, device, lower=None, captions
     encoder = text.Encoder(config, device, cached=True) if config.text_encoder and k < n else None
     while k < n:
         part, start = slice(k, min(n, k + 256)), time.time()
-        seeds = [seed * 1_000_003 + i for i in range(k, part.stop)]
+        seeds = image_seeds(seed, part.stop - k, k)
         last = config.sample_steps
 
         def on_step(first, step, z, k=k):
             progress(f"{os.path.basename(run.rstrip('/'))}: drawing samples", k + first + len(z) * step // last, n)
 
-        low_res, seeds = (lower[1](part), [seed_of(i, 1) for i in seeds]) if lower else (None, seeds)
-        images = sample_run(model, config, labels[part], seeds, device, precision, on_step, low_res=low_res,
-                            captions=captions and captions[part], encoder=encoder)
+        cond = conditions_of(config, labels[part], device, captions and captions[part], encoder=encoder)
+        if lower:
+            (cond["low_res"], cond["aug_logsnr"]), seeds = lower[1](part), [seed_of(i, 1) for i in seeds]
+        images = sample_run(model, config, cond, seeds, device, precision, on_step)
         wrong = ~torch.isfinite(images).flatten(1).all(1)
         if wrong.any():
             raise UserError(f"{run}: sample {k + int(wrong.nonzero()[0])} holds values that are not finite; "
@@ -105,7 +106,7 @@ def lower_stage(below, high, labels, seed, device, handoff, s):
     schedule = make_low_schedule(high)
 
     def handed(low_res, part):
-        seeds = [seed * 1_000_003 + i for i in range(part.start, part.stop)]
+        seeds = image_seeds(seed, part.stop - part.start, part.start)
         return hand_over(low_res, handoff, s, schedule, handoff_noise(low_res.shape, seeds, 1))
 
     if not isinstance(below, tuple):
@@ -118,8 +119,9 @@ def lower_stage(below, high, labels, seed, device, handoff, s):
         precision = choose_precision(config.precision, device)
 
         def stopped(part):
-            seeds = [seed * 1_000_003 + i for i in range(part.start, part.stop)]
-            return handed(sample_run(model, config, labels[part], seeds, device, precision, stop=s), part)
+            cond = conditions_of(config, labels[part], device)
+            seeds = image_seeds(seed, part.stop - part.start, part.start)
+            return handed(sample_run(model, config, cond, seeds, device, precision, stop=s), part)
         weights = fingerprint(*(p.detach().cpu().numpy().tobytes() for p in model.parameters()))
         settings = (config.sampler, config.sample_steps, config.guidance, config.noise_param, config.clip_x, precision)
         return (weights, *settings, device.type, handoff, s), stopped
@@ -612,7 +614,7 @@ def curve(run, args, yardstick, config, device):
     points = []
     for name in kept_checkpoints(run):
         state = read_checkpoint(run, name)
-        values, *_ = measure(run, averaged_model(state, run, device), config, args, yardstick, device, ("fd",))
+        values, *_ = measure(run, ema_model(state, run, device), config, args, yardstick, device, ("fd",))
         points.append((state["images"], values["fd_train"]))
         print(f"{run}: {state['images']:,} images seen: {yardstick.name} {values['fd_train']:.2f}", flush=True)
     return points
@@ -655,7 +657,7 @@ def main():
             check_levels([state["config"] for state in states], runs, args.handoff, [args.s])
         low = override(states[0]["config"], **args.given_low)             # as in sample.py, one flag is for both stages
         check_student(low, runs[0], stop=args.s if args.handoff == "truncated" else 0.0)
-        below, runs = (runs[0], averaged_model(states[0], runs[0], device), low), runs[1:]
+        below, runs = (runs[0], ema_model(states[0], runs[0], device), low), runs[1:]
     for run in args.runs:                                                 # known before any work
         if args.handoff and read_checkpoint(run)["config"].text_encoder:
             raise UserError(f"{run}: a cascade with text can be sampled, but not measured")
@@ -665,7 +667,7 @@ def main():
                             f"and --handoff {', '.join(HANDOFFS)}")
     for run in runs:
         state = read_checkpoint(run)
-        model, config = averaged_model(state, run, device), override(state["config"], **args.given)
+        model, config = ema_model(state, run, device), override(state["config"], **args.given)
         text.check_moved(state["config"].text_encoder, config.text_encoder, run)
         check_student(config, run)
         if config.text_encoder:

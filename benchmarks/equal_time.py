@@ -27,9 +27,8 @@ from config import PRESETS
 from plumbing.settings import Parser
 from plumbing import UserError
 from plumbing.features import Yardstick
-from plumbing.runs import (choose_device, choose_precision, has_checkpoint, kept_checkpoints, main_program,
+from plumbing.runs import (choose_device, choose_precision, ema_model, has_checkpoint, kept_checkpoints, main_program,
                            read_checkpoint)
-from sample import averaged_model
 
 # folder: (what it is, preset, run that comes first, what it is for)
 RUNS = {"glyphs64": ("plain U-ViT", "glyphs64", None, None),
@@ -128,7 +127,7 @@ def judge(args):
         yardstick = Yardstick(args.folder, config, args.n, device=device)
         if use == "low":
             low = read_checkpoint(os.path.join(args.folder, first))
-            below = (os.path.join(args.folder, first), averaged_model(low, first, device), low["config"])
+            below = (os.path.join(args.folder, first), ema_model(low, first, device), low["config"])
         options = argparse.Namespace(n=args.n, first_seed=0, handoff="renoised", s=args.s)
         result[name] = []
         there = {(FIRST if first else 0) + KEEP * k: kept for kept in kept_checkpoints(folder)
@@ -139,7 +138,7 @@ def judge(args):
         for minutes in wanted:
             state = read_checkpoint(folder, there[minutes])
             figures, _, images, _ = evaluate.measure(
-                folder, averaged_model(state, folder, device), config, options, yardstick, device,
+                folder, ema_model(state, folder, device), config, options, yardstick, device,
                 ("fd", "is", "read", "pr"), below)
             seconds = figures["seconds_of_sampling"]
             seconds += figures.pop("seconds_of_low_stage", 0)

@@ -37,9 +37,8 @@ from data import open_run
 from dwt import patch_factor
 from equal_time import FIRST, KEEP
 from plumbing.features import Yardstick
-from plumbing.runs import (choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program,
-                           read_checkpoint)
-from sample import averaged_model
+from plumbing.runs import (choose_device, choose_precision, cores, ema_model, has_checkpoint, kept_checkpoints,
+                           main_program, read_checkpoint)
 from plumbing.pictures import grid
 
 GUIDANCE = 5.0
@@ -232,7 +231,7 @@ def judge(args, rows, trained, paces):
             yardstick = Yardstick(args.folder, usual, args.n, device=device)
             early = [kept for kept in kept_checkpoints(folder)[:1] if config.keep_every < config.steps]
             for at, state in [("steps", read_checkpoint(folder, kept)) for kept in early] + [("time", last)]:
-                model, found = averaged_model(state, folder, device), {}
+                model, found = ema_model(state, folder, device), {}
                 for key, guidance in (("unguided", 1.0), ("guided", GUIDANCE)):
                     setting = override(config, guidance=guidance)
                     found[key], _, images, _ = evaluate.measure(folder, model, setting, options, yardstick, device,

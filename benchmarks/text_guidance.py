@@ -20,8 +20,7 @@ from config import PRESETS
 from plumbing.settings import Parser
 from data import open_run
 from plumbing.features import Yardstick
-from plumbing.runs import choose_device, has_checkpoint, main_program, read_checkpoint
-from sample import averaged_model
+from plumbing.runs import choose_device, ema_model, has_checkpoint, main_program, read_checkpoint
 
 SCHEDULES = ("interpolated", "shifted")
 
@@ -40,7 +39,7 @@ def judge(args):
     for schedule in SCHEDULES:
         folder = os.path.join(args.folder, schedule)
         state = read_checkpoint(folder)
-        model, config = averaged_model(state, folder, device), state["config"]
+        model, config = ema_model(state, folder, device), state["config"]
         yardstick = Yardstick(args.folder, config, args.n, device=device)
         withheld = open_run(config, pairs="withheld")
         for clip in ("static", "dynamic"):

@@ -27,8 +27,7 @@ from data import Glyphs, open_source
 from evaluate import drawn_samples
 from plumbing.features import Yardstick, described, moments_of
 from measures import Moments, bootstrap, frechet_distance, variational_bound
-from plumbing.runs import kept_checkpoints, made_by, read_checkpoint
-from sample import averaged_model
+from plumbing.runs import ema_model, kept_checkpoints, made_by, read_checkpoint
 
 RUNS = {"last_week": 2400, "today": 12}                                   # images in the folder
 STEPS, KEEP, SAMPLES, REAL, ASKED = 1500, 250, 360, 3000, 96
@@ -75,7 +74,7 @@ def measured(name, data, out, yardstick):
     nearest = lambda features: torch.cdist(features, ours).amin(1).mean().item()
     for checkpoint in kept_checkpoints(out):
         state = read_checkpoint(out, checkpoint)
-        model, config = averaged_model(state, out), state["config"]
+        model, config = ema_model(state, out), state["config"]
         drawn = drawn_samples(out, model, config, [-1] * SAMPLES, 0, torch.device("cpu"))["images"]
         set_ = described(zip(torch.arange(SAMPLES).split(100), drawn.split(100)), yardstick.features)
         real, features = moments_of(yardstick.held_out), set_["features"]

@@ -86,3 +86,33 @@ def captioned(images, columns, captions, blocks=3):
         ImageDraw.Draw(sheet).text((x + width / 2, y + height + 3), text, "black", font, anchor="ma", align="center",
                                    spacing=1)
     return sheet
+
+
+class Film:
+    """Frames of a GIF of the sampling: at most 40 moments, in a cascade one stage after the other.
+
+    steps: how many steps each stage takes.
+    """
+
+    def __init__(self, steps):
+        count = max(2, 40 // len(steps))                                  # frames of a stage
+        self.moments = [{round(1 + i * (last - 1) / (count - 1)): [] for i in range(count)} for last in steps]
+
+    def keep(self, stage, k, z):
+        """Keep z (B, 3, H, W) after step k of a stage, if a frame shows it: as bytes, batch after batch."""
+        if k in self.moments[stage]:
+            self.moments[stage][k].append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
+
+    def frames(self, images):
+        """Yield the images of all stages, frame by frame: finished stages as they are, later ones grey.
+
+        images: the finished ones, [(N, 3, H, W), ...].
+        """
+        for stage, moments in enumerate(self.moments):
+            for batches in moments.values():
+                yield [*images[:stage], torch.cat(batches) / 127.5 - 1, *map(torch.zeros_like, images[stage + 1:])]
+
+
+def save_gif(frames, path):
+    """Write Pillow pictures as a GIF that repeats: 80 ms a frame, 2.5 s for the last."""
+    frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=[80] * (len(frames) - 1) + [2500])

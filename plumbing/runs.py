@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from config import Config
+from config import Config, build_model
 from plumbing.settings import override
 from plumbing import UserError
 from plumbing.files import flush_folder, keep, reason_of
@@ -302,6 +302,20 @@ def load_weights(module, state, path):
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: a checkpoint of another model ({detail})") from None
+
+
+def load_run(path, device="cpu"):
+    """Return (model, config) of a run folder: the EMA weights, in evaluation mode. Raises UserError."""
+    state = read_checkpoint(path)
+    return ema_model(state, path, device), state["config"]
+
+
+def ema_model(state, path, device="cpu"):
+    """Build the model of a checkpoint (read_checkpoint's `state`) with the EMA weights. Raises UserError."""
+    with torch.device(device):
+        model = build_model(state["config"])
+    load_weights(model, state["ema"], path)
+    return model.eval().requires_grad_(False)
 
 
 # ------------------------------------------------------------------------------------------ folder, log, progress

@@ -14,6 +14,7 @@ import config as C
 import data as D
 import evaluate as E
 from plumbing import UserError, features as X
+from plumbing.sampling import check_chain
 from plumbing.settings import override
 import sample as P
 import schedule as S
@@ -175,8 +176,8 @@ def test_truncated_has_the_law_of_renoised_when_the_lower_stage_is_perfect(sampl
         level = S.logsnr_cosine(torch.tensor(s))
         alpha, sigma = S.alpha_sigma(level)
         seeds = list(range(1500))
-        draw = lambda **kw: P.sample_run(Gaussian(), config, [-1] * 1500, seeds, torch.device("cpu"), "float32", **kw)
-        stopped, whole = draw(batch=500, stop=s), draw(batch=500)
+        cpu = torch.device("cpu")
+        stopped, whole = (P.sample_run(Gaussian(), config, {}, seeds, cpu, "float32", stop=stop) for stop in (s, 0.0))
         noise = P.handoff_noise(whole.shape, seeds, 1)
         for handoff, image in (("truncated", stopped), ("renoised", whole)):
             z, told = K.hand_over(image, handoff, s, S.logsnr_cosine, noise)
@@ -408,15 +409,15 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     monkeypatch.setattr(X.Yardstick, "trained", lambda self, config: dict(trained(self, config, 64, 36), accuracy=0.99))
     monkeypatch.setattr(X, "train_glyph_net", lambda images, answers, heads: train(images, answers, heads, 3, 32))
     drawn, run = [], E.sample_run
-    monkeypatch.setattr(E, "sample_run", lambda model, config, labels, *rest, **kw: drawn.append(
-        (config.size[0], kw.get("stop", 0), kw.get("low_res"))) or run(model, config, labels, *rest, **kw))
+    monkeypatch.setattr(E, "sample_run", lambda model, config, cond, *rest, **kw: drawn.append(
+        (config.size[0], kw.get("stop", 0), cond)) or run(model, config, cond, *rest, **kw))
     common = [chain / "a", chain / "b", "--n", "24", "--n-real", "40", "--device", "cpu"]
     assert run_here(E, [*common, "--handoff", "renoised", "--sweep", "s=0,0.5"]) == (None, "")
     assert [size for size, *_ in drawn] == [16, 32, 32, 32, 32]  # the low stage once; made and real, two levels
-    levels = [low_res[1][0].item() for _, _, low_res in drawn[1:]]
+    levels = [cond["aug_logsnr"][0].item() for _, _, cond in drawn[1:]]
     assert levels[0] == levels[1] == math.inf and levels[2] == levels[3] < 10
-    assert_close(drawn[3][2][1], S.logsnr_shifted(torch.tensor(0.5), 16, 32).expand(24))
-    assert all(0.3 < low_res[0].abs().max() <= 1 for _, _, low_res in drawn[1:3])                # images in [-1, 1]
+    assert_close(drawn[3][2]["aug_logsnr"], S.logsnr_shifted(torch.tensor(0.5), 16, 32).expand(24))
+    assert all(0.3 < cond["low_res"].abs().max() <= 1 for _, _, cond in drawn[1:3])             # images in [-1, 1]
     rows = json.loads((chain / "b" / "sweep_s_renoised.json").read_text())["rows"]
     assert [(row["s"], row["low_res"]) for row in rows] == [(0, "made"), (0, "real"), (0.5, "made"), (0.5, "real")]
     assert len({row["fd_train"] for row in rows}) == 4
@@ -433,10 +434,10 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
 
 def test_each_stage_is_drawn_in_its_own_precision(monkeypatch):
     seen = []
-    monkeypatch.setattr(P, "sample_run", lambda model, config, labels, seeds, device, precision, *_, **__: seen.append(
-        precision) or torch.zeros(len(labels), 3, *config.size))
+    monkeypatch.setattr(P, "sample_run", lambda model, config, cond, seeds, device, precision, *_, **__: seen.append(
+        precision) or torch.zeros(len(seeds), 3, *config.size))
     stages = [C.PRESETS["glyphs16"], C.PRESETS["glyphs64_sr"]]
-    P.sample_chain([None, None], stages, [0], [0], torch.device("cpu"), ["float32", "bf16"], "clean")
+    P.sample_chain([None, None], stages, [{}, {}], [0], torch.device("cpu"), ["float32", "bf16"], "clean")
     assert seen == ["float32", "bf16"]
 
 
@@ -471,6 +472,6 @@ def test_presets_of_cdm():
         assert c.dropout == 0 or c.dropout_from_resolution >= size        # everywhere
     assert p["cdm256_sr"].aug_blur == 0.5 and (p["cdm256_sr"].blur_low, p["cdm256_sr"].blur_high) == (0.4, 0.6)
     assert p["cdm64_sr"].aug_noise > 0 == p["cdm64_sr"].aug_blur
-    P.check_chain([p["cdm32"], p["cdm64_sr"], p["cdm256_sr"]], ["32", "64", "256"])
-    P.check_chain([p["glyphs16"], p["glyphs64_sr"]], ["16", "64"])
+    check_chain([p["cdm32"], p["cdm64_sr"], p["cdm256_sr"]], ["32", "64", "256"])
+    check_chain([p["glyphs16"], p["glyphs64_sr"]], ["16", "64"])
     assert D.Glyphs((16, 16)).classes == D.Glyphs((64, 64)).classes
