@@ -51,6 +51,7 @@ from plumbing.runs import (choose_device, choose_precision, ema_model, kept_chec
 from plumbing.sampling import OVERRIDES, check_chain, check_levels, check_student, conditions_of, words_of
 from sample import handoff_noise, image_seeds, sample_run, seed_of
 from plumbing.pictures import grid, to_uint8
+from plumbing.t5 import Encoder, check_moved
 from train import real_low_res
 
 
@@ -76,7 +77,7 @@ def drawn_samples(run, model, config, labels, seed, device, lower=None, captions
     k = len(have["labels"])
     if have["labels"][:n].tolist() != labels[:k]:                         # other labels than now: of no use
         have, k = dict(have, images=have["images"][:0], labels=have["labels"][:0], seconds=0.0), 0
-    encoder = text.Encoder(config, device, cached=True) if config.text_encoder and k < n else None
+    encoder = Encoder(config, device, cached=True) if config.text_encoder and k < n else None
     while k < n:
         part, start = slice(k, min(n, k + 256)), time.time()
         seeds = image_seeds(seed, part.stop - k, k)
@@ -219,7 +220,7 @@ def likelihood(model, config, yardstick, n, seed, device, source=None):
         raise UserError(f"{config.data}: {len(images)} image(s) that can be read; bits per dimension want 2 or more")
     if tuple(source.classes) != config.class_names:                       # a held-out folder need not have the classes
         labels = [-1] * len(images)
-    encoder = text.Encoder(config, device, cached=source is yardstick.source) if config.text_encoder else None
+    encoder = Encoder(config, device, cached=source is yardstick.source) if config.text_encoder else None
     generator, parts = torch.Generator().manual_seed(seed), []
     for first in range(0, len(images), 16):
         x = torch.stack(images[first:first + 16]).to(device)
@@ -668,10 +669,10 @@ def main():
     for run in runs:
         state = read_checkpoint(run)
         model, config = ema_model(state, run, device), override(state["config"], **args.given)
-        text.check_moved(state["config"].text_encoder, config.text_encoder, run)
+        check_moved(state["config"].text_encoder, config.text_encoder, run)
         check_student(config, run)
         if config.text_encoder:
-            text.Encoder(config, device, cached=True)                     # can it be had? Known before any work
+            Encoder(config, device, cached=True)                     # can it be had? Known before any work
         if args.sweep:
             sweep_values(args.sweep, config)                              # a mistake in it: known before any work
         yardstick = Yardstick(os.path.dirname(os.path.abspath(runs[0])), config, args.n, args.n_real, args.features,

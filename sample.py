@@ -37,11 +37,12 @@ from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
 def ddpm_step(z_t, x_hat, logsnr_t, logsnr_s, noise_param=0.2, noise=None):
     """Take the ancestral step z_t -> z_s: draw from q(z_s | z_t, x = x_hat), eq. 3, with an interpolated variance.
 
+    It is the listing `ddpm_sampler_step` of appendix A, given x_hat. noise: N(0, 1), drawn if None.
+
     With c = 1 - exp(lambda_t - lambda_s) the transition has variance sigma^2_{t|s} = c sigma_t^2, the posterior
     c sigma_s^2. They are an upper and a lower bound on the variance of the true reverse step: the upper one is exact
     for data from N(0, 1), the lower one for data that are a single point. noise_param = nu interpolates their logs,
-    from the lower (0) to the upper (1). The paper takes 0.2, and 1.0 for its FID on COCO. noise: N(0, 1), drawn if
-    None.
+    from the lower (0) to the upper (1). The paper takes 0.2, and 1.0 for its FID on COCO.
 
     # Paper: prints the log variances as (1 - exp(..)) + log_sigmoid(..); the first term must be log(1 - exp(..)). It
     # names them min_lvar, then min_logvar, and does not define alpha_st: it is alpha_s / alpha_t.
@@ -121,7 +122,7 @@ CLIPS = {"static": clip_static, "dynamic": clip_dynamic, "none": lambda x: x}
 
 
 def guide(v_cond, v_null, w):
-    """Eq. 7, for v (as well as eps or x): (1 + eta) v_cond - eta v_null, w = 1 + eta. w = 1 gives v_cond, exactly."""
+    """Apply eq. 7 to v (or eps, or x): (1 + eta) v_cond - eta v_null with w = 1 + eta. w = 1 gives v_cond, exactly."""
     return v_cond + (w - 1) * (v_cond - v_null)
 
 
@@ -129,15 +130,15 @@ NEVER_DROPPED = ("low_res", "aug_logsnr", "portrait")
 
 
 def null_condition(cond, negative=None):
-    """Return the conditions without what guidance drops. `negative`, if given, takes its place.
+    """Return the conditions of the second evaluation of guidance: `negative`, or none, in place of the label or text.
 
-    The low-res image of a super-resolution model and the portrait flag stay: no model has learned to go without.
+    The low-res image of a super-resolution model and the portrait flag stay, since training never drops them.
     """
     return {key: cond[key] for key in NEVER_DROPPED if key in cond} | (negative or {})
 
 
 def predict_x(model, z_t, logsnr_t, cond, guidance=1.0, negative=None, clip="static"):
-    """Predict x (B, C, H, W) from z_t, guided and clipped."""
+    """Predict x from z_t, guided and clipped. Return x_hat (B, C, H, W)."""
     v = model(z_t, logsnr_t, cond)
     if guidance != 1:                                                     # w = 1 costs one evaluation, not two
         v = guide(v, model(z_t, logsnr_t, null_condition(cond, negative)), guidance)
@@ -151,15 +152,18 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
     """Draw images (B, C, H, W) in [-1, 1]: the listing `sample` of appendix A.
 
     schedule     t -> logsnr
-    cond         dict of conditions of the B images, as the model takes it
-    shape        (C, H, W); seeds: B integers. Image i depends on seeds[i] alone, not on the rest of the batch
-    steps        N, with N evaluations of the network, twice as many with guidance
+    cond         conditions of the B images, a dict as the model takes it
+    shape        (C, H, W)
+    seeds        B integers. Image i depends on seeds[i] alone, not on the rest of the batch
+    steps        N. They cost N evaluations of the network, 2 N with guidance
     sampler      "ddpm" (the paper's), "ddim", or "stochastic" (for distilled models)
-    guidance     w of eq. 7; 1 = off. negative: conditions to lead away from, where otherwise there are none
-    noise_param  nu of ddpm_step. clip: of x_hat, one of CLIPS
-    lowest_idx   index of the time at which the last prediction is returned. With 0 the loop takes one more step, to
-                 t = 0, and the network sees a clean z: N + 1 evaluations
-    on_step      called as on_step(k, z, x_hat) after evaluation k = 1, 2, ...
+    guidance     w of eq. 7; 1 = off
+    noise_param  nu of ddpm_step
+    clip         how to clip x_hat, one of CLIPS
+    lowest_idx   0 or 1: the last prediction is made at time lowest_idx / N and returned without noise. With 0 the loop
+                 goes on to t = 0, where the network sees a clean z; this costs one evaluation more
+    on_step      called as on_step(k, z, x_hat) after prediction k = 1, 2, ...
+    negative     conditions that guidance leads away from (default: none, eq. 7)
 
     # Paper: does not say the number of steps; 256 is ours. Its last lines use an alpha_t and a sigma_t that are never
     # set; they must be those of lowest_idx.
@@ -233,7 +237,7 @@ def sample_truncated(model, schedule, cond, shape, seeds, s, steps=256, sampler=
 
 def sample_chain(models, configs, conds, seeds, device, precisions, handoff="renoised", s=(0.0,), on_step=None,
                  negatives=None, **last):
-    """Draw images by a cascade (cascade.py). Return those of each stage, [(N, 3, H, W), ...], lowest stage first.
+    """Draw n images by a cascade (cascade.py). Return those of each stage, [(n, 3, H, W), ...], lowest stage first.
 
     models, configs, conds, precisions, negatives have one entry for each stage; s has one for each handoff.
     on_step is called as on_step(stage, first, k, z). last: options of sample_run for the last stage alone.
@@ -245,19 +249,19 @@ def sample_chain(models, configs, conds, seeds, device, precisions, handoff="ren
             noise = handoff_noise(images[-1].shape, seeds, stage)
             low_res, aug_logsnr = hand_over(images[-1], handoff, s[stage - 1], make_low_schedule(config), noise)
             cond = dict(cond, low_res=low_res, aug_logsnr=aug_logsnr)
-        stop = s[stage] if handoff == "truncated" and not is_last else 0.0
-        images.append(sample_run(
-            model, config, cond, [seed_of(seed, stage) for seed in seeds] if stage else seeds, device, precision,
-            on_step and functools.partial(on_step, stage), negatives and negatives[stage], stop=stop,
-            **(last if is_last else {})))
+        options = dict(last if is_last else {}, stop=s[stage] if handoff == "truncated" and not is_last else 0.0)
+        stage_seeds = [seed_of(seed, stage) for seed in seeds] if stage else seeds
+        images.append(sample_run(model, config, cond, stage_seeds, device, precision,
+                                 on_step and functools.partial(on_step, stage), negatives and negatives[stage],
+                                 **options))
     return images
 
 
 def seed_of(seed, *use):
-    """Return another seed for another use of the same seed.
+    """Derive a seed for another use of the same seed: a later stage, the noise of a handoff.
 
-    PyTorch's CPU generator reads only the low 32 bits of a seed: if each stage added a large number to it, two stages
-    would start from the same noise.
+    PyTorch's CPU generator reads only the low 32 bits of a seed: if a stage added a large number to it instead, two
+    stages could start from the same noise.
     """
     return int(np.random.SeedSequence((seed, *use)).generate_state(1)[0])
 
@@ -270,24 +274,24 @@ def handoff_noise(shape, seeds, stage):
 # ------------------------------------------------------------------------------------------ runs
 
 def image_seeds(seed, n, first=0):
-    """Return the seeds of n images of the set `seed`, from image `first` on. Two sets share none (up to a million)."""
+    """Return the seeds of n images, from image `first` on, of the set `seed`. Sets of a million share no seed."""
     return [seed * 1_000_003 + i for i in range(first, first + n)]
 
 
 def sample_run(model, config, cond, seeds, device, precision, on_step=None, negative=None, stop=0.0, lowest_idx=1,
                levels=False):
-    """Draw an image for each seed, by the sampler, steps and guidance of config, in batches. Return them on the CPU.
+    """Draw an image for each seed with the settings of config, in batches. Return them on the CPU, (n, 3, H, W).
 
-    cond, negative   as in sample(), a row for each image: conditions_of
-    stop             a time s > 0: stop there (sample_truncated)
-    levels           of a nested model return all levels side by side, not the highest alone
+    cond, negative   as in sample(), with n rows: plumbing.sampling.conditions_of
     on_step          called as on_step(first, k, z) for the batch that begins with image `first`
+    stop             a time s > 0: stop there (sample_truncated)
+    levels           for a nested model: return all levels side by side, not the highest alone
     """
     draw, shape, show = sample, (3, *config.size), lambda z: z
     options = dict(steps=config.sample_steps, sampler=config.sampler, noise_param=config.noise_param,
                    clip=config.clip_x, device=device)
     options["guidance"] = config.guidance if config.calls == 2 else 1.0
-    if config.guidance_max:                                               # a distilled model takes w as a condition
+    if config.guidance_max:                                               # this distilled model takes w as a condition
         cond = dict(cond, guidance=torch.full((len(seeds),), config.guidance))
     if config.outer_channels:
         draw, shape = sample_levels, [(3, *size) for size in config.sizes]
@@ -299,11 +303,12 @@ def sample_run(model, config, cond, seeds, device, precision, on_step=None, nega
     images = []
     for first in range(0, len(seeds), BATCH):
         rows = slice(first, first + BATCH)
-        some = {key: values[rows].to(device) for key, values in cond.items()}
+        batch_cond = {key: values[rows].to(device) for key, values in cond.items()}
         options["negative"] = negative and {key: values[rows] for key, values in negative.items()}
         options["on_step"] = on_step and (lambda k, z, x_hat: on_step(first, k, show(z)))
         with torch.no_grad(), autocast(precision, device):
-            images.append(show(draw(model, make_schedule(config), some, shape, seeds[rows], **options)).cpu())
+            z = draw(model, make_schedule(config), batch_cond, shape, seeds[rows], **options)
+        images.append(show(z).cpu())
     return torch.cat(images)
 
 
@@ -334,11 +339,9 @@ def main():
     n, predictions = len(sheet.labels), predictions_of(configs, handoff, s, args.lowest_idx)
     introduce(n, configs, predictions, precisions, device, why)
 
-    conds, negatives = [], []
-    for config in configs:
-        told = functools.partial(conditions_of, config, sheet.labels, device, portrait=args.portrait)
-        conds.append(told(sheet.captions))
-        negatives.append(told([args.negative] * n) if args.negative and config.text_encoder else None)
+    conds = [conditions_of(config, sheet.labels, device, sheet.captions, args.portrait) for config in configs]
+    negatives = [conditions_of(config, sheet.labels, device, [args.negative] * n, args.portrait)
+                 if args.negative and config.text_encoder else None for config in configs]
     if args.compile:
         models = [compiled(model, device) for model in models]
     film = Film(predictions) if args.gif else None

@@ -5,7 +5,8 @@
     shard.py      weights and optimizer state split over processes
     files.py      files that are written whole or not at all
     images.py     decode any image file safely
-    pictures.py   sheets of samples, captions, matplotlib
+    sampling.py   the command line of sample.py, what its sheets show
+    pictures.py   sheets of samples, captions, GIFs, matplotlib
     t5.py         a frozen T5 and its cache
     features.py   the networks that grade samples
     cost.py       parameters, FLOPs and memory before a run

@@ -34,7 +34,7 @@ def test_the_same_seed_is_the_same_sheet_and_rows_are_independent(run, tmp_path)
     two, again, other = (drawn(run, tmp_path / "a.png", "--labels", "A,7", "--n", 2, *seed)
                          for seed in ([], [], ["--seed", 1]))
     assert np.array_equal(two, again) and not np.array_equal(two, other)
-    assert np.array_equal(drawn(run, tmp_path / "a.png", "--labels", "0,33", "--n", 2), two)    # 33 is the number of 7
+    assert np.array_equal(drawn(run, tmp_path / "a.png", "--labels", "A,33", "--n", 2), two)    # 33 is the number of 7
     one = drawn(run, tmp_path / "a.png", "--labels", "A", "--n", 2)
     assert np.array_equal(two[:48], one)
 
