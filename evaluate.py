@@ -46,12 +46,13 @@ from plumbing.features import (GlyphFeatures, Yardstick, described, fingerprint,
                                scene_colours, write)
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
-from plumbing.runs import (choose_device, choose_precision, kept_checkpoints, made_by, main_program, progress,
-                           read_checkpoint)
-from sample import (OVERRIDES, ema_model, check_chain, check_levels, check_student, handoff_noise, sample_run,
-                    seed_of, words_of)
+from plumbing.runs import (choose_device, choose_precision, ema_model, kept_checkpoints, made_by, main_program,
+                           progress, read_checkpoint)
+from plumbing.sampling import OVERRIDES, check_chain, check_levels, check_student, conditions_of, words_of
+from sample import handoff_noise, image_seeds, sample_run, seed_of
 from plumbing.pictures import grid, to_uint8
-from plumbing.training import real_low_res
+from plumbing.t5 import Encoder, check_moved
+from train import real_low_res
 
 
 # ------------------------------------------------------------------------------------------ the samples of a run
@@ -76,18 +77,19 @@ def drawn_samples(run, model, config, labels, seed, device, lower=None, captions
     k = len(have["labels"])
     if have["labels"][:n].tolist() != labels[:k]:                         # other labels than now: of no use
         have, k = dict(have, images=have["images"][:0], labels=have["labels"][:0], seconds=0.0), 0
-    encoder = text.Encoder(config, device, cached=True) if config.text_encoder and k < n else None
+    encoder = Encoder(config, device, cached=True) if config.text_encoder and k < n else None
     while k < n:
         part, start = slice(k, min(n, k + 256)), time.time()
-        seeds = [seed * 1_000_003 + i for i in range(k, part.stop)]
+        seeds = image_seeds(seed, part.stop - k, k)
         last = config.sample_steps
 
         def on_step(first, step, z, k=k):
             progress(f"{os.path.basename(run.rstrip('/'))}: drawing samples", k + first + len(z) * step // last, n)
 
-        low_res, seeds = (lower[1](part), [seed_of(i, 1) for i in seeds]) if lower else (None, seeds)
-        images = sample_run(model, config, labels[part], seeds, device, precision, on_step, low_res=low_res,
-                            captions=captions and captions[part], encoder=encoder)
+        cond = conditions_of(config, labels[part], device, captions and captions[part], encoder=encoder)
+        if lower:
+            (cond["low_res"], cond["aug_logsnr"]), seeds = lower[1](part), [seed_of(i, 1) for i in seeds]
+        images = sample_run(model, config, cond, seeds, device, precision, on_step)
         wrong = ~torch.isfinite(images).flatten(1).all(1)
         if wrong.any():
             raise UserError(f"{run}: sample {k + int(wrong.nonzero()[0])} holds values that are not finite; "
@@ -105,7 +107,7 @@ def lower_stage(below, high, labels, seed, device, handoff, s):
     schedule = make_low_schedule(high)
 
     def handed(low_res, part):
-        seeds = [seed * 1_000_003 + i for i in range(part.start, part.stop)]
+        seeds = image_seeds(seed, part.stop - part.start, part.start)
         return hand_over(low_res, handoff, s, schedule, handoff_noise(low_res.shape, seeds, 1))
 
     if not isinstance(below, tuple):
@@ -118,8 +120,9 @@ def lower_stage(below, high, labels, seed, device, handoff, s):
         precision = choose_precision(config.precision, device)
 
         def stopped(part):
-            seeds = [seed * 1_000_003 + i for i in range(part.start, part.stop)]
-            return handed(sample_run(model, config, labels[part], seeds, device, precision, stop=s), part)
+            cond = conditions_of(config, labels[part], device)
+            seeds = image_seeds(seed, part.stop - part.start, part.start)
+            return handed(sample_run(model, config, cond, seeds, device, precision, stop=s), part)
         weights = fingerprint(*(p.detach().cpu().numpy().tobytes() for p in model.parameters()))
         settings = (config.sampler, config.sample_steps, config.guidance, config.noise_param, config.clip_x, precision)
         return (weights, *settings, device.type, handoff, s), stopped
@@ -217,7 +220,7 @@ def likelihood(model, config, yardstick, n, seed, device, source=None):
         raise UserError(f"{config.data}: {len(images)} image(s) that can be read; bits per dimension want 2 or more")
     if tuple(source.classes) != config.class_names:                       # a held-out folder need not have the classes
         labels = [-1] * len(images)
-    encoder = text.Encoder(config, device, cached=source is yardstick.source) if config.text_encoder else None
+    encoder = Encoder(config, device, cached=source is yardstick.source) if config.text_encoder else None
     generator, parts = torch.Generator().manual_seed(seed), []
     for first in range(0, len(images), 16):
         x = torch.stack(images[first:first + 16]).to(device)
@@ -666,10 +669,10 @@ def main():
     for run in runs:
         state = read_checkpoint(run)
         model, config = ema_model(state, run, device), override(state["config"], **args.given)
-        text.check_moved(state["config"].text_encoder, config.text_encoder, run)
+        check_moved(state["config"].text_encoder, config.text_encoder, run)
         check_student(config, run)
         if config.text_encoder:
-            text.Encoder(config, device, cached=True)                     # can it be had? Known before any work
+            Encoder(config, device, cached=True)                     # can it be had? Known before any work
         if args.sweep:
             sweep_values(args.sweep, config)                              # a mistake in it: known before any work
         yardstick = Yardstick(os.path.dirname(os.path.abspath(runs[0])), config, args.n, args.n_real, args.features,

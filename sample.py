@@ -1,48 +1,49 @@
-"""From noise to pictures: DDPM and DDIM steps, clipping, guidance, the loop; as a program, from a run to a PNG or GIF.
+"""From noise to images: the steps, clipping, guidance and the loop of appendix A; then nested models and cascades.
+As a program: from the folder of a run to a PNG and a GIF.
 
-Paper: simple diffusion, appendix A ("Sampling", "Classifier-free guidance"), section 2 (eq. 3); Matryoshka Diffusion 3:
-all levels step together; Cascaded Diffusion 3: what one stage hands to the next.
-Read before: schedule.py, train.py; nested_unet.py for several levels, cascade.py for several stages.
+Paper: simple diffusion, appendix A ("Sampling", "Classifier-free guidance") and section 2 (eq. 3); Matryoshka
+Diffusion, section 3 (all levels step together); Cascaded Diffusion, section 3 (from stage to stage).
+Read before: schedule.py, train.py; nested_unet.py for levels, cascade.py for stages. After: distill.py, measures.py.
 
-    python sample.py runs/glyphs64                       a grid, some images of each class
+    python sample.py runs/glyphs64                       a sheet, four images of each class
     python sample.py runs/glyphs64 --labels A,B,7 --n 8 --guidance 4 --gif letters.gif
     python sample.py runs/glyphs64_text --text "a blue serif Q on striped yellow" --text "a white 7 on red"
     python sample.py runs/glyphs64_nested --levels --gif levels.gif         every level of a nested model
     python sample.py runs/glyphs16 runs/glyphs64_sr --handoff renoised --s 0.3 --labels A,B,7        a cascade
 
-Shapes: z, x_hat (B, C, H, W); logsnr_t, logsnr_s scalars or (B,), s < t one step closer to the image.
+Shapes: z, x_hat, v (B, C, H, W). logsnr_t and logsnr_s are scalars or (B,); s < t is one step closer to the image.
 
 # Paper: eq. 3 prints N(z_t | ...) for the law of z_s, and calls the posterior's variance sigma without the square.
 """
 import functools
-import math
-import os
 import sys
 
 import numpy as np
 import torch
 
-from cascade import HANDOFFS, hand_over
-from plumbing.settings import Parser, add_fields, override
+from cascade import hand_over
 from config import make_low_schedule, make_schedule
-from plumbing import UserError
 from data import turned_back
-from plumbing.pictures import captioned, grid, side_by_side
-from plumbing.runs import autocast, choose_device, choose_precision, ema_model, load_run, main_program, progress
+from plumbing import UserError
+from plumbing.pictures import Film, save_gif, side_by_side
+from plumbing.runs import autocast, choose_device, choose_precision, load_run, main_program, progress
+from plumbing.sampling import (BATCH, captions_of, check_cascade, compiled, conditions_of, handoffs, introduce, parse,
+                               predictions_of, sheet_of, sheet_wanted, stages_of)
 from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
-from plumbing.t5 import Encoder, check_moved
 
 
 # ------------------------------------------------------------------------------------------ one step (appendix A)
 
 def ddpm_step(z_t, x_hat, logsnr_t, logsnr_s, noise_param=0.2, noise=None):
-    """Ancestral step z_t -> z_s: a draw from q(z_s | z_t, x = x_hat), eq. 3, with the variance chosen in between.
+    """Take the ancestral step z_t -> z_s: draw from q(z_s | z_t, x = x_hat), eq. 3, with an interpolated variance.
 
-    With c = 1 - exp(lambda_t - lambda_s), sigma^2_{t|s} = c sigma_t^2 and the posterior's variance is c sigma_s^2. They
-    are the upper and the lower bound on the variance of the true reverse step (exact if the data are N(0, 1), or a
-    single point); noise_param = nu goes from the lower (0) to the upper (1) in logs. noise: N(0, 1), drawn if None.
+    It is the listing `ddpm_sampler_step` of appendix A, given x_hat. noise: N(0, 1), drawn if None.
 
-    0.2 is the paper's, 1.0 for its FID on COCO.
+    With c = 1 - exp(lambda_t - lambda_s) the transition has variance sigma^2_{t|s} = c sigma_t^2, the posterior
+    c sigma_s^2. They are an upper and a lower bound on the variance of the true reverse step: the upper one is exact
+    for data from N(0, 1), the lower one for data that are a single point. noise_param = nu interpolates their logs,
+    from the lower (0) to the upper (1). The paper takes 0.2, and 1.0 for its FID on COCO.
+
     # Paper: prints the log variances as (1 - exp(..)) + log_sigmoid(..); the first term must be log(1 - exp(..)). It
     # names them min_lvar, then min_logvar, and does not define alpha_st: it is alpha_s / alpha_t.
     """
@@ -59,15 +60,15 @@ def ddpm_step(z_t, x_hat, logsnr_t, logsnr_s, noise_param=0.2, noise=None):
 
 
 def ddim_step(z_t, x_hat, logsnr_t, logsnr_s):
-    """Deterministic step (Song et al.): keep the predicted x and eps, change their proportions."""
+    """Take the deterministic step of Song et al.: keep the predicted x and eps, change their proportions."""
     return diffuse(x_hat, eps_from_x(z_t, x_hat, logsnr_t), logsnr_s)
 
 
 def renoise_step(z_t, x_hat, logsnr_t, logsnr_k, logsnr_s, noise=None):
-    """The stochastic step of distilled models (Meng et al. 2023): z_t -> z_s by a deterministic step of twice the
-    length, to k < s, and back up to s by fresh noise: z_s = (alpha_s / alpha_k) z_k + sigma_{s|k} eps.
+    """Take the stochastic step of distilled models (Meng et al. 2023): a deterministic step of twice the length, from
+    z_t to z_k with k < s, then back up to s with fresh noise: z_s = (alpha_s / alpha_k) z_k + sigma_{s|k} eps.
 
-    sigma^2_{s|k} = (1 - exp(lambda_s - lambda_k)) sigma_s^2, so that the variance at s comes out at sigma_s^2 again.
+    sigma^2_{s|k} = (1 - exp(lambda_s - lambda_k)) sigma_s^2, so the variance at s is sigma_s^2 again.
     """
     logsnr_k, logsnr_s = torch.as_tensor(logsnr_k), torch.as_tensor(logsnr_s)
     z_k = ddim_step(z_t, x_hat, logsnr_t, logsnr_k)
@@ -78,15 +79,39 @@ def renoise_step(z_t, x_hat, logsnr_t, logsnr_k, logsnr_s, noise=None):
     return alpha_s / alpha_k * z_k + variance.clamp(min=0).sqrt() * noise
 
 
+def sampler_step(z_t, x_hat, logsnr, t, sampler="ddpm", noise_param=0.2, generators=()):
+    """Step from time t to t - 1, both indices of logsnr (N + 1,), by "ddpm", "ddim" or "stochastic"."""
+    if sampler == "ddim":
+        return ddim_step(z_t, x_hat, logsnr[t], logsnr[t - 1])
+    noise = draw_noise(z_t.shape[1:], generators, z_t.device)
+    if sampler == "ddpm":
+        return ddpm_step(z_t, x_hat, logsnr[t], logsnr[t - 1], noise_param, noise)
+    if sampler == "stochastic":
+        return renoise_step(z_t, x_hat, logsnr[t], logsnr[max(t - 2, 0)], logsnr[t - 1], noise)
+    raise ValueError(f"sampler {sampler!r}: want ddpm, ddim or stochastic")
+
+
+def generators_of(seeds):
+    """Return a random generator for each image, on the CPU: a seed gives the same image in any batch, on any device."""
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def draw_noise(shape, generators, device="cpu"):
+    """Draw N(0, I) of shape (B, *shape), each image by its own generator."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+
+
+# ------------------------------------------------------------------------------------------ clipping and guidance
+
 def clip_static(x):
-    """Images live in [-1, 1]; a prediction outside is pulled back."""
+    """Clip to [-1, 1], the range of images."""
     return x.clamp(-1, 1)
 
 
 def clip_dynamic(x, percentile=0.995):
-    """Imagen's dynamic thresholding, per image: s = the percentile of |x|, at least 1; clip to [-s, s], divide by s.
+    """Clip each image to [-s, s] and divide it by s, the percentile of its |x|, at least 1 (Imagen).
 
-    With strong guidance most pixels leave the range; clipping them all gives burnt colours, dividing does not.
+    With strong guidance most pixels leave [-1, 1]. Clipping all of them burns the colours, dividing does not.
     """
     s = torch.quantile(x.abs().flatten(1), percentile, dim=1).clamp(min=1)
     s = s.reshape(-1, *[1] * (x.ndim - 1))
@@ -97,458 +122,251 @@ CLIPS = {"static": clip_static, "dynamic": clip_dynamic, "none": lambda x: x}
 
 
 def guide(v_cond, v_null, w):
-    """Eq. 7, for v (as well as eps or x): (1 + eta) v_cond - eta v_null, w = 1 + eta. w = 1 gives v_cond, exactly."""
+    """Apply eq. 7 to v (or eps, or x): (1 + eta) v_cond - eta v_null with w = 1 + eta. w = 1 gives v_cond, exactly."""
     return v_cond + (w - 1) * (v_cond - v_null)
+
+
+NEVER_DROPPED = ("low_res", "aug_logsnr", "portrait")
+
+
+def null_condition(cond, negative=None):
+    """Return the conditions of the second evaluation of guidance: `negative`, or none, in place of the label or text.
+
+    The low-res image of a super-resolution model and the portrait flag stay, since training never drops them.
+    """
+    return {key: cond[key] for key in NEVER_DROPPED if key in cond} | (negative or {})
+
+
+def predict_x(model, z_t, logsnr_t, cond, guidance=1.0, negative=None, clip="static"):
+    """Predict x from z_t, guided and clipped. Return x_hat (B, C, H, W)."""
+    v = model(z_t, logsnr_t, cond)
+    if guidance != 1:                                                     # w = 1 costs one evaluation, not two
+        v = guide(v, model(z_t, logsnr_t, null_condition(cond, negative)), guidance)
+    return CLIPS[clip](x_from_v(z_t, v, logsnr_t))
 
 
 # ------------------------------------------------------------------------------------------ the loop (appendix A)
 
-NEVER_DROPPED = ("low_res", "aug_logsnr", "portrait")                     # by guidance: all other conditions are
-
-
 def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guidance=1.0, noise_param=0.2,
-           clip="static", lowest_idx=1, device="cpu", on_step=None, stop=0.0, negative=None):
-    """Images (B, C, H, W) in [-1, 1] from `model`, by `steps` network evaluations (twice that with guidance).
+           clip="static", lowest_idx=1, device="cpu", on_step=None, negative=None):
+    """Draw images (B, C, H, W) in [-1, 1]: the listing `sample` of appendix A.
 
-    schedule    t -> logsnr
-    cond        conditions of the B images; guidance drops them all but the low-res image of a super-resolution model
-                and the portrait flag
-    negative    conditions for guidance to lead away from, in the place of dropped ones: eq. 7 with cond' for no cond
-    sampler     "ddpm" (the paper's), "ddim", or "stochastic" (distilled models); noise_param: of ddpm alone
-    guidance    w of eq. 7, 1 = off
-    clip        of x_hat, one of CLIPS: "static", "dynamic", "none"
-    shape       (C, H, W)
-                A nested model has a list of schedules and of shapes, highest level first. Its levels begin as noises of
-                their own and take each step together, each with its own alpha and sigma, all clipped, all guided; the
-                result is the list of the levels, as are z and x_hat for on_step.
-    seeds       B integers, one an image: image i depends on seeds[i] alone, whatever else is in the batch
-    lowest_idx  0 or 1, as in the paper: the time index at which the last prediction is returned, without noise. With 1,
-                N steps cost N evaluations. With 0 the loop goes on to t = 0 and looks once more, at a clean z: N + 1.
-    on_step     called as on_step(k, z, x_hat) after evaluation k = 1, 2, ...
-    stop        a time s: stop there and return z_s as it is, noisy ("truncated", cascade.py); 0 = go to the end. The
-                steps from 1 to s are then as long as they would have been: (1 - s) of them, rounded.
-    Raises ValueError for another sampler or clip.
-    # Paper: silent on the number of steps, 256 is ours. Its `sample` ends with an alpha_t, sigma_t that it never sets:
-    # we take those of lowest_idx.
+    schedule     t -> logsnr
+    cond         conditions of the B images, a dict as the model takes it
+    shape        (C, H, W)
+    seeds        B integers. Image i depends on seeds[i] alone, not on the rest of the batch
+    steps        N. They cost N evaluations of the network, 2 N with guidance
+    sampler      "ddpm" (the paper's), "ddim", or "stochastic" (for distilled models)
+    guidance     w of eq. 7; 1 = off
+    noise_param  nu of ddpm_step
+    clip         how to clip x_hat, one of CLIPS
+    lowest_idx   0 or 1: the last prediction is made at time lowest_idx / N and returned without noise. With 0 the loop
+                 goes on to t = 0, where the network sees a clean z; this costs one evaluation more
+    on_step      called as on_step(k, z, x_hat) after prediction k = 1, 2, ...
+    negative     conditions that guidance leads away from (default: none, eq. 7)
+
+    # Paper: does not say the number of steps; 256 is ours. Its last lines use an alpha_t and a sigma_t that are never
+    # set; they must be those of lowest_idx.
     """
-    if sampler not in ("ddpm", "ddim", "stochastic") or clip not in CLIPS:
-        raise ValueError(f"sampler {sampler!r}, clip {clip!r}: want ddpm, ddim, stochastic; {', '.join(CLIPS)}")
-    nested = isinstance(shape, list)
-    kept = {key: cond[key] for key in NEVER_DROPPED if key in cond} | (negative or {})
-    schedules, shapes = (schedule, shape) if nested else ([schedule], [shape])
-    # One generator an image, on the CPU: the same seed is the same picture in any batch, on any device.
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-
-    def noise():
-        draws = [[torch.randn(level, generator=g) for level in shapes] for g in generators]
-        return [torch.stack(level).to(device) for level in zip(*draws)]
-
-    def evaluate(z, logsnr, cond):
-        return model(z, logsnr, cond) if nested else [model(z[0], logsnr[0], cond)]
-
-    def predict(z, logsnr):
-        v = evaluate(z, logsnr, cond)
-        if guidance != 1:                                                 # w = 1 costs one evaluation, not two
-            dropped = evaluate(z, logsnr, kept)                           # a condition that is absent is dropped
-            v = [guide(v_cond, v_null, guidance) for v_cond, v_null in zip(v, dropped)]
-        return [CLIPS[clip](x_from_v(*level)) for level in zip(z, v, logsnr)]
-
-    def tell(k, z, x_hat):
+    generators = generators_of(seeds)
+    logsnr = schedule(torch.arange(steps + 1) / steps).to(device)         # (N + 1,): logsnr[t] belongs to time t / N
+    z_t = draw_noise(shape, generators, device)                           # (B, C, H, W): z_1 ~ N(0, I)
+    for t in reversed(range(lowest_idx + 1, steps + 1)):
+        x_hat = predict_x(model, z_t, logsnr[t], cond, guidance, negative, clip)
+        z_t = sampler_step(z_t, x_hat, logsnr, t, sampler, noise_param, generators)
         if on_step:
-            on_step(k, *((z, x_hat) if nested else (z[0], x_hat[0])))
-
-    z = noise()                                                           # z_1 ~ N(0, I)
-    if stop:
-        steps, lowest_idx = max(1, round(steps * (1 - stop))), 0
-    t = stop + (1 - stop) * torch.arange(steps + 1) / steps               # stop, ..., 1; by 1/N from 0 if none is given
-    times = [list(level) for level in zip(*(schedule(t).to(device) for schedule in schedules))]   # logsnr at each
-    for k, i in enumerate(range(steps, lowest_idx, -1), 1):
-        x_hat = predict(z, times[i])
-        if sampler == "ddpm":
-            z = [ddpm_step(*level[:4], noise_param, level[4])
-                 for level in zip(z, x_hat, times[i], times[i - 1], noise())]
-        elif sampler == "stochastic":
-            z = [renoise_step(*level) for level in zip(z, x_hat, times[i], times[max(i - 2, 0)], times[i - 1], noise())]
-        else:
-            z = [ddim_step(*level) for level in zip(z, x_hat, times[i], times[i - 1])]
-        tell(k, z, x_hat)
-    if stop:
-        return z if nested else z[0]
-    x_hat = predict(z, times[lowest_idx])                                 # the mean, not a draw
-    tell(steps - lowest_idx + 1, x_hat, x_hat)
-    return x_hat if nested else x_hat[0]
+            on_step(steps + 1 - t, z_t, x_hat)
+    # The final prediction: return the mean, do not draw from p(x | z_lowest).
+    x_hat = predict_x(model, z_t, logsnr[lowest_idx], cond, guidance, negative, clip)
+    if on_step:
+        on_step(steps + 1 - lowest_idx, x_hat, x_hat)
+    return x_hat
 
 
-# ------------------------------------------------------------------------------------------ runs and pictures
+# ------------------------------------------------------------------------------------------ levels (Matryoshka 3)
 
-def compiled(model, device):
-    """The network as one graph (torch.compile); with CUDA its kernels are recorded once and replayed at each call (CUDA
-    graphs): launching small kernels one by one from Python takes longer than they do. A replay writes its result where
-    the last one did, and guidance looks twice: hence the copies."""
-    graph = torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
-
-    def call(z, logsnr, cond):
-        v = graph(z, logsnr, cond)
-        return [level.clone() for level in v] if isinstance(v, list) else v.clone()
-    return call
+def predict_levels(model, z, logsnr_t, cond, guidance=1.0, negative=None, clip="static"):
+    """Predict x of every level, as predict_x does: all are guided, all are clipped. Lists, highest level first."""
+    v = model(z, logsnr_t, cond)
+    if guidance != 1:
+        v_null = model(z, logsnr_t, null_condition(cond, negative))
+        v = [guide(*pair, guidance) for pair in zip(v, v_null)]
+    return [CLIPS[clip](x_from_v(*level)) for level in zip(z, v, logsnr_t)]
 
 
-def sample_run(model, config, labels, seeds, device, precision, on_step=None, batch=64, lowest_idx=1, levels=False,
-               low_res=None, stop=0.0, captions=None, negative="", portrait=False, encoder=None):
-    """Images of these labels (-1: no class) by the sampler, steps and guidance of config, in batches, on the CPU.
+def sample_levels(model, schedules, cond, shapes, seeds, steps=256, sampler="ddpm", guidance=1.0, noise_param=0.2,
+                  clip="static", lowest_idx=1, device="cpu", on_step=None, negative=None):
+    """Draw images of a nested model: return all levels, [(B, C, H, W), ...], highest first. Arguments as in sample().
 
-    low_res: (images, aug_logsnr) for a super-resolution model, as hand_over gives them. stop: as in sample().
-    captions: for a model with text one an image, "" = none; negative: what guidance leads away from. portrait: with the
-    flag; the images come as the model draws them, turned (data.py has `turned_back`). encoder: text.py's; None: opened.
-
-    Of a nested model the highest level, or with levels=True all of them side by side (`side_by_side`). on_step is
-    called as on_step(first, k, z), z (B, 3, H, W) likewise.
+    schedules and shapes have one entry for each level. Each level starts from noise of its own. All levels then take
+    each step together, each with its own alpha and sigma. on_step gets the lists z and x_hat.
     """
-    show = (lambda z: side_by_side(z) if levels else z[0]) if config.outer_channels else (lambda z: z)
-    shapes = [(3, *size) for size in config.sizes]
-    guidance = config.guidance if config.calls == 2 else 1.0             # nothing to drop, nothing to guide
-    if config.text_encoder:
-        captions, encoder = captions or [""] * len(labels), encoder or Encoder(config, device)
+    generators = generators_of(seeds)
+    logsnr = [schedule(torch.arange(steps + 1) / steps).to(device) for schedule in schedules]   # a level: (N + 1,)
+    z = [draw_noise(shape, generators, device) for shape in shapes]
+    for t in reversed(range(lowest_idx + 1, steps + 1)):
+        x_hat = predict_levels(model, z, [level[t] for level in logsnr], cond, guidance, negative, clip)
+        z = [sampler_step(*level, t, sampler, noise_param, generators) for level in zip(z, x_hat, logsnr)]
+        if on_step:
+            on_step(steps + 1 - t, z, x_hat)
+    x_hat = predict_levels(model, z, [level[lowest_idx] for level in logsnr], cond, guidance, negative, clip)
+    if on_step:
+        on_step(steps + 1 - lowest_idx, x_hat, x_hat)
+    return x_hat
+
+
+# ------------------------------------------------------------------------------------------ stages (Cascaded 3)
+
+def sample_truncated(model, schedule, cond, shape, seeds, s, steps=256, sampler="ddpm", guidance=1.0, noise_param=0.2,
+                     clip="static", device="cpu", on_step=None, negative=None):
+    """Stop at time s in (0, 1) and return z_s, still noisy: the handoff "truncated" (3.2). Arguments as in sample().
+
+    The steps have the length that they have in sample(), so there are (1 - s) N of them, rounded, at least one. The
+    last "stochastic" step finds no time k below s: it is a deterministic one.
+    """
+    steps, generators = max(1, round(steps * (1 - s))), generators_of(seeds)
+    logsnr = schedule(s + (1 - s) * torch.arange(steps + 1) / steps).to(device)                 # from s to 1
+    z_t = draw_noise(shape, generators, device)
+    for t in reversed(range(1, steps + 1)):
+        x_hat = predict_x(model, z_t, logsnr[t], cond, guidance, negative, clip)
+        z_t = sampler_step(z_t, x_hat, logsnr, t, sampler, noise_param, generators)
+        if on_step:
+            on_step(steps + 1 - t, z_t, x_hat)
+    return z_t
+
+
+def sample_chain(models, configs, conds, seeds, device, precisions, handoff="renoised", s=(0.0,), on_step=None,
+                 negatives=None, **last):
+    """Draw n images by a cascade (cascade.py). Return those of each stage, [(n, 3, H, W), ...], lowest stage first.
+
+    models, configs, conds, precisions, negatives have one entry for each stage; s has one for each handoff.
+    on_step is called as on_step(stage, first, k, z). last: options of sample_run for the last stage alone.
+    """
     images = []
-    for first in range(0, len(labels), batch):
-        part = slice(first, first + batch)
-        cond, away = {"label": torch.tensor(labels[part], device=device)}, None
-        if config.text_encoder:
-            cond = encoder(captions[part])
-            away = encoder([negative] * len(captions[part])) if negative else None
-        if config.guidance_max:
-            cond["guidance"] = torch.full((len(labels[part]),), config.guidance, device=device)
-        if config.portrait:
-            cond["portrait"] = torch.full((len(labels[part]),), int(portrait), device=device)
-        if low_res is not None:
-            cond.update(low_res=low_res[0][part].to(device), aug_logsnr=low_res[1][part].to(device))
-        with torch.no_grad(), autocast(precision, device):
-            images.append(show(sample(
-                model, make_schedule(config), cond, shapes if config.outer_channels else shapes[0], seeds[part],
-                config.sample_steps, config.sampler, guidance, config.noise_param, config.clip_x, lowest_idx, device,
-                on_step and (lambda k, z, x_hat: on_step(first, k, show(z))), stop, away)).cpu())
-    return torch.cat(images)
-
-
-def sample_chain(models, configs, labels, seeds, device, precisions, handoff="renoised", s=(0.0,), on_step=None,
-                 last=None, **told):
-    """A cascade: -> [images of each stage], lowest first. s: a time for each handoff, precisions: one for each stage.
-    See cascade.py.
-
-    on_step(stage, first, k, z). last: options of the last stage's sample_run; told: of every stage's.
-    """
-    made = []
-    for stage, (model, config) in enumerate(zip(models, configs)):
-        low_res, options = None, (last or {}) if stage == len(models) - 1 else {}
+    for stage, (model, config, cond, precision) in enumerate(zip(models, configs, conds, precisions)):
+        is_last = stage == len(models) - 1
         if stage:
-            # Noise of its own for each image, from a seed of its own: the image does not depend on its batch.
-            low_res = hand_over(made[-1], handoff, s[stage - 1], make_low_schedule(config),
-                                handoff_noise(made[-1].shape, seeds, stage))
-        stop = s[stage] if handoff == "truncated" and stage < len(models) - 1 else 0.0
-        tell = on_step and functools.partial(on_step, stage)
-        its_seeds = [seed_of(seed, stage) for seed in seeds] if stage else seeds
-        made.append(sample_run(model, config, labels, its_seeds, device, precisions[stage], tell,
-                               low_res=low_res, stop=stop, **options, **told))
-    return made
+            noise = handoff_noise(images[-1].shape, seeds, stage)
+            low_res, aug_logsnr = hand_over(images[-1], handoff, s[stage - 1], make_low_schedule(config), noise)
+            cond = dict(cond, low_res=low_res, aug_logsnr=aug_logsnr)
+        options = dict(last if is_last else {}, stop=s[stage] if handoff == "truncated" and not is_last else 0.0)
+        stage_seeds = [seed_of(seed, stage) for seed in seeds] if stage else seeds
+        images.append(sample_run(model, config, cond, stage_seeds, device, precision,
+                                 on_step and functools.partial(on_step, stage), negatives and negatives[stage],
+                                 **options))
+    return images
 
 
 def seed_of(seed, *use):
-    """Another seed for another use. PyTorch's CPU generator looks at 32 bits only: adding a large number would change
-    nothing, and two stages would start from one noise."""
+    """Derive a seed for another use of the same seed: a later stage, the noise of a handoff.
+
+    PyTorch's CPU generator reads only the low 32 bits of a seed: if a stage added a large number to it instead, two
+    stages could start from the same noise.
+    """
     return int(np.random.SeedSequence((seed, *use)).generate_state(1)[0])
 
 
 def handoff_noise(shape, seeds, stage):
-    """N(0, I) of this shape (B, 3, h, w), image i a function of seeds[i]."""
-    generators = [torch.Generator().manual_seed(seed_of(int(seed), stage, 1)) for seed in seeds]
-    return torch.stack([torch.randn(shape[1:], generator=g) for g in generators])
+    """Draw the handoff's noise, N(0, I) of shape (B, 3, h, w). Image i is a function of seeds[i]."""
+    return draw_noise(shape[1:], generators_of(seed_of(int(seed), stage, 1) for seed in seeds))
 
 
-def check_levels(configs, names, handoff, levels):
-    """Has each stage learnt the noise level that it is to be given? Raises UserError. levels: s of each handoff."""
-    for s, config, name in zip(levels, configs[1:], names[1:]):
-        if s and handoff != "clean" and not config.aug_noise:
-            raise UserError(f"{name} has learnt no noise on its low-res images (aug_noise 0): give it --s 0, or "
-                            "--handoff clean")
-        if (not s or handoff == "clean") and config.aug_noise == 1:
-            raise UserError(f"{name} has learnt no low-res images without noise (aug_noise 1): give it --s above 0")
+# ------------------------------------------------------------------------------------------ runs
+
+def image_seeds(seed, n, first=0):
+    """Return the seeds of n images, from image `first` on, of the set `seed`. Sets of a million share no seed."""
+    return [seed * 1_000_003 + i for i in range(first, first + n)]
 
 
-def check_student(config, name, lowest_idx=1, stop=0.0):
-    """Is a distilled run (distill.py) to be sampled as it was taught, at the times of its steps? Raises UserError."""
-    steps = config.distilled_steps
-    if steps and (config.sample_steps != steps or config.sampler == "ddpm" or lowest_idx != 1):
-        raise UserError(f"{name} was distilled to {steps} steps of ddim (or stochastic): leave out --steps, --sampler "
-                        "ddpm and --lowest-idx 0")
-    if steps and stop * steps % 1:
-        raise UserError(f"{name} was distilled to {steps} steps: it can be truncated at a multiple of 1/{steps} only")
+def sample_run(model, config, cond, seeds, device, precision, on_step=None, negative=None, stop=0.0, lowest_idx=1,
+               levels=False):
+    """Draw an image for each seed with the settings of config, in batches. Return them on the CPU, (n, 3, H, W).
 
-
-def check_chain(configs, names):
-    """Do these stages fit each other? Raises UserError naming the first fault. Lowest stage first."""
-    if configs[0].low_size:
-        raise UserError(f"{names[0]}: a super-resolution model cannot come first; give the run of the low-res images "
-                        "before it")
-    t = torch.linspace(0, 1, 11)
-    for low, high, low_name, name in zip(configs, configs[1:], names, names[1:]):
-        if not high.low_size:
-            raise UserError(f"{name}: not a super-resolution model, so it takes nothing from {low_name}")
-        if high.low_size != low.size:
-            raise UserError(f"{name} goes from {high.low_size[0]}x{high.low_size[1]}, {low_name} makes "
-                            f"{low.size[0]}x{low.size[1]}")
-        if high.portrait != low.portrait:
-            raise UserError(f"{name} and {low_name}: one knows upright images (portrait), the other does not")
-        if high.class_names != low.class_names:
-            raise UserError(f"{name} and {low_name} do not have the same classes")
-        if low.outer_channels:
-            raise UserError(f"{low_name}: a nested model has its levels inside; it is no stage of a cascade")
-        if not torch.allclose(make_schedule(low)(t), make_low_schedule(high)(t)):
-            raise UserError(f"{name} knows noise by another schedule than that of {low_name} (schedule, noise_d, "
-                            "logsnr_min, logsnr_max)")
-
-
-def class_sheet(model, config, device, precision, a_class, seed=0, real_low_res=None, most=36, encoder=None):
-    """One row a class (the first `most` of them) or a caption (config.examples), `a_class` images each; without either
-    8 x 8 images.
-
-    real_low_res(labels or captions) gives a super-resolution model real low-res images to draw from.
+    cond, negative   as in sample(), with n rows: plumbing.sampling.conditions_of
+    on_step          called as on_step(first, k, z) for the batch that begins with image `first`
+    stop             a time s > 0: stop there (sample_truncated)
+    levels           for a nested model: return all levels side by side, not the highest alone
     """
-    if config.text_encoder:
-        captions = [caption for caption in config.examples for _ in range(a_class)]
-        low_res = real_low_res and (real_low_res(captions), torch.full((len(captions),), torch.inf))
-        seeds = [seed * 1_000_003 + i for i in range(len(captions))]
-        images = sample_run(model, config, [-1] * len(captions), seeds, device, precision, low_res=low_res,
-                            captions=captions, encoder=encoder)
-        return captioned(images, a_class, config.examples)
-    names = list(config.class_names[:most]) or None
-    labels = [i for i in range(len(names)) for _ in range(a_class)] if names else [-1] * 64
-    low_res = real_low_res and (real_low_res(labels), torch.full((len(labels),), torch.inf))
-    images = sample_run(model, config, labels, [seed * 1_000_003 + i for i in range(len(labels))], device, precision,
-                        low_res=low_res)
-    return grid(images, a_class if names else 8, names, blocks=math.ceil(len(names) / 12) if names else 1)
+    draw, shape, show = sample, (3, *config.size), lambda z: z
+    options = dict(steps=config.sample_steps, sampler=config.sampler, noise_param=config.noise_param,
+                   clip=config.clip_x, device=device)
+    options["guidance"] = config.guidance if config.calls == 2 else 1.0
+    if config.guidance_max:                                               # this distilled model takes w as a condition
+        cond = dict(cond, guidance=torch.full((len(seeds),), config.guidance))
+    if config.outer_channels:
+        draw, shape = sample_levels, [(3, *size) for size in config.sizes]
+        show = side_by_side if levels else lambda z: z[0]
+    if stop:
+        draw = functools.partial(sample_truncated, s=stop)
+    else:
+        options["lowest_idx"] = lowest_idx
+    images = []
+    for first in range(0, len(seeds), BATCH):
+        rows = slice(first, first + BATCH)
+        batch_cond = {key: values[rows].to(device) for key, values in cond.items()}
+        options["negative"] = negative and {key: values[rows] for key, values in negative.items()}
+        options["on_step"] = on_step and (lambda k, z, x_hat: on_step(first, k, show(z)))
+        with torch.no_grad(), autocast(precision, device):
+            z = draw(model, make_schedule(config), batch_cond, shape, seeds[rows], **options)
+        images.append(show(z).cpu())
+    return torch.cat(images)
+
+
+def class_sheet(model, config, device, precision, columns, seed=0, real_low_res=None, encoder=None):
+    """Draw the sheet that train.py saves: `columns` images of each class (the first 36) or caption (config.examples).
+
+    real_low_res(labels or captions) gives a super-resolution model real low-res images to start from.
+    """
+    sheet = sheet_of(config, columns, range(min(36, len(config.class_names))), config.examples, n=64)
+    cond = conditions_of(config, sheet.labels, device, sheet.captions, encoder=encoder)
+    if real_low_res:
+        cond["low_res"] = real_low_res(sheet.captions or sheet.labels)
+        cond["aug_logsnr"] = torch.full((len(sheet.labels),), torch.inf)
+    return sheet.picture(sample_run(model, config, cond, image_seeds(seed, len(sheet.labels)), device, precision))
 
 
 # ------------------------------------------------------------------------------------------ the program
 
-OVERRIDES = ("sampler", "guidance", "noise_param", "clip_x", "precision", "text_encoder")
-
-
-def words_of(argv, stage):
-    """(the command line as this stage of a cascade has it, {number of stages that a setting speaks of}): of
-    "--steps 24,12" each stage takes its own part."""
-    parts = {}
-    for i, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name[2:].replace("-", "_") in (*OVERRIDES[:-2], "steps") and name.startswith("--"):
-            at, value = (i, value) if equals else (i + 1, argv[i + 1] if i + 1 < len(argv) else "")
-            if "," in value:
-                parts[at] = [f"{name}={v}" if equals else v for v in value.split(",")]
-    words = [parts[i][min(stage, len(parts[i]) - 1)] if i in parts else word for i, word in enumerate(argv)]
-    return words, {len(values) for values in parts.values()}
-
-
-def parse(argv, stage=0):
-    """The arguments as stage `stage` of a cascade has them."""
-    parser = Parser(prog="sample.py", description="Draw images from a trained run, or from the runs of a cascade.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of the run; of a cascade all, the lowest first")
-    parser.add_argument("--n", type=int, help="images a class or caption (default 4), or in all for a run without (32)")
-    parser.add_argument("--labels", help="classes by name or number, separated by commas (default: up to 36 of them)")
-    parser.add_argument("--text", action="append", help="of a model with text: draw this; again for more captions")
-    parser.add_argument("--prompts", metavar="FILE", help="of a model with text: draw each line of this file")
-    parser.add_argument("--negative", metavar="TEXT", help="what guidance is to lead away from (default: nothing)")
-    parser.add_argument("--portrait", action="store_true", help="upright pictures, of a run with --portrait")
-    parser.add_argument("--steps", type=int, help="steps an image; guidance looks twice a step (default: the run's)")
-    parser.add_argument("--lowest-idx", type=int, choices=(0, 1), default=1, help="see sample() (default 1)")
-    parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="another seed, other images (default 0)")
-    parser.add_argument("--levels", action="store_true", help="show every level of a nested model, the lowest left "
-                        "(the stages of a cascade are always shown)")
-    parser.add_argument("--handoff", choices=HANDOFFS, help="of a cascade: what a stage gives the next")
-    parser.add_argument("--s", type=float, action="append", help="of a cascade: its noise, 0 to 1; once, or for each "
-                        "handoff")
-    parser.add_argument("--out", default="samples.png", help="PNG to write (default samples.png)")
-    parser.add_argument("--gif", help="GIF of the denoising to write as well")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
-    parser.add_argument("--compile", action="store_true", help="torch.compile and CUDA graphs: a minute to start, then "
-                        "faster on a GPU")
-    add_fields(parser, OVERRIDES, "settings of the run to override; for a cascade one, or one a stage: --guidance 5,1")
-    words, stages = words_of(argv, stage)
-    args = parser.parse_args(words)
-    if wrong := stages - {len(args.runs)}:
-        raise UserError(f"{len(args.runs)} runs, but settings for {max(wrong)} stages: want one, or one for each")
-    return args
-
-
-def stages_of(argv, device):
-    """([Model], [Config]) of the runs, each with its own part of the settings given. Raises UserError."""
-    models, configs, runs = [], [], parse(argv).runs
-    for stage, run in enumerate(runs):
-        model, config = load_run(run, device)
-        args = parse(argv, stage)
-        given = {k: v for k, v in vars(args).items() if k in OVERRIDES}
-        if args.steps is not None:
-            if args.steps < 1:
-                raise UserError(f"--steps {args.steps}: want 1 or more")
-            given["sample_steps"] = args.steps
-        check_moved(config.text_encoder, given.get("text_encoder", config.text_encoder), run)
-        models.append(model)
-        configs.append(override(config, **given))
-    check_chain(configs, runs)
-    return models, configs
-
-
-def handoffs(args):
-    """(handoff, [s, ...]) of a cascade, checked."""
-    count = len(args.runs) - 1
-    if not count:
-        if args.handoff or args.s:
-            raise UserError("--handoff and --s are for the stages of a cascade: give their runs, the lowest first")
-        return None, []
-    if not args.handoff:
-        raise UserError(f"{len(args.runs)} runs are a cascade: say --handoff {', '.join(HANDOFFS)}")
-    if args.handoff == "clean":
-        if args.s:
-            raise UserError("--handoff clean has no noise: leave out --s")
-        return "clean", [0.0] * count
-    if not args.s or len(args.s) not in (1, count):
-        raise UserError(f"--handoff {args.handoff}: say with --s how much noise, once or {count} times")
-    if any(not 0 <= s < 1 for s in args.s):
-        raise UserError(f"--s {max(args.s, key=lambda s: abs(s - 0.5)):g}: want 0 or more, less than 1")
-    return args.handoff, args.s * (count if len(args.s) == 1 else 1)
-
-
-def captions_of(args, configs):
-    """The captions that are asked for, or the run's examples; None for models without text. Raises UserError."""
-    readers = [config for config in configs if config.text_encoder]
-    if not readers:
-        for option in ("text", "prompts", "negative"):
-            if getattr(args, option) is not None:
-                raise UserError(f"--{option}: {args.runs[-1]} was trained without text"
-                                + ("; it knows --labels" if configs[-1].num_classes else ""))
-        return None
-    if not configs[0].text_encoder:
-        raise UserError(f"{args.runs[0]} was trained without text, a stage above it with: its images would be of "
-                        "anything")
-    if args.labels:
-        raise UserError(f"--labels {args.labels}: {args.runs[-1]} was trained with text; say it with --text")
-    captions = list(args.text or [])
-    if args.prompts is not None:
-        try:
-            with open(args.prompts, encoding="utf-8-sig") as file:
-                captions += [line.strip() for line in file if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts {args.prompts}: {getattr(error, 'strerror', None) or error}") from None
-        if not captions:
-            raise UserError(f"--prompts {args.prompts}: no line with text")
-    for caption in [*captions, args.negative or ""]:
-        if not caption.isprintable():
-            raise UserError(f"--text {caption!r}: holds characters that are not text")
-    if args.negative and all(config.calls == 1 for config in readers):
-        raise UserError("--negative: without guidance nothing leads away from it; want --guidance above 1")
-    for config in readers:
-        for caption in [*captions, args.negative or ""]:
-            if config.text_encoder == "bytes" and len(caption.encode()) > config.text_length:
-                raise UserError(f"--text: this model reads {config.text_length} bytes, and {caption[:60]!r} has "
-                                f"{len(caption.encode())}")
-    return captions or list(configs[-1].examples or readers[0].examples) or [""]
-
-
-def label_numbers(text, config):
-    """"A,7" -> class numbers. A name is looked for first, then a number."""
-    numbers = []
-    for part in text.split(","):
-        if part in config.class_names:
-            numbers.append(config.class_names.index(part))
-        elif part.isdecimal() and int(part) < config.num_classes:
-            numbers.append(int(part))
-        else:
-            known = ", ".join(config.class_names[:40]) + (", ..." if len(config.class_names) > 40 else "")
-            raise UserError(f"--labels {part}: this run knows {known or 'no classes'}")
-    return numbers
-
-
 def main():
     args = parse(sys.argv[1:])
+    handoff, s = handoffs(args)
     device, why = choose_device(args.device)
-    models, configs = stages_of(sys.argv[1:], device)
-    (handoff, s), config = handoffs(args), configs[-1]
-    check_levels(configs, args.runs, handoff, s)
-    for stage, (c, run) in enumerate(zip(configs, args.runs)):
-        truncated = handoff == "truncated" and stage < len(configs) - 1
-        check_student(c, run, args.lowest_idx if c is config else 1, s[stage] if truncated else 0.0)
-    if args.levels and not config.outer_channels:
-        raise UserError(f"--levels: {args.runs[0]} is not of a nested model")
-    precisions = [choose_precision(c.precision, device) for c in configs]
+    models, configs = zip(*(load_run(run, device) for run in args.runs))
+    configs = stages_of(sys.argv[1:], configs)
+    check_cascade(configs, args.runs, handoff, s, args.lowest_idx)
+    sheet = sheet_wanted(args, configs[-1], captions_of(args, configs))
+    precisions = [choose_precision(config.precision, device) for config in configs]
+    n, predictions = len(sheet.labels), predictions_of(configs, handoff, s, args.lowest_idx)
+    introduce(n, configs, predictions, precisions, device, why)
+
+    conds = [conditions_of(config, sheet.labels, device, sheet.captions, args.portrait) for config in configs]
+    negatives = [conditions_of(config, sheet.labels, device, [args.negative] * n, args.portrait)
+                 if args.negative and config.text_encoder else None for config in configs]
     if args.compile:
         models = [compiled(model, device) for model in models]
-    if args.n is not None and args.n < 1:
-        raise UserError(f"--n {args.n}: want 1 or more")
-    for option, path in (("--out", args.out), ("--gif", args.gif)):
-        if path and not os.path.isdir(os.path.dirname(path) or "."):
-            raise UserError(f"{option} {path}: its folder does not exist")
-        if path and not path.lower().endswith(".png" if option == "--out" else ".gif"):
-            raise UserError(f"{option} {path}: want a name that ends in {'.png' if option == '--out' else '.gif'}")
-    if not 0 <= args.first_seed < 2 ** 31:
-        raise UserError(f"--seed {args.first_seed}: want 0 or more, less than 2^31")
-
-    captions = captions_of(args, configs)
-    if args.portrait and not config.portrait:
-        raise UserError(f"--portrait: {args.runs[-1]} was trained without upright images")
-    classes = label_numbers(args.labels, config) if args.labels else list(range(min(36, config.num_classes)))
-    told = dict(portrait=args.portrait)
-    if captions:
-        columns, names = args.n or 4, captions
-        labels = [-1] * (columns * len(captions))
-        told.update(captions=[caption for caption in captions for _ in range(columns)], negative=args.negative or "")
-    elif config.num_classes and classes:
-        columns = args.n or 4
-        labels = [c for c in classes for _ in range(columns)]
-        names = [config.class_names[c] if config.class_names else str(c) for c in classes]
-    else:
-        columns, names, labels = 8, None, [-1] * (args.n or 32)
-    seeds = [args.first_seed * 1_000_003 + i for i in range(len(labels))]
-    # Steps of each stage: a truncated one stops at its s; the last one may look once more, at t = 0.
-    steps = [max(1, round(c.sample_steps * (1 - stop))) if handoff == "truncated" else c.sample_steps
-             for c, stop in zip(configs, s)] + [config.sample_steps + 1 - args.lowest_idx]
-    for c, count, precision in zip(configs, steps, precisions):
-        evaluations = count * c.calls
-        print(f"{len(labels)} images of {c.size[0]}x{c.size[1]}, {c.sampler}, {c.sample_steps} steps, guidance "
-              f"{f'{c.guidance:g}' if c.guidable else 'none, as there are no classes'}: {evaluations} evaluations "
-              f"each, on {device} ({why}), {precision}")
-
-    # Frames: at most 40 moments of the loop, each assembled from its batches; of a cascade one stage after the other.
-    frames, film = [{} for _ in configs], max(2, 40 // len(configs))
+    film = Film(predictions) if args.gif else None
 
     def on_step(stage, first, k, z):
-        last = steps[stage]
-        if args.gif and k in {round(1 + f * (last - 1) / (film - 1)) for f in range(film)}:
-            frames[stage].setdefault(k, []).append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
-        progress("images" if len(configs) == 1 else f"stage {stage + 1}: images",
-                 first + k * min(64, len(labels) - first) // last, len(labels))
+        progress(f"stage {stage + 1}: images" if len(models) > 1 else "images",
+                 first + k * len(z) // predictions[stage], n)
+        if film:
+            film.keep(stage, k, z)
 
-    options = dict(lowest_idx=args.lowest_idx, levels=args.levels and bool(config.outer_channels))
-    made = sample_chain(models, configs, labels, seeds, device, precisions, handoff, s, on_step, options, **told)
-    upright = turned_back if args.portrait else lambda image: image
+    images = sample_chain(models, configs, conds, image_seeds(args.first_seed, n), device, precisions, handoff, s,
+                          on_step, negatives, lowest_idx=args.lowest_idx, levels=args.levels)
 
-    def sheet(images, below):
-        levels = [upright(level) for level in (images, *reversed(below))]
-        images = side_by_side(levels) if below else levels[0]
-        if captions:
-            return captioned(images, columns, captions, blocks=max(1, min(3, 12 // columns)))
-        return grid(images, columns, names, math.ceil(len(classes) / 12) if names else 1)
+    def picture(stages):
+        stages = [turned_back(stage) for stage in stages] if args.portrait else stages
+        return sheet.picture(side_by_side(stages[::-1]))
 
-    film = []
-    for stage, kept in enumerate(frames):                                 # stages to come: grey; done: as they are
-        for k in sorted(kept):
-            shown = [*made[:stage], torch.cat(kept[k]) / 127.5 - 1, *(torch.zeros_like(m) for m in made[stage + 1:])]
-            film.append(sheet(shown[-1], shown[:-1]))
+    frames = [picture(stages) for stages in film.frames(images)] if film else []
     try:
-        sheet(made[-1], made[:-1]).save(args.out)
-        if args.gif:
-            film[0].save(args.gif, save_all=True, append_images=film[1:], loop=0,
-                         duration=[80] * (len(film) - 1) + [2500])
+        picture(images).save(args.out)
+        if film:
+            save_gif(frames, args.gif)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write the picture: {error}") from None
-    print("wrote " + args.out + (f" and {args.gif}" if args.gif else ""))
+    print(f"wrote {args.out} and {args.gif}" if film else f"wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from config import PRESETS, build_model
 from plumbing.settings import Parser, override
 from plumbing import UserError
 from plumbing.features import Yardstick
-from plumbing.runs import choose_device, choose_precision, main_program, read_checkpoint
-from sample import ema_model, compiled, sample_run
+from plumbing.runs import choose_device, choose_precision, ema_model, main_program, read_checkpoint
+from plumbing.sampling import compiled, conditions_of
+from sample import sample_run
 from plumbing.pictures import grid, pyplot, save_figure
 
 STEPS = (256, 64, 16, 8, 4, 2, 1)
@@ -62,7 +63,8 @@ def opened(folder, device, **setting):
 
 def seconds_an_image(model, config, device, batch):
     start = time.perf_counter()
-    sample_run(model, config, [0] * batch, range(batch), device, choose_precision(config.precision, device))
+    cond = conditions_of(config, [0] * batch, device)
+    sample_run(model, config, cond, range(batch), device, choose_precision(config.precision, device))
     return (time.perf_counter() - start) / batch
 
 

@@ -27,9 +27,8 @@ from plumbing.settings import Parser
 from plumbing import UserError
 from plumbing.files import read_json, write_json
 from plumbing.features import Yardstick
-from plumbing.runs import (choose_device, choose_precision, has_checkpoint, kept_checkpoints, main_program,
+from plumbing.runs import (choose_device, choose_precision, ema_model, has_checkpoint, kept_checkpoints, main_program,
                            read_checkpoint)
-from sample import ema_model
 from plumbing.pictures import pyplot, save_figure
 
 # folder: (title, preset, the run that comes first, the use of that run)

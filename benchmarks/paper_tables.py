@@ -38,9 +38,8 @@ from data import open_run
 from dwt import patch_factor
 from equal_time import FIRST, KEEP
 from plumbing.features import Yardstick
-from plumbing.runs import (choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program,
-                           read_checkpoint)
-from sample import ema_model
+from plumbing.runs import (choose_device, choose_precision, cores, ema_model, has_checkpoint, kept_checkpoints,
+                           main_program, read_checkpoint)
 from plumbing.pictures import grid, pyplot
 
 GUIDANCE = 5.0

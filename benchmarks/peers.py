@@ -56,6 +56,7 @@ from plumbing.files import whole_file, writable_folder
 from plumbing.features import Yardstick, described
 from plumbing.runs import autocast, main_program
 from plumbing.pictures import grid, pyplot, to_uint8
+from plumbing.sampling import conditions_of
 from sample import sample_run
 from train import conditions, draw, training_loss, update_ema
 
@@ -98,7 +99,7 @@ class Ours:
 
     def images(self, labels, steps, seeds):
         config = override(self.config, sample_steps=steps, **self.sampling)
-        return sample_run(self.averaged, config, labels, seeds, CPU, "bf16")
+        return sample_run(self.averaged, config, conditions_of(config, labels, CPU), seeds, CPU, "bf16")
 
 
 class OursWithoutClasses(Ours):

@@ -20,8 +20,7 @@ from config import PRESETS
 from plumbing.settings import Parser
 from data import open_run
 from plumbing.features import Yardstick
-from plumbing.runs import choose_device, has_checkpoint, main_program, read_checkpoint
-from sample import ema_model
+from plumbing.runs import choose_device, ema_model, has_checkpoint, main_program, read_checkpoint
 from plumbing.pictures import pyplot, save_figure
 
 SCHEDULES = ("interpolated", "shifted")

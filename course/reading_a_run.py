@@ -26,8 +26,7 @@ from plumbing.features import Yardstick, described, moments_of
 from plumbing.files import whole_file
 from plumbing.pictures import pyplot
 from measures import Moments, bootstrap, frechet_distance, variational_bound
-from plumbing.runs import kept_checkpoints, made_by, read_checkpoint
-from sample import ema_model
+from plumbing.runs import ema_model, kept_checkpoints, made_by, read_checkpoint
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RUNS = {"last_week": 2400, "today": 12}                                   # images in the folder

@@ -1,4 +1,4 @@
-"""Pictures for people: matplotlib without a screen, sheets of samples, captions."""
+"""Pictures: matplotlib without a screen, sheets of samples, captions, GIFs."""
 import math
 import os
 
@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def pyplot():
-    """matplotlib.pyplot, writing to files only, whatever MPLBACKEND asks for (a notebook sets it for its children)."""
-    os.environ["MPLBACKEND"] = "Agg"                                      # read by matplotlib as it is imported
+    """Return matplotlib.pyplot, set to write files only, whatever MPLBACKEND says (a notebook passes its own on)."""
+    os.environ["MPLBACKEND"] = "Agg"                                      # matplotlib reads it at its import
     import matplotlib.pyplot as plt
     plt.switch_backend("Agg")
     return plt
@@ -30,19 +30,24 @@ def save_figure(figure, path, dpi=120):
 
 
 def side_by_side(levels):
-    """[(B, 3, H_r, W_r), ...] highest first -> (B, 3, H, R W): the lowest level left, each enlarged to the highest."""
+    """Put R levels side by side, the lowest at the left, each enlarged to the highest.
+
+    levels: [(B, 3, H_r, W_r), ...], highest first. Return (B, 3, H, R W).
+    """
     size = levels[0].shape[-2:]
     return torch.cat([torch.nn.functional.interpolate(level, size, mode="nearest") for level in reversed(levels)], -1)
 
 
 def to_uint8(images):
-    """(B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3)."""
+    """Convert images (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3)."""
     return ((images.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def grid(images, columns, names=None, blocks=1):
-    """A sheet of `columns` images a row as a Pillow picture; names: one a row, written before it; rows in `blocks`
-    columns beside each other. Images below 32 px are enlarged, each pixel to a square, so that they can be seen."""
+    """Arrange images (N, 3, H, W) in rows of `columns` as a Pillow picture. Images below 32 px are enlarged.
+
+    names: a name for each row, written before it. blocks: the rows are split into this many blocks, side by side.
+    """
     side = min(images.shape[-2:])
     zoom = max(1, 48 // side) if side < 32 else 1
     tiles = to_uint8(images).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2).numpy()
@@ -66,12 +71,12 @@ def grid(images, columns, names=None, blocks=1):
 
 
 def captioned(images, columns, captions, blocks=3):
-    """A sheet of rows of `columns` images, the caption under each row, `blocks` rows beside each other."""
+    """Arrange images in rows of `columns` with a caption under each row, `blocks` rows side by side."""
     rows = [grid(row, columns) for row in images.split(columns)]
     width, height = rows[0].size
     font = ImageFont.load_default(max(11, min(24, height // 6)))
     texts = []
-    for caption in captions:                                              # broken into lines that fit
+    for caption in captions:                                              # break it into lines that fit
         lines = [""]
         for word in caption.split():
             longer = f"{lines[-1]} {word}".strip()
@@ -86,3 +91,33 @@ def captioned(images, columns, captions, blocks=3):
         ImageDraw.Draw(sheet).text((x + width / 2, y + height + 3), text, "black", font, anchor="ma", align="center",
                                    spacing=1)
     return sheet
+
+
+class Film:
+    """Frames of a GIF of the sampling: at most 40 moments, in a cascade one stage after the other.
+
+    steps: how many steps each stage takes.
+    """
+
+    def __init__(self, steps):
+        count = max(2, 40 // len(steps))                                  # frames of a stage
+        self.moments = [{round(1 + i * (last - 1) / (count - 1)): [] for i in range(count)} for last in steps]
+
+    def keep(self, stage, k, z):
+        """Keep z (B, 3, H, W) after step k of a stage, if a frame shows it: as bytes, batch after batch."""
+        if k in self.moments[stage]:
+            self.moments[stage][k].append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
+
+    def frames(self, images):
+        """Yield the images of all stages, frame by frame: finished stages as they are, later ones grey.
+
+        images: the finished ones, [(N, 3, H, W), ...].
+        """
+        for stage, moments in enumerate(self.moments):
+            for batches in moments.values():
+                yield [*images[:stage], torch.cat(batches) / 127.5 - 1, *map(torch.zeros_like, images[stage + 1:])]
+
+
+def save_gif(frames, path):
+    """Write Pillow pictures as a GIF that repeats: 80 ms a frame, 2.5 s for the last."""
+    frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=[80] * (len(frames) - 1) + [2500])

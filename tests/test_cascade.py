@@ -14,6 +14,7 @@ import data as D
 import sample as P
 import schedule as S
 import train as T
+from plumbing.sampling import check_chain
 from plumbing.settings import override
 from programs import ROOT
 from test_models import small_unet, small_uvit, stir
@@ -197,8 +198,8 @@ def test_truncated_has_the_law_of_renoised_when_the_lower_stage_is_perfect(sampl
         level = S.logsnr_cosine(torch.tensor(s))
         alpha, sigma = S.alpha_sigma(level)
         seeds = list(range(1500))
-        draw = lambda **kw: P.sample_run(Gaussian(), config, [-1] * 1500, seeds, torch.device("cpu"), "float32", **kw)
-        stopped, whole = draw(batch=500, stop=s), draw(batch=500)
+        cpu = torch.device("cpu")
+        stopped, whole = (P.sample_run(Gaussian(), config, {}, seeds, cpu, "float32", stop=stop) for stop in (s, 0.0))
         noise = P.handoff_noise(whole.shape, seeds, 1)
         for handoff, image in (("truncated", stopped), ("renoised", whole)):
             z, given = K.hand_over(image, handoff, s, S.logsnr_cosine, noise)
@@ -272,6 +273,6 @@ def test_presets_of_cdm():
         assert c.dropout == 0 or c.dropout_from_resolution >= size        # everywhere
     assert p["cdm256_sr"].aug_blur == 0.5 and (p["cdm256_sr"].blur_low, p["cdm256_sr"].blur_high) == (0.4, 0.6)
     assert p["cdm64_sr"].aug_noise > 0 == p["cdm64_sr"].aug_blur
-    P.check_chain([p["cdm32"], p["cdm64_sr"], p["cdm256_sr"]], ["32", "64", "256"])
-    P.check_chain([p["glyphs16"], p["glyphs64_sr"]], ["16", "64"])
+    check_chain([p["cdm32"], p["cdm64_sr"], p["cdm256_sr"]], ["32", "64", "256"])
+    check_chain([p["glyphs16"], p["glyphs64_sr"]], ["16", "64"])
     assert D.Glyphs((16, 16)).classes == D.Glyphs((64, 64)).classes

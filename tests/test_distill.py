@@ -219,9 +219,10 @@ def test_the_ladder_leaves_run_folders_that_know_themselves_and_resume(teacher, 
     assert config.distilled_from == f"{out / '4'}, step 4" and config.guidance == 4.0 and config.calls == 1
     assert json.loads((out / "guided" / "config.json").read_text())["distilled_from"] == f"{teacher}, step 3"
     calls, forward = [], P.sample
-    monkeypatch.setattr(P, "sample", lambda *args, **kw: calls.append(args) or forward(*args, **kw))
+    monkeypatch.setattr(P, "sample", lambda *args, **kw: calls.append((args, kw)) or forward(*args, **kw))
     assert run_here(P, [out / "2", "--labels", "A", "--n", 1, "--out", tmp_path / "a.png"]) == (None, "")
-    assert calls[0][5:8] == (2, "ddim", 1.0) and calls[0][2]["guidance"].tolist() == [4.0]      # no flag was needed
+    (args_of, kw), = calls                                                # no flag was needed
+    assert (kw["steps"], kw["sampler"], kw["guidance"]) == (2, "ddim", 1.0) and args_of[2]["guidance"].tolist() == [4.0]
     monkeypatch.setattr(D, "distillation_loss", None)                     # all done: nothing is taught anew
     assert run_here(D, args) == (None, "")
     for other in (["--weight", "snr"], ["--w-max", 3], ["--steps", 5]):   # another distillation: known before any work

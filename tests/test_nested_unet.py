@@ -116,7 +116,7 @@ def test_one_level_is_the_plain_model_to_the_bit(make):
         options = dict(seeds=[3, 4], steps=3, sampler=sampler, guidance=2.0)
         with torch.no_grad():
             plain = P.sample(inner, S.logsnr_cosine, cond, (3, 16, 16), **options)
-            assert torch.equal(P.sample(nested, [S.logsnr_cosine], cond, [(3, 16, 16)], **options)[0], plain)
+            assert torch.equal(P.sample_levels(nested, [S.logsnr_cosine], cond, [(3, 16, 16)], **options)[0], plain)
 
 
 @pytest.mark.parametrize("make", [small_unet, small_uvit])
@@ -264,7 +264,7 @@ def test_gaussian_oracle_at_two_levels_samples_the_right_joint_law(sampler):
     root = torch.tensor([[0.5, 0, 0, 0], [0.3, 0.4, 0, 0], [0.1, 0.2, 0.5, 0], [-0.2, 0.1, 0.1, 0.3]])
     oracle = GaussianOracle(root @ root.T)
     schedules = N.level_schedules(S.logsnr_cosine, [(2, 2), (1, 1)])
-    high, low = P.sample(oracle, schedules, {}, [(1, 2, 2), (1, 1, 1)], range(6000), 128, sampler, clip="none")
+    high, low = P.sample_levels(oracle, schedules, {}, [(1, 2, 2), (1, 1, 1)], range(6000), 128, sampler, clip="none")
     want = oracle.down @ oracle.covariance @ oracle.down.T
     got = torch.cov(torch.cat([high.flatten(1), low.flatten(1)], 1).double().T)
     assert (got - want).abs().max() < 0.03
@@ -280,8 +280,8 @@ def test_all_levels_are_guided_clipped_and_start_from_noises_of_their_own():
     schedules = N.level_schedules(S.logsnr_cosine, SIZES)
     shapes = [(3, *size) for size in SIZES]
     steps = []
-    out = P.sample(model, schedules, {"label": torch.tensor([1])}, shapes, [0], 2, "ddim", guidance=3.0,
-                   on_step=lambda k, z, x_hat: steps.append((k, z, x_hat)))
+    out = P.sample_levels(model, schedules, {"label": torch.tensor([1])}, shapes, [0], 2, "ddim", guidance=3.0,
+                          on_step=lambda k, z, x_hat: steps.append((k, z, x_hat)))
     assert len(seen) == 4 and [k for k, _, _ in steps] == [1, 2]
     z, logsnr = seen[0]
     assert abs(torch.corrcoef(torch.stack([F.avg_pool2d(z[0], 2).flatten(), z[1].flatten()]))[0, 1]) < 0.1

@@ -7,7 +7,6 @@ from torch.testing import assert_close
 
 import sample as P
 import schedule as S
-from plumbing import pictures
 
 
 class Oracle(torch.nn.Module):
@@ -141,31 +140,6 @@ def test_guidance_one_is_off_to_the_bit_and_costs_one_call():
     assert not torch.equal(calls(1.0)[1], calls(2.0)[1])
 
 
-@pytest.mark.parametrize("nested", (False, True))
-def test_results_of_a_replayed_recording_are_copied(nested, monkeypatch):
-    """--compile on a GPU: a CUDA graph writes where it wrote before. Kills: guidance that mixes a call with itself."""
-    def network(z, logsnr, cond):
-        levels = [0.3 * level + (0.5 if "label" in cond else -0.1) for level in (z if nested else [z])]
-        return levels if nested else levels[0]
-
-    place = [torch.empty(2, 1, 4, 4), torch.empty(2, 1, 2, 2)]
-
-    def recorded(model, mode):
-        def replay(*inputs):
-            made = model(*inputs)
-            for level, one in zip(place, made if nested else [made]):
-                level.copy_(one)
-            return place if nested else place[0]
-        return replay
-    monkeypatch.setattr(torch, "compile", recorded)
-    shapes, schedules = [(1, 4, 4), (1, 2, 2)], [S.logsnr_cosine] * 2
-    images = [P.sample(model, schedules if nested else schedules[0], {"label": torch.zeros(2, dtype=torch.long)},
-                       shapes if nested else shapes[0], [0, 1], 5, guidance=3.0, clip="none")
-              for model in (network, P.compiled(network, torch.device("cpu")))]
-    for one, other in zip(*(images if nested else [[image] for image in images])):
-        assert torch.equal(one, other)
-
-
 def test_an_image_depends_on_its_own_seed_alone():
     """Kills: noise drawn for the batch, so that --n 4 and --n 8 show other images."""
     def images(seeds):
@@ -174,11 +148,28 @@ def test_an_image_depends_on_its_own_seed_alone():
     assert not torch.equal(images([7]), images([8]))
 
 
-def test_grid_and_colours():
-    """Kills: rows and columns exchanged, [-1, 1] taken for [0, 1]."""
-    for side, shown in ((32, 32), (8, 48)):                               # small images are enlarged
-        sheet = pictures.grid(torch.stack([torch.full((3, side, side), v) for v in (-1.0, 0.0, 1.0, 5.0)]), 2)
-        assert sheet.size == (2 * shown, 2 * shown)
-        places = [(x, y) for y in (shown // 2, 3 * shown // 2) for x in (shown // 2, 3 * shown // 2)]
-        assert [sheet.getpixel(p)[0] for p in places] == [0, 128, 255, 255]
-    assert pictures.grid(torch.zeros(4, 3, 32, 32), 2, ["a", "b"]).size[0] > 64
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_truncated_sampling_is_the_whole_one_stopped(sampler):
+    """To the bit. Kills: a step too many or too few before s, a last prediction, steps of another length."""
+    whole, options = [], dict(steps=8, sampler=sampler, clip="none")
+    common = (S.logsnr_cosine, {}, (1, 8, 8), [3, 4])
+    P.sample(Oracle(0.5), *common, on_step=lambda k, z, x_hat: whole.append(z), **options)
+    for s, calls in ((0.75, 2), (0.5, 4), (0.25, 6)):
+        oracle = Oracle(0.5)
+        z_s = P.sample_truncated(oracle, *common, s, **options)
+        assert torch.equal(z_s, whole[calls - 1]) and len(oracle.told) == calls
+    oracle = Oracle(0.5)
+    P.sample_truncated(oracle, *common, 0.9, steps=3)
+    assert len(oracle.told) == 1                                          # at least one step
+
+
+def test_seeds_of_images():
+    """Kills: sets of neighbouring seeds that share images; a second part of a set that begins anew."""
+    assert P.image_seeds(3, 4) == [3_000_009, 3_000_010, 3_000_011, 3_000_012]
+    assert P.image_seeds(3, 2, 2) == P.image_seeds(3, 4)[2:]
+    assert not set(P.image_seeds(0, 50_000)) & set(P.image_seeds(1, 50_000))
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(ValueError, match="want ddpm, ddim or stochastic"):
+        P.sample(Oracle(1.0), S.logsnr_cosine, {}, (1, 4, 4), [0], 2, sampler="euler")

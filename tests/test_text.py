@@ -15,6 +15,7 @@ import text as X
 import unet
 import uvit
 from plumbing import t5
+from plumbing.sampling import conditions_of
 from plumbing.settings import override
 from programs import page, stirred
 
@@ -206,12 +207,15 @@ def test_guidance_1_equals_none_to_the_bit_and_negative_text_takes_the_place_of_
     model, config = network
     calls, forward = [], model.forward
     model.forward = lambda *args: calls.append(args[2]) or forward(*args)
-    low = (torch.randn(2, 3, 8, 8), torch.full((2,), torch.inf)) if config.low_size else None
+    low, cpu = {}, torch.device("cpu")
+    if config.low_size:
+        low = dict(low_res=torch.randn(2, 3, 8, 8), aug_logsnr=torch.full((2,), torch.inf))
 
     def draw(guidance, negative=""):
         calls.clear()
-        return P.sample_run(model, override(config, guidance=guidance), [-1, -1], [4, 5], torch.device("cpu"),
-                            "float32", low_res=low, captions=["a red A", "on blue, B"], negative=negative)
+        asked = dict(conditions_of(config, [-1, -1], cpu, ["a red A", "on blue, B"]), **low)
+        away = conditions_of(config, [-1, -1], cpu, [negative] * 2) if negative else None
+        return P.sample_run(model, override(config, guidance=guidance), asked, [4, 5], cpu, "float32", negative=away)
 
     one = draw(1.0)
     assert len(calls) == 3 and all("text" in cond for cond in calls)
@@ -241,7 +245,8 @@ def test_guidance_with_dynamic_thresholding_keeps_the_range():
     burnt = {}
     for clip in ("static", "dynamic"):
         config = settings(guidance=8.0, clip_x=clip)
-        images = P.sample_run(stirred(config), config, [-1], [0], torch.device("cpu"), "float32", captions=["a red A"])
+        asked = conditions_of(config, [-1], "cpu", ["a red A"])
+        images = P.sample_run(stirred(config), config, asked, [0], torch.device("cpu"), "float32")
         assert images.abs().max() <= 1
         burnt[clip] = (images.abs() > 0.999).float().mean()
     assert burnt["static"] > 0.5 and burnt["dynamic"] < 0.1
@@ -294,8 +299,8 @@ def test_the_portrait_flag_is_a_condition_that_guidance_keeps():
     assert torch.equal(v[0], plain[0]) and (v[1] - plain[1]).abs().max() > 1e-3
     calls, forward = [], model.forward
     model.forward = lambda *args: calls.append(args[2]) or forward(*args)
-    images = P.sample_run(model, override(config, guidance=3.0), [-1], [0], torch.device("cpu"), "float32",
-                          captions=["a"], portrait=True)
+    asked = conditions_of(config, [-1], "cpu", ["a"], portrait=True)
+    images = P.sample_run(model, override(config, guidance=3.0), asked, [0], torch.device("cpu"), "float32")
     assert images.shape == (1, 3, 16, 24) and all(cond["portrait"].tolist() == [1] for cond in calls)
 
 

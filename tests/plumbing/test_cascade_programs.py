@@ -114,10 +114,10 @@ def test_each_stage_of_a_chain_gets_its_own_level(chain, tmp_path, monkeypatch):
 def test_each_stage_is_drawn_in_its_own_precision(monkeypatch):
     """Kills: the precision of the first stage for all."""
     seen = []
-    monkeypatch.setattr(P, "sample_run", lambda model, config, labels, seeds, device, precision, *_, **__: seen.append(
-        precision) or torch.zeros(len(labels), 3, *config.size))
+    monkeypatch.setattr(P, "sample_run", lambda model, config, cond, seeds, device, precision, *_, **__: seen.append(
+        precision) or torch.zeros(len(seeds), 3, *config.size))
     stages = [C.PRESETS["glyphs16"], C.PRESETS["glyphs64_sr"]]
-    P.sample_chain([None, None], stages, [0], [0], torch.device("cpu"), ["float32", "bf16"], "clean")
+    P.sample_chain([None, None], stages, [{}, {}], [0], torch.device("cpu"), ["float32", "bf16"], "clean")
     assert seen == ["float32", "bf16"]
 
 
@@ -156,15 +156,15 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     monkeypatch.setattr(X.Yardstick, "trained", lambda self, config: dict(trained(self, config, 64, 36), accuracy=0.99))
     monkeypatch.setattr(X, "train_glyph_net", lambda images, answers, heads: train(images, answers, heads, 3, 32))
     drawn, run = [], E.sample_run
-    monkeypatch.setattr(E, "sample_run", lambda model, config, labels, *rest, **kw: drawn.append(
-        (config.size[0], kw.get("stop", 0), kw.get("low_res"))) or run(model, config, labels, *rest, **kw))
+    monkeypatch.setattr(E, "sample_run", lambda model, config, cond, *rest, **kw: drawn.append(
+        (config.size[0], kw.get("stop", 0), cond)) or run(model, config, cond, *rest, **kw))
     common = [chain / "a", chain / "b", "--n", "24", "--n-real", "40", "--device", "cpu"]
     assert run_here(E, [*common, "--handoff", "renoised", "--sweep", "s=0,0.5"]) == (None, "")
     assert [size for size, *_ in drawn] == [16, 32, 32, 32, 32]    # low once; samples and real images, two levels
-    levels = [low_res[1][0].item() for _, _, low_res in drawn[1:]]
+    levels = [cond["aug_logsnr"][0].item() for _, _, cond in drawn[1:]]
     assert levels[0] == levels[1] == math.inf and levels[2] == levels[3] < 10
-    assert_close(drawn[3][2][1], S.logsnr_shifted(torch.tensor(0.5), 16, 32).expand(24))
-    assert all(0.3 < low_res[0].abs().max() <= 1 for _, _, low_res in drawn[1:3])                # images in [-1, 1]
+    assert_close(drawn[3][2]["aug_logsnr"], S.logsnr_shifted(torch.tensor(0.5), 16, 32).expand(24))
+    assert all(0.3 < cond["low_res"].abs().max() <= 1 for _, _, cond in drawn[1:3])                # images in [-1, 1]
     rows = json.loads((chain / "b" / "sweep_s_renoised.json").read_text())["rows"]
     assert [(row["s"], row["low_res"]) for row in rows] == [(0, "made"), (0, "real"), (0.5, "made"), (0.5, "real")]
     assert len({row["fd_train"] for row in rows}) == 4

@@ -311,18 +311,20 @@ def test_captions_are_asked_for_judged_and_composed(tmp_path, monkeypatch):
     asked, source = [], D.open_run(override(C.PRESETS["glyphs64_text"], size=(16,)))
     withheld = D.Glyphs((16, 16), pairs="withheld")
 
-    def perfect(model, config, labels, seeds, *rest, captions, **more):   # draws what was asked for
-        asked.append(captions)
+    def conditions(config, labels, device, captions, **more):             # what is asked for
         scenes = withheld if captions[0] == withheld.caption(0) else source
         assert captions == [scenes.caption(i) for i in range(24)] and labels == [i % 36 for i in range(24)]
-        return torch.stack([scenes.image(i) for i in range(24)])
+        asked.append(scenes)
+        return {}
+    perfect = lambda *args, **more: torch.stack([asked[-1].image(i) for i in range(24)])        # draws it
+    monkeypatch.setattr(E, "conditions_of", conditions)
     monkeypatch.setattr(E, "sample_run", perfect)
     result = evaluated(run, "--metrics", "fd,read,words")
     assert len(asked) == 2 and result["letter_colour"] == result["ground_colour"] == 1
     assert result["all_right"] == pytest.approx(result["read_rate"])
     for others in ("withheld_pairs", "real_scenes"):                      # at 16 px the judge errs now and then
         assert min(result[others]["letter_colour"], result[others]["ground_colour"]) > 0.9
-    monkeypatch.setattr(E, "sample_run", lambda *args, captions, **more: perfect(*args, captions=captions).flip(0))
+    monkeypatch.setattr(E, "sample_run", lambda *args, **more: perfect(*args).flip(0))
     for kept in run.glob("samples-*.pt"):
         kept.unlink()
     assert evaluated(run, "--metrics", "words")["letter_colour"] < 0.5

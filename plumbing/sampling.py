@@ -1,0 +1,330 @@
+"""The command line of sample.py: flags, checks, what a sheet shows. evaluate.py shares the flags and the checks."""
+import argparse
+import dataclasses
+import math
+import os
+
+import torch
+
+from cascade import HANDOFFS
+from config import make_low_schedule, make_schedule
+from plumbing import UserError
+from plumbing.pictures import captioned, grid
+from plumbing.settings import Parser, add_fields, override
+from plumbing.t5 import Encoder, check_moved
+
+OVERRIDES = ("sampler", "guidance", "noise_param", "clip_x", "precision", "text_encoder")
+ONE_A_STAGE = ("sampler", "guidance", "noise_param", "clip_x", "steps")   # of these a cascade takes one or one a stage
+BATCH = 64                                                                # images that are drawn at once
+
+
+# ------------------------------------------------------------------------------------------ flags
+
+def parse(argv, stage=0):
+    """Parse the command line of sample.py, as stage `stage` of a cascade sees it. Raises UserError."""
+    parser = Parser(prog="sample.py", description="Draw images from a trained run, or from the runs of a cascade.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; for a cascade all, the lowest first")
+    parser.add_argument("--n", type=int, help="images of each class or caption (default 4); for a run that has "
+                        "neither, images in all (default 32)")
+    parser.add_argument("--labels", help="classes by name or number, separated by commas (default: the first 36)")
+    parser.add_argument("--text", action="append", help="for a model with text: a caption; repeat it for more captions")
+    parser.add_argument("--prompts", metavar="FILE", help="for a model with text: a file, one caption a line")
+    parser.add_argument("--negative", metavar="TEXT", help="caption that guidance leads away from (default: none)")
+    parser.add_argument("--portrait", action="store_true", help="upright images, from a run with --portrait")
+    parser.add_argument("--lowest-idx", type=int, choices=(0, 1), default=1, help="see sample() (default 1)")
+    parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="another seed draws other images "
+                        "(default 0)")
+    parser.add_argument("--levels", action="store_true", help="show every level of a nested model, the lowest at the "
+                        "left (the stages of a cascade are always shown)")
+    parser.add_argument("--handoff", choices=HANDOFFS, help="for a cascade: what a stage gives to the next")
+    parser.add_argument("--s", type=float, action="append", help="for a cascade: noise of the handoff, 0 to 1; give it "
+                        "once, or once for each handoff")
+    parser.add_argument("--out", default="samples.png", help="PNG to write (default samples.png)")
+    parser.add_argument("--gif", help="GIF of the sampling to write as well")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    parser.add_argument("--compile", action="store_true", help="torch.compile and CUDA graphs: a minute to start, then "
+                        "faster on a GPU")
+    add_settings(parser)
+    words, counts = words_of(argv, stage)
+    args = parser.parse_args(words)
+    if wrong := counts - {len(args.runs)}:
+        raise UserError(f"{len(args.runs)} runs, but settings for {max(wrong)} stages: want one, or one for each")
+    if args.n is not None and args.n < 1:
+        raise UserError(f"--n {args.n}: want 1 or more")
+    if not 0 <= args.first_seed < 2 ** 31:
+        raise UserError(f"--seed {args.first_seed}: want 0 or more, less than 2^31")
+    for option, path, ending in (("--out", args.out, ".png"), ("--gif", args.gif, ".gif")):
+        if path and not os.path.isdir(os.path.dirname(path) or "."):
+            raise UserError(f"{option} {path}: its folder does not exist")
+        if path and not path.lower().endswith(ending):
+            raise UserError(f"{option} {path}: want a name that ends in {ending}")
+    return args
+
+
+def add_settings(parser):
+    """Add the flags that change a run's own settings of sampling. The result has only those that are given."""
+    parser.add_argument("--steps", type=int, dest="sample_steps", default=argparse.SUPPRESS,
+                        help="steps an image, with two network evaluations each under guidance (default: the run's)")
+    add_fields(parser, OVERRIDES, "settings of the run to change; for a cascade one, or one a stage: --guidance 5,1")
+
+
+def given_settings(args):
+    """Return {field of Config: value} of the settings that the command line gives. Raises UserError."""
+    given = {name: value for name, value in vars(args).items() if name in (*OVERRIDES, "sample_steps")}
+    if given.get("sample_steps", 1) < 1:
+        raise UserError(f"--steps {given['sample_steps']}: want 1 or more")
+    return given
+
+
+def words_of(argv, stage):
+    """Return (the command line for this stage of a cascade, {the numbers of values given with commas}).
+
+    "--steps 24,12" becomes "--steps 24" for stage 0 and "--steps 12" for stage 1.
+    """
+    choices = {}                                                          # position of a word -> the word of each stage
+    for i, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") in ONE_A_STAGE:
+            at, value = (i, value) if equals else (i + 1, argv[i + 1] if i + 1 < len(argv) else "")
+            if "," in value:
+                choices[at] = [f"{flag}={v}" if equals else v for v in value.split(",")]
+    words = [choices[i][min(stage, len(choices[i]) - 1)] if i in choices else word for i, word in enumerate(argv)]
+    return words, {len(values) for values in choices.values()}
+
+
+def stages_of(argv, configs):
+    """Return the config of each stage, changed by its part of the command line. Raises UserError."""
+    changed = []
+    for stage, config in enumerate(configs):
+        args = parse(argv, stage)
+        changed.append(with_settings(config, given_settings(args), args.runs[stage]))
+    return changed
+
+
+def with_settings(config, given, run):
+    """Return the config of `run` with the given settings in place. Raises UserError."""
+    check_moved(config.text_encoder, given.get("text_encoder", config.text_encoder), run)
+    return override(config, **given)
+
+
+# ------------------------------------------------------------------------------------------ cascades
+
+def handoffs(args):
+    """Return (handoff, [s, ...]) of a cascade, (None, []) of a single run. Raises UserError."""
+    count = len(args.runs) - 1
+    if not count:
+        if args.handoff or args.s:
+            raise UserError("--handoff and --s are for the stages of a cascade: give their runs, the lowest first")
+        return None, []
+    if not args.handoff:
+        raise UserError(f"{len(args.runs)} runs are a cascade: say --handoff {', '.join(HANDOFFS)}")
+    if args.handoff == "clean":
+        if args.s:
+            raise UserError("--handoff clean has no noise: leave out --s")
+        return "clean", [0.0] * count
+    if not args.s or len(args.s) not in (1, count):
+        raise UserError(f"--handoff {args.handoff}: say with --s how much noise, once or {count} times")
+    for s in args.s:
+        if not 0 <= s < 1:
+            raise UserError(f"--s {s:g}: want 0 or more, less than 1")
+    return args.handoff, args.s * (count if len(args.s) == 1 else 1)
+
+
+def check_cascade(configs, names, handoff, s, lowest_idx=1):
+    """Check that these stages, or this single run, can be sampled so. Raises UserError. s: one for each handoff."""
+    check_chain(configs, names)
+    check_levels(configs, names, handoff, s)
+    for stage, (config, name) in enumerate(zip(configs, names)):
+        is_last = stage == len(configs) - 1
+        stop = s[stage] if handoff == "truncated" and not is_last else 0.0
+        check_student(config, name, lowest_idx if is_last else 1, stop)
+
+
+def check_chain(configs, names):
+    """Check that each stage fits the one below it. Raises UserError with the first fault. Lowest stage first."""
+    if configs[0].low_size:
+        raise UserError(f"{names[0]}: a super-resolution model cannot come first; give the run of the low-res images "
+                        "before it")
+    t = torch.linspace(0, 1, 11)
+    for low, high, low_name, name in zip(configs, configs[1:], names, names[1:]):
+        if not high.low_size:
+            raise UserError(f"{name}: not a super-resolution model, so it takes nothing from {low_name}")
+        if high.low_size != low.size:
+            raise UserError(f"{name} goes from {high.low_size[0]}x{high.low_size[1]}, {low_name} makes "
+                            f"{low.size[0]}x{low.size[1]}")
+        if high.portrait != low.portrait:
+            raise UserError(f"{name} and {low_name}: one knows upright images (portrait), the other does not")
+        if high.class_names != low.class_names:
+            raise UserError(f"{name} and {low_name} do not have the same classes")
+        if low.outer_channels:
+            raise UserError(f"{low_name}: a nested model has its levels inside; it is no stage of a cascade")
+        if not torch.allclose(make_schedule(low)(t), make_low_schedule(high)(t)):
+            raise UserError(f"{name} was trained on noise of another schedule than that of {low_name} (schedule, "
+                            "noise_d, logsnr_min, logsnr_max)")
+
+
+def check_levels(configs, names, handoff, s):
+    """Check that each stage was trained on the noise level of its handoff, s[i]. Raises UserError."""
+    for level, config, name in zip(s, configs[1:], names[1:]):
+        noisy = level > 0 and handoff != "clean"
+        if noisy and not config.aug_noise:
+            raise UserError(f"{name} was trained with no noise on its low-res images (aug_noise 0): give it --s 0, or "
+                            "--handoff clean")
+        if not noisy and config.aug_noise == 1:
+            raise UserError(f"{name} was trained with no low-res images without noise (aug_noise 1): give it --s above "
+                            "0")
+
+
+def check_student(config, name, lowest_idx=1, stop=0.0):
+    """Check that a distilled run (distill.py) is sampled at the times of its steps alone. Raises UserError."""
+    steps = config.distilled_steps
+    if steps and (config.sample_steps != steps or config.sampler == "ddpm" or lowest_idx != 1):
+        raise UserError(f"{name} was distilled to {steps} steps of ddim (or stochastic): leave out --steps, --sampler "
+                        "ddpm and --lowest-idx 0")
+    if steps and stop * steps % 1:
+        raise UserError(f"{name} was distilled to {steps} steps: it can be truncated at a multiple of 1/{steps} only")
+
+
+# ------------------------------------------------------------------------------------------ classes and captions
+
+def label_numbers(text, config):
+    """Read "A,7" as class numbers. A part is looked up as a name first, then as a number. Raises UserError."""
+    numbers = []
+    for part in text.split(","):
+        if part in config.class_names:
+            numbers.append(config.class_names.index(part))
+        elif part.isdecimal() and int(part) < config.num_classes:
+            numbers.append(int(part))
+        else:
+            known = ", ".join(config.class_names[:40]) + (", ..." if len(config.class_names) > 40 else "")
+            raise UserError(f"--labels {part}: this run knows {known or 'no classes'}")
+    return numbers
+
+
+def captions_of(args, configs):
+    """Return the captions to draw: those asked for, else the run's examples; None without text. Raises UserError."""
+    readers = [config for config in configs if config.text_encoder]
+    if not readers:
+        for option in ("text", "prompts", "negative"):
+            if getattr(args, option) is not None:
+                raise UserError(f"--{option}: {args.runs[-1]} was trained without text"
+                                + ("; it knows --labels" if configs[-1].num_classes else ""))
+        return None
+    if not configs[0].text_encoder:
+        raise UserError(f"{args.runs[0]} was trained without text, a stage above it with: its images would be of "
+                        "anything")
+    if args.labels:
+        raise UserError(f"--labels {args.labels}: {args.runs[-1]} was trained with text; say it with --text")
+    captions = (args.text or []) + (read_prompts(args.prompts) if args.prompts is not None else [])
+    if args.negative and all(config.calls == 1 for config in readers):
+        raise UserError("--negative: without guidance nothing leads away from it; want --guidance above 1")
+    check_captions([*captions, args.negative or ""], readers)
+    return captions or list(configs[-1].examples or readers[0].examples) or [""]
+
+
+def read_prompts(path):
+    """Read the captions of a file, one a line. Raises UserError."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            captions = [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path}: {getattr(error, 'strerror', None) or error}") from None
+    if not captions:
+        raise UserError(f"--prompts {path}: no line with text")
+    return captions
+
+
+def check_captions(captions, configs):
+    """Check that these models can read the captions. Raises UserError."""
+    for caption in captions:
+        if not caption.isprintable():
+            raise UserError(f"--text {caption!r}: holds characters that are not text")
+        for config in configs:
+            if config.text_encoder == "bytes" and len(caption.encode()) > config.text_length:
+                raise UserError(f"--text: this model reads {config.text_length} bytes, and {caption[:60]!r} has "
+                                f"{len(caption.encode())}")
+
+
+def conditions_of(config, labels, device, captions=None, portrait=False, encoder=None):
+    """Return the conditions of n images as sample() takes them, n rows each: a dict of tensors.
+
+    labels    n class numbers, -1 = none. captions: for a model with text, n captions, "" = none
+    encoder   an Encoder; opened if not given
+    """
+    if config.text_encoder:
+        encoder, captions = encoder or Encoder(config, device), captions or [""] * len(labels)
+        batches = [encoder(captions[i:i + BATCH]) for i in range(0, len(captions), BATCH)]
+        cond = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+    else:
+        cond = {"label": torch.tensor(labels, device=device)}
+    if config.portrait:
+        cond["portrait"] = torch.full((len(labels),), int(portrait), device=device)
+    return cond
+
+
+# ------------------------------------------------------------------------------------------ sheets
+
+@dataclasses.dataclass
+class Sheet:
+    """What a sheet shows: rows of images of one class or of one caption each; or images without either."""
+    columns: int
+    labels: list                         # one an image; -1 = no class
+    captions: list | None = None         # one an image
+    names: list | None = None            # one a row
+
+    def picture(self, images):
+        """Arrange the images (N, 3, H, W) as a Pillow picture."""
+        if self.captions:
+            return captioned(images, self.columns, self.names, blocks=max(1, min(3, 12 // self.columns)))
+        return grid(images, self.columns, self.names, math.ceil(len(self.names) / 12) if self.names else 1)
+
+
+def sheet_of(config, columns, classes=(), captions=None, n=64):
+    """Return the Sheet of these captions or classes, `columns` images each; without either, of n images."""
+    if captions:
+        return Sheet(columns, [-1] * (columns * len(captions)), [c for c in captions for _ in range(columns)], captions)
+    if classes:
+        names = [config.class_names[c] if config.class_names else str(c) for c in classes]
+        return Sheet(columns, [c for c in classes for _ in range(columns)], names=names)
+    return Sheet(8, [-1] * n)
+
+
+def sheet_wanted(args, config, captions):
+    """Return the Sheet that the command line asks for. config: of the last stage. Raises UserError."""
+    if args.levels and not config.outer_channels:
+        raise UserError(f"--levels: {args.runs[0]} is not of a nested model")
+    if args.portrait and not config.portrait:
+        raise UserError(f"--portrait: {args.runs[-1]} was trained without upright images")
+    classes = label_numbers(args.labels, config) if args.labels else range(min(36, config.num_classes))
+    return sheet_of(config, args.n or 4, classes, captions, n=args.n or 32)
+
+
+# ------------------------------------------------------------------------------------------ before the work
+
+def compiled(model, device):
+    """Compile the network to one graph. On CUDA, record its kernels once and replay them (CUDA graphs): launching many
+    small kernels from Python takes longer than running them.
+
+    A replay writes its result to the same memory each time, and guidance needs two results at once: return copies.
+    """
+    graph = torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
+
+    def call(z, logsnr, cond):
+        v = graph(z, logsnr, cond)
+        return [level.clone() for level in v] if isinstance(v, list) else v.clone()
+    return call
+
+
+def predictions_of(configs, handoff, s, lowest_idx):
+    """Return how often each stage predicts x: less if it is truncated, once more if the last goes on to t = 0."""
+    counts = [max(1, round(config.sample_steps * (1 - stop))) if handoff == "truncated" else config.sample_steps
+              for config, stop in zip(configs, s)]
+    return [*counts, configs[-1].sample_steps + 1 - lowest_idx]
+
+
+def introduce(n, configs, predictions, precisions, device, why):
+    """Print what will be drawn, a line for each stage."""
+    for config, count, precision in zip(configs, predictions, precisions):
+        guidance = f"{config.guidance:g}" if config.guidable else "none, as there are no classes"
+        print(f"{n} images of {config.size[0]}x{config.size[1]}, {config.sampler}, {config.sample_steps} steps, "
+              f"guidance {guidance}: {count * config.calls} evaluations each, on {device} ({why}), {precision}")
