@@ -16,7 +16,7 @@ Legend of shapes: B batch, C width, N = H W tokens at the bottom, E emb_channels
 # Paper: "Dense(emb, mlp_h.shape[2:])": scale and shift act on the 4C hidden features, after the swish.
 # Paper: before ProjectOutput it prints no norm, and for it no zero-initialisation. We do as printed, in the U-Net, too.
 # With the usual norm, swish and zero-initialised convolution, the small models here learnt markedly more slowly
-# (benchmarks/README.md).
+# (benchmarks/NOTEBOOK.md).
 
 `python uvit.py` prints figure 7 as a table of blocks, and the parameters and FLOPs of the three ImageNet models.
 """
