@@ -129,7 +129,6 @@ class UViT(nn.Module):
             drop = dropout if at_or_below(h, w, dropout_from_resolution) else 0.0
             block = partial(ResBlock, widths[level], emb_channels, drop)
             if any(at_resolution(h, w, r) for r in attn_resolutions):
-                Level(2 * blocks, block)          # drawn and dropped, so that a seed gives the weights it always gave
                 block = partial(AttentionBlock, widths[level], emb_channels, num_heads, transformer_dropout)
             self.down.append(Level(blocks, partial(block, skip=False)))
             self.downsample.append(Downsample(widths[level], widths[level + 1]))
