@@ -16,10 +16,9 @@ import common
 import distillation
 import equal_time
 import paper_tables
-from plumbing import runs
+from plumbing import runs, start
 import speed
 import text_guidance
-import train
 from config import PRESETS, build_model
 from data import open_run
 from schedule import alpha_sigma, v_from_x
@@ -34,7 +33,7 @@ def test_rows_are_runs_of_train_that_differ_in_what_the_table_is_about(table, bu
     for row, (settings, _) in rows.items():
         assert settings["preset"] in PRESETS
         monkeypatch.setattr(sys, "argv", ["train.py", *paper_tables.flags(settings), "--out", "x"])
-        configs[row], _ = train.configure(*train.parse())
+        _, configs[row], _ = start.read_command_line()
         given = {key: value for key, value in settings.items() if key not in ("preset", "size")}
         assert {key: getattr(configs[row], key) for key in given} == given
         with torch.device("meta"):
