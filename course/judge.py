@@ -8,15 +8,13 @@ import sys
 import torch
 
 from plumbing import UserError
-from plumbing.files import write_json
+from plumbing.files import writable_folder, write_json
 from plumbing.pictures import pyplot, save_figure
 
 from course.exams import EXAMS, Inputs
 from course.exercises import CHAPTERS, EXERCISES, chosen
 from course.source import HERE, edit, find, put_back, read
 from course.witness import Modules, plain, testimony
-
-testimony = functools.lru_cache(maxsize=None)(testimony)                  # check asks for each mistake several times
 
 
 def to_grade(folder, exercise):
@@ -141,6 +139,8 @@ def grade(folder, chapter=None, seed=0, limit=20, pictures=True, json_path=None)
         raise UserError(f"{folder}: no such folder")
     if not any(os.path.exists(os.path.join(folder, e.file)) for e in EXERCISES):
         raise UserError(f"{folder}: holds none of the exercises' files")
+    if json_path:                                                         # a bad path must not wait for the grading
+        writable_folder(os.path.dirname(json_path) or ".", "--json")
     exercises, picture_folder = chosen(chapter, folder), os.path.join(os.path.abspath(folder), "pictures")
     prepare(exercises)
     rows = []

@@ -3,6 +3,7 @@
 The file lies alone in a temporary folder at the front of the path, so `import schedule` finds the student's; all other
 modules come from the project. What the student's code prints, breaks or patches stays in this process.
 """
+import functools
 import importlib
 import io
 import multiprocessing
@@ -98,6 +99,7 @@ def plain(value):
 
 # ------------------------------------------------------------------------------------------ in the judge's process
 
+@functools.lru_cache(maxsize=None)                                        # check asks for each mistake several times
 def testimony(exercise, source, seed, limit):
     """Run the exam on this source -> ("seen", {key: [tensor]}), ("not done", text) or ("wrong", text)."""
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else "spawn"

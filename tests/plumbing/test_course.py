@@ -203,7 +203,8 @@ def test_the_grader_itself_cannot_be_patched_from_a_students_file(tmp_path):
 
 
 @pytest.mark.parametrize("words", (["grade", "nowhere"], ["make"], ["grade", ".", "--chapter", "9"], ["dance"], [],
-                                   ["grade", ".", "--seed", "-1"], ["grade", "tests"], ["make", "README.md"]))
+                                   ["grade", ".", "--seed", "-1"], ["grade", "tests"], ["make", "README.md"],
+                                   ["grade", ".", "--json", "/dev/null/points.json"]))
 def test_bad_words_are_one_line_and_status_two(words):
     done = program("course", *words)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.strip()
