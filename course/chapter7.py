@@ -102,10 +102,10 @@ class LevelSchedules:
 class NestedLoss:
     sizes = [(8, 8), (4, 4), (2, 2)]
 
-    def model(looks):
-        """Return a simple network that records its inputs in `looks`."""
+    def model(calls):
+        """Return a simple network that records its inputs in `calls`."""
         def call(z, logsnr, cond):
-            looks.append([*z, *logsnr, *cond.values()])
+            calls.append([*z, *logsnr, *cond.values()])
             return [0.5 * level.sin() + 0.1 * l[:len(level)].reshape(-1, 1, 1, 1) for level, l in zip(z, logsnr)]
         return call
 
@@ -122,13 +122,13 @@ class NestedLoss:
                 "top": dict(weights=[1.0, 0.0, 0.0], rows=[2, 3, 4])}
 
     def seen_of(m, r, loss):
-        """Call loss(looks, x, cond, t, eps, schedules, kind, **case)."""
+        """Call loss(calls, x, cond, t, eps, schedules, kind, **case)."""
         x, eps, cond, t, schedules = NestedLoss.inputs(m, r)
-        seen, looks = dict(x=x, eps=eps, logsnr=[schedule(t) for schedule in schedules]), {}
+        seen, calls = dict(x=x, eps=eps, logsnr=[schedule(t) for schedule in schedules]), {}
         for name, case in NestedLoss.cases(r).items():
             for kind in ("eps_mse", "v_mse"):
-                looks[name] = []
-                seen[f"{name}_{kind}"] = loss(looks[name], x, cond, t, eps, schedules, kind, **case)
+                calls[name] = []
+                seen[f"{name}_{kind}"] = loss(calls[name], x, cond, t, eps, schedules, kind, **case)
         first = [[part[:2] for part in parts] for parts in (x, eps)]
         seen["top_alone"] = loss([], first[0], {"shade": cond["shade"][:2]}, t[:2], first[1], schedules, "v_mse",
                                  weights=[1.0, 0.0, 0.0])
@@ -137,21 +137,21 @@ class NestedLoss:
         halves = [lambda t, k=k: m.schedule.logsnr_cosine(t) - 2 * math.log(k) for k in (4, 2, 1)]
         seen["shown_loss"] = loss(view, shown, {}, torch.tensor([0.25]), noises, halves, "v_mse")
         for name in ("all", "mixed"):
-            seen[f"calls_{name}"] = float(len(looks[name]))
-            seen[f"looks_{name}"] = looks[name][0] if looks[name] else []
+            seen[f"calls_{name}"] = float(len(calls[name]))
+            seen[f"inputs_{name}"] = calls[name][0] if calls[name] else []
         return dict(seen, shown=view[0][:3] if view else [])
 
     def see(m, r):
-        def loss(looks, x, cond, t, eps, schedules, kind, **case):
+        def loss(calls, x, cond, t, eps, schedules, kind, **case):
             measure = functools.partial(m.train.prediction_loss, loss=kind)
-            return m.nested_unet.nested_loss(NestedLoss.model(looks), x, cond, t, eps, schedules, measure, **case)
+            return m.nested_unet.nested_loss(NestedLoss.model(calls), x, cond, t, eps, schedules, measure, **case)
         seen = NestedLoss.seen_of(m, r, loss)
         x, eps, _, t, schedules = NestedLoss.inputs(m, r)
         model = lambda weight: lambda z, logsnr, cond: [w * level for w, level in zip(weight, z)]
         return dict(seen, learns=learns(lambda weight: m.nested_unet.nested_loss(
             model(weight), x, {}, t, eps, schedules, m.train.prediction_loss), torch.ones(3)))
 
-    def slow(looks, x, cond, t, eps, schedules, kind, weights=None, rows=None):
+    def slow(calls, x, cond, t, eps, schedules, kind, weights=None, rows=None):
         """Compute the loss example by example and level by level, in float64."""
         z, logsnr, total = [], [], 0.0
         for level in range(len(x)):
@@ -166,7 +166,7 @@ class NestedLoss:
                 loss = loss + (error ** 2).mean() * (1 if kind == "v_mse" else float(alpha) ** 2) / n
                 z[-1].append(look.float()), logsnr[-1].append(l)
             total = total + (1.0 if weights is None else weights[level]) * loss
-        looks.append([*map(torch.stack, z), *map(torch.stack, logsnr), *cond.values()])
+        calls.append([*map(torch.stack, z), *map(torch.stack, logsnr), *cond.values()])
         return total.float()
 
     def spec(m, r):
@@ -175,7 +175,7 @@ class NestedLoss:
     def laws(seen):
         yield float(seen["calls_all"]) == 1, "call the model once, with the lists of all levels"
         yield bool(seen["learns"]), NO_GRADIENT
-        for name, z, x, eps, logsnr in zip(("highest", "middle", "lowest"), seen["looks_all"], seen["x"], seen["eps"],
+        for name, z, x, eps, logsnr in zip(("highest", "middle", "lowest"), seen["inputs_all"], seen["x"], seen["eps"],
                                            seen["logsnr"]):
             alpha, sigma = alpha_and_sigma(logsnr)
             yield float((z - alpha * x - sigma * eps).abs().max()) < 1e-3, (
@@ -210,16 +210,16 @@ def slow_denoise(network, z, logsnr, condition, text, f=None):
             levels += [inside] if inside.outer is not None else []
             inside = inside.inner
         first = [len(level) > i for level in z].index(True)               # the example's highest level
-        waiting, comes = [], f[i:i + 1] if f is not None and first == 0 else None
+        visited, from_above = [], f[i:i + 1] if f is not None and first == 0 else None
         emb = [embed.of_logsnr(logsnr[k][i:i + 1], 1) + condition[i:i + 1] if k >= first else None
                for k, embed in enumerate([level.outer.embed for level in levels] + [inside.embed])]
         for k in range(first, len(levels)):
-            h, skips = levels[k].outer.descend(z[k][i:i + 1], emb[k], f=comes)
-            comes = levels[k].in_adapter(h)
-            waiting.append((k, h, skips))
-        h = inside.features(z[-1][i:i + 1], emb[-1], tuple(part[i:i + 1] for part in text), comes)
+            h, skips = levels[k].outer.descend(z[k][i:i + 1], emb[k], f=from_above)
+            from_above = levels[k].in_adapter(h)
+            visited.append((k, h, skips))
+        h = inside.features(z[-1][i:i + 1], emb[-1], tuple(part[i:i + 1] for part in text), from_above)
         made[-1].append(inside.output(h))
-        for k, coarsest, skips in reversed(waiting):
+        for k, coarsest, skips in reversed(visited):
             h = levels[k].outer.ascend(coarsest + levels[k].out_adapter(h), skips, emb[k])
             made[k].append(levels[k].outer.output(h))
         if first == 0:
@@ -237,22 +237,22 @@ class Denoise:
         text = r.normal(3, 5, 6), torch.arange(5) < torch.tensor([[2], [5], [3]])
         rows = [[part[:n] for part, n in zip(parts, (1, 2, 3))] for parts in (z, logsnr)]
         with torch.no_grad():
-            told, innermost = (condition, text), network.inner.inner
-            seen = dict(three=denoise(network, z, logsnr, *told),
-                        from_above=denoise(network.inner, z[1:], logsnr[1:], *told, f),
-                        single=denoise(m.nested_unet.NestedUNet(innermost), z[2:], logsnr[2:], *told),
-                        mixed=denoise(network, *rows, *told), innermost=denoise(innermost, z[2:], logsnr[2:], *told))
+            extra, innermost = (condition, text), network.inner.inner
+            seen = dict(three=denoise(network, z, logsnr, *extra),
+                        from_above=denoise(network.inner, z[1:], logsnr[1:], *extra, f),
+                        single=denoise(m.nested_unet.NestedUNet(innermost), z[2:], logsnr[2:], *extra),
+                        mixed=denoise(network, *rows, *extra), innermost=denoise(innermost, z[2:], logsnr[2:], *extra))
             moved = []
             for adapters in ("random", "zero"):
                 if adapters == "zero":
                     for layer in (network, network.inner):
                         for p in (*layer.in_adapter.parameters(), *layer.out_adapter.parameters()):
                             p.zero_()
-                    seen["zero"] = denoise(network, z, logsnr, *told)
-                plain, _ = denoise(network, z, logsnr, *told)
+                    seen["zero"] = denoise(network, z, logsnr, *extra)
+                plain, _ = denoise(network, z, logsnr, *extra)
                 for changed in range(3):
                     other = [-level if k == changed else level for k, level in enumerate(z)]
-                    v, _ = denoise(network, other, logsnr, *told)
+                    v, _ = denoise(network, other, logsnr, *extra)
                     moved += [(a - b).abs().mean() for a, b in zip(v, plain)]
         return dict(seen, moved=torch.stack(moved).reshape(2, 3, 3))      # adapters, input, output
 

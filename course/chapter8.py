@@ -68,9 +68,9 @@ class Augment:
         same, none = seen["nothing"]
         yield float((same - x).abs().max()) < 1e-6, "aug_noise = 0, aug_blur = 0: the image must not change"
         yield bool((none == math.inf).all()), "without noise the log-SNR must be +inf"
-        told = seen["noise_alone"][1]
-        yield float((told - level).abs().max()) < 1e-3, "each example must get the log-SNR of its own s"
-        alpha, sigma = alpha_and_sigma(told)
+        reported = seen["noise_alone"][1]
+        yield float((reported - level).abs().max()) < 1e-3, "each example must get the log-SNR of its own s"
+        alpha, sigma = alpha_and_sigma(reported)
         yield float((seen["noise_alone"][0] - alpha * x - sigma * noise).abs().max()) < 1e-3, (
             "image and log-SNR do not agree: the image must be alpha low_res + sigma noise at that log-SNR")
         noisy = (seen["both"][1] < math.inf).tolist()
@@ -81,8 +81,8 @@ class Augment:
 
     def picture(seen, axis):
         image(axis, row_of(seen["shown"][0].clamp(-1.5, 1.5)))
-        told = ", ".join("none" if level == math.inf else f"{level:.1f}" for level in seen["shown"][1].tolist())
-        axis.set_xlabel(f"unchanged, blurred, noisy, both; log-SNR: {told}")
+        reported = ", ".join("none" if level == math.inf else f"{level:.1f}" for level in seen["shown"][1].tolist())
+        axis.set_xlabel(f"unchanged, blurred, noisy, both; log-SNR: {reported}")
 
 
 @exam("8.2")
@@ -98,7 +98,7 @@ class HandOver:
         zero = {f"{name}_0": hand_over(x, name, 0.0, low_schedule, noise) for name in words}
         big = r.normal(1, 3, 32, 32)
         shown = [hand_over(letter(32), "renoised", s, low_schedule, big) for s in HandOver.times]
-        return dict(**seen, **zero, shown=[z for z, _ in shown], told=[level for _, level in shown],
+        return dict(**seen, **zero, shown=[z for z, _ in shown], reported=[level for _, level in shown],
                     given=[x, noise, low_schedule(torch.tensor(s))])
 
     def see(m, r):
@@ -127,14 +127,15 @@ class HandOver:
         yield float((seen["renoised"][0] - alpha * x - sigma * noise).abs().max()) < 1e-3, (
             "renoised: the image must be alpha_s low_res + sigma_s noise, at the level of s")
         for name in ("clean", "truncated_0", "renoised_0"):
-            z, told = seen[name]
-            yield bool((told == math.inf).all()) and float((z - x).abs().max()) < 1e-6, (
+            z, reported = seen[name]
+            yield bool((reported == math.inf).all()) and float((z - x).abs().max()) < 1e-6, (
                 f"{name.replace('_0', ' with s = 0')}: want the image unchanged and the level +inf")
 
     def picture(seen, axis):
         image(axis, row_of([z[0].clamp(-1.5, 1.5) for z in seen["shown"]]))
-        told = ", ".join("none" if float(level) == math.inf else f"{float(level):.1f}" for level in seen["told"])
-        axis.set_xlabel(f"renoised, s = 0, 0.2, 0.4, 0.6; log-SNR: {told}")
+        levels = [float(level) for level in seen["reported"]]
+        text = ", ".join("none" if level == math.inf else f"{level:.1f}" for level in levels)
+        axis.set_xlabel(f"renoised, s = 0, 0.2, 0.4, 0.6; log-SNR: {text}")
 
 
 def slow_target(z_t, z_s, logsnr_t, logsnr_s):
@@ -149,12 +150,12 @@ class StepTarget:
         z_t, z_s, t, s = inputs_6(r)
         s = s + 1
         x, ends = r.normal(4, 3, 5, 5), torch.full((4,), math.inf)
-        looks = [F.avg_pool2d(letter(48), 12).repeat_interleave(12, 2).repeat_interleave(12, 3), letter(48)]
+        x_hats = [F.avg_pool2d(letter(48), 12).repeat_interleave(12, 2).repeat_interleave(12, 3), letter(48)]
         z, levels = [r.normal(1, 3, 48, 48)], [torch.tensor([level]) for level in (-6.0, 0.5, 3.0)]
-        for look, here, there in zip(looks, levels, levels[1:]):
-            z.append(slow_ddim(z[-1], look, here, there).float())
+        for x_hat, here, there in zip(x_hats, levels, levels[1:]):
+            z.append(slow_ddim(z[-1], x_hat, here, there).float())
         return dict(random=target(z_t, z_s, t, s), known=target(z_t, slow_ddim(z_t, x, t, s).float(), t, s),
-                    clean=target(z_t, z_s, t, ends), given=[z_t, z_s, t, s, x], looks=looks,
+                    clean=target(z_t, z_s, t, ends), given=[z_t, z_s, t, s, x], x_hats=x_hats,
                     shown=target(z[0], z[2], levels[0], levels[2]))
 
     def see(m, r):
@@ -176,7 +177,7 @@ class StepTarget:
         yield float((landed - z_s).abs().max()) < 1e-2, "one DDIM step with this x must land on z_s"
 
     def picture(seen, axis):
-        image(axis, row_of([part[0].clamp(-1.2, 1.2) for part in (*seen["looks"], seen["shown"])]))
+        image(axis, row_of([part[0].clamp(-1.2, 1.2) for part in (*seen["x_hats"], seen["shown"])]))
         axis.set_xlabel("x_hat of the first step, of the second,\nand the x whose single step lands at the same place")
 
 
