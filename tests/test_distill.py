@@ -1,6 +1,7 @@
 """Laws of distill.py: the targets, the weights, the times, the students.
 
-Each test names the wrong variant that it kills. The rounds as run folders, and the command line, are tested in plumbing/test_distill_programs.py.
+Each test names the wrong variant that it kills. The rounds as run folders and the command line are tested in
+plumbing/test_distill_programs.py.
 """
 import copy
 import math
