@@ -1,5 +1,6 @@
-"""How the tests start the programs: as a user would, or in this process, which is quicker. And a model to try."""
+"""What the tests share: start a program (as a user would, or in this process, quicker), read a run, make a model."""
 import contextlib
+import csv
 import io
 import os
 import runpy
@@ -19,17 +20,38 @@ TINY = ("--size 16 --base-channels 8 --emb-channels 16 --channel-mult 1,2 --num-
 
 
 def text_of(name):
-    """The text of a file of the project: README.md, benchmarks/RESULTS.md, ..."""
+    """Return the text of a file of the project: README.md, benchmarks/RESULTS.md, ..."""
     with open(os.path.join(ROOT, name), encoding="utf-8") as file:
         return file.read()
 
 
 def program(name, *args, env=None, launcher=(), timeout=240):
-    """Run a program of the project as a user would (name: a file, or the dotted name of a module); -> CompletedProcess."""
+    """Run a program of the project as a user would. name: a file, or the dotted name of a module. -> CompletedProcess.
+
+    args: its words. launcher: words between python and the program. env: variables added to ours.
+    """
     words = [os.path.join(ROOT, name)] if str(name).endswith(".py") else ["-m", name]
     return subprocess.run([sys.executable, *launcher, *words, *map(str, args)], capture_output=True, text=True,
                           timeout=timeout, cwd=ROOT,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+
+
+def train_tiny(*args, **kw):
+    """Train a tiny model as a user would, and check that it succeeds. -> CompletedProcess. kw: of `program`."""
+    done = program("train.py", *TINY, *args, **kw)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def checkpoint(folder):
+    """Read the checkpoint of a run."""
+    return torch.load(os.path.join(folder, "checkpoint.pt"), weights_only=True)
+
+
+def log_column(folder, name):
+    """Return a column of a run's log.csv, a list of strings."""
+    with open(os.path.join(folder, "log.csv")) as file:
+        return [row[name] for row in csv.DictReader(file)]
 
 
 def page(name, capsys):
@@ -39,7 +61,7 @@ def page(name, capsys):
 
 
 def run_here(module, args):
-    """main() of a program in this process (quick): -> (status, what it wrote to stderr)."""
+    """Run main() of a program in this process, which is quicker. -> (status, what it wrote to stderr)."""
     err, argv = io.StringIO(), sys.argv
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     sys.argv = [module.__name__.split(".")[-1] + ".py", *map(str, args)]
@@ -56,7 +78,7 @@ def run_here(module, args):
 
 
 def stirred(config, seed=1):
-    """The model with random weights everywhere: zero-initialised branches would hide what is behind them."""
+    """Return a model with random weights everywhere: zero-initialised branches would hide what is behind them."""
     torch.manual_seed(0)
     model, g = C.build_model(config).eval(), torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,0 +1,21 @@
+"""Runs that the tests of several files look at. Each is trained once. No test changes them."""
+import pytest
+
+import train as T
+from programs import TINY, run_here, train_tiny
+
+
+@pytest.fixture(scope="session")
+def six_steps(tmp_path_factory):
+    """Return the folder of a run of six steps without a break, with dropout."""
+    folder = tmp_path_factory.mktemp("six_steps") / "run"
+    train_tiny("--steps", 6, "--save-every", 3, "--out", folder, "--dropout", 0.1, "--dropout-from-resolution", 16)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory):
+    """Return the folder of a run of three steps, for distill.py."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    assert run_here(T, [*TINY, "--steps", 3, "--out", folder]) == (None, "")
+    return folder

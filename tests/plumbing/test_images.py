@@ -1,0 +1,128 @@
+"""Folders of images: which files are listed, how any file is decoded, what the stream and its workers do with them."""
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data as D
+from plumbing import UserError, images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with every kind of file that breaks a careless loader."""
+    red = Image.new("RGB", (40, 20), (255, 0, 0))
+    red.save(tmp_path / "a_red.png")
+    half = Image.new("RGB", (20, 40), (0, 0, 255))
+    half.paste((255, 255, 0), (0, 0, 20, 20))                             # yellow above blue ...
+    exif = half.getexif()
+    exif[0x0112] = 3                                                      # ... to be shown upside down
+    half.save(tmp_path / "b_turned.jpg", exif=exif, quality=95)
+    grey = np.tile(np.linspace(0, 65535, 32).astype(np.uint16), (32, 1))
+    Image.fromarray(grey).save(tmp_path / "c_grey16.png")
+    clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    clear.save(tmp_path / "d_clear.png")
+    Image.new("P", (16, 16), 0).save(tmp_path / "e_palette.png", transparency=0)
+    Image.new("CMYK", (16, 16), (0, 0, 0, 0)).save(tmp_path / "f_cmyk.jpg")
+    black = Image.new("L", (16, 16), 0)
+    Image.new("L", (16, 16), 255).save(tmp_path / "g_frames.gif", save_all=True, append_images=[black])
+    Image.new("1", (16, 16), 1).save(tmp_path / "h_bits.png")
+    Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(tmp_path / "i_float.tif")
+    whole = (tmp_path / "b_turned.jpg").read_bytes()
+    (tmp_path / "y_cut.jpg").write_bytes(whole[:len(whole) // 3])
+    (tmp_path / "z_text.png").write_text("not an image")
+    (tmp_path / "x.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink(tmp_path, tmp_path / "loop")
+    os.symlink("nowhere", tmp_path / "dangling.png")
+    (tmp_path / "notes.md").write_text("ignored")
+    return tmp_path
+
+
+def centre(source, name):
+    """Return the colour in the middle of a file's 16 x 16 image, 0 to 255."""
+    i = [os.path.basename(f) for f in source.files].index(name)
+    return ((source.image(i)[:, 8, 8] + 1) * 127.5).round().tolist()
+
+
+# ---- listing
+
+def test_links_do_not_take_the_place_of_the_folder_itself(tmp_path):
+    """Kills: a folder read through a link that sorts before it, so that the link's name becomes the class."""
+    (tmp_path / "z").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "z" / "1.png")
+    os.symlink(tmp_path / "z", tmp_path / "a")
+    source = D.ImageFolder(tmp_path)
+    assert source.classes == ("z",) and len(source) == 1
+    assert source.skipped == [(str(tmp_path / "a"), "a link to a folder already read")]
+
+
+def test_empty_folder_is_the_users_mistake(tmp_path):
+    """Kills: a traceback, or a run of no images."""
+    with pytest.raises(UserError, match="no image"):
+        D.ImageFolder(tmp_path, (8, 8))
+
+
+# ---- decoding
+
+def test_folder_decodes_with_care(folder):
+    """Kills: 16-bit grey clipped to white, hidden colour under transparency, EXIF ignored, a pipe that blocks."""
+    source = D.ImageFolder(folder, (16, 16))
+    names = [os.path.basename(f) for f in source.files]
+    assert names == sorted(names) and names[:2] == ["a_red.png", "b_turned.jpg"] and "x.png" not in names
+    assert [os.path.basename(p) for p, _ in source.skipped] == ["dangling.png", "pipe.png", "loop"]
+    assert centre(source, "a_red.png") == [255, 0, 0]
+    turned = (source.image(1) + 1) / 2
+    assert turned[2, 2, 8] > 0.9 and turned[0, 13, 8] > 0.9                                     # blue above yellow
+    grey = (source.image(names.index("c_grey16.png")) + 1) / 2
+    assert abs(float(grey.mean()) - 0.5) < 0.02 and float(grey[0, 8, 0]) < 0.06
+    for name, rgb in (("d_clear.png", 255), ("e_palette.png", 255), ("f_cmyk.jpg", 255), ("g_frames.gif", 255),
+                      ("h_bits.png", 255), ("i_float.tif", 128)):
+        assert centre(source, name) == pytest.approx([rgb] * 3, abs=2), name
+    for name in ("y_cut.jpg", "z_text.png"):
+        with pytest.raises(images.BrokenImage, match=name):
+            centre(source, name)
+
+
+def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    """A small file can hold an image of many gigabytes. Kills: no limit; a size that is checked after decoding."""
+    Image.new("L", (300, 300)).save(tmp_path / "big.png")
+    os.truncate(tmp_path / "big.png", 60)                                 # its size is there, its pixels are not
+    monkeypatch.setattr(images, "MAX_PIXELS", 80_000)
+    with pytest.raises(images.BrokenImage, match="300x300 is too large"):
+        images.load_image(str(tmp_path / "big.png"), (16, 16))
+
+
+def test_resizing_is_antialiased_and_keeps_proportions(tmp_path):
+    """Stripes of one pixel average to grey. A wide image is cropped.
+
+    Kills: a stride or plain bilinear sampling; squeezing."""
+    stripes = np.zeros((512, 512, 3), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(tmp_path / "s.png")
+    assert np.abs(images.load_image(str(tmp_path / "s.png"), (16, 16)).astype(int) - 127).max() <= 3
+    wide = np.zeros((20, 100, 3), np.uint8)
+    wide[:, 40:60] = 255
+    Image.fromarray(wide).save(tmp_path / "w.png")
+    assert images.load_image(str(tmp_path / "w.png"), (20, 20)).min() == 255
+
+
+# ---- the stream and its workers
+
+def test_stream_replaces_and_names_broken_files(folder):
+    """Kills: a broken file that ends the run, leaves a hole in the batch or goes unnamed."""
+    stream = D.Stream(D.ImageFolder(folder, (16, 16)), seed=0)
+    examples = [stream[k] for k in range(22)]                             # two epochs of eleven files
+    assert all(e["image"].shape == (3, 16, 16) for e in examples)
+    named = {message.split(":")[0].split("/")[-1] for e in examples for message in e["broken"]}
+    assert named == {"y_cut.jpg", "z_text.png"}
+
+
+def test_what_the_workers_are_sent_can_be_sent():
+    """Where processes are not forked (macOS, Windows), all this travels by pickle. Kills: a cache or lambda in it."""
+    stream = D.Stream(D.Glyphs((16, 16)), seed=3, flip=True)
+    copy, collate, init = pickle.loads(pickle.dumps((stream, D.collate, D.heed_parent_only)))
+    assert torch.equal(copy[7]["image"], stream[7]["image"])

@@ -1,0 +1,239 @@
+"""train.py and sample.py as programs: the run folder, folders of images, the log, signals, one line for a mistake."""
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+import torch
+from PIL import Image
+
+import sample as P
+import train as T
+from plumbing import UserError, training
+from programs import ROOT, TINY, checkpoint, log_column, program, run_here, train_tiny
+
+
+def write_images(folder, number):
+    """Write images of several sizes and colours into the classes c0 and c1 of a folder."""
+    for i in range(number):
+        path = folder / f"c{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + i, 24), (40 * i, 0, 90)).save(path)
+
+
+# ---- what a run leaves, and how it goes on
+
+def test_a_run_is_a_folder(six_steps):
+    """Kills: a file that is missing or left half-written; keys of compile or DDP in the checkpoint; EMA weights that
+    are the trained ones."""
+    names = set(os.listdir(six_steps))
+    assert {"config.json", "log.csv", "loss.png", "samples_0000006.png", "checkpoint.pt"} <= names
+    assert not any(n.endswith(".new") for n in names)
+    with open(six_steps / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["step"]) for r in rows] == [1, 2, 3, 4, 5, 6] and list(rows[0]) == training.LOG_COLUMNS
+    assert int(rows[-1]["images"]) == 24
+    settings = json.load(open(six_steps / "config.json"))
+    assert settings["batch"] == 4 and settings["class_names"][:2] == ["A", "B"] and settings["num_classes"] == 36
+    assert settings["precision"] == "float32"
+    state = checkpoint(six_steps)
+    assert state["step"] == 6 and not any("_orig_mod" in k or "module." in k for k in state["model"])
+    assert any(not torch.equal(state["model"][k], state["ema"][k]) for k in state["model"])
+
+
+@pytest.mark.long
+def test_a_folder_of_images_trains_and_samples_and_counts_what_it_skips(tmp_path):
+    """A folder with classes and a flat one go through train.py and sample.py. A broken file is named once, counted."""
+    data = tmp_path / "data"
+    write_images(data, 6)
+    (data / "c0" / "broken.png").write_text("x")
+    done = train_tiny("--steps", 4, "--data", data, "--out", tmp_path / "r")
+    assert done.stderr.count("skipped") == 1 and "broken.png" in done.stderr and "1 files skipped" in done.stdout
+    done = program("sample.py", tmp_path / "r", "--labels", "c1", "--n", 2, "--out", tmp_path / "s.png", "--gif",
+                   tmp_path / "s.gif", "--guidance", 2, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "s.png").size[1] == 48 and Image.open(tmp_path / "s.gif").n_frames == 2
+    train_tiny("--steps", 1, "--data", data / "c1", "--out", tmp_path / "flat")
+    done = program("sample.py", tmp_path / "flat", "--n", 3, "--out", tmp_path / "f.png", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    done = program("sample.py", tmp_path / "flat", "--labels", "A", "--device", "cpu")
+    assert done.returncode == 2 and "no classes" in done.stderr
+
+
+def test_the_held_out_loss_of_a_folder(tmp_path):
+    """A folder has a held-out loss only if the user names another folder for it. Kills: training images held out."""
+    write_images(tmp_path / "seen", 4)
+    write_images(tmp_path / "unseen", 3)
+    args = [*TINY, "--steps", 2, "--held-out-every", 1, "--data", tmp_path / "seen"]
+    assert run_here(T, [*args, "--out", tmp_path / "without"]) == (None, "")
+    assert log_column(tmp_path / "without", "held_out") == ["", ""]
+    assert run_here(T, [*args, "--held-out", tmp_path / "unseen", "--out", tmp_path / "with"]) == (None, "")
+    assert all(float(value) > 0 for value in log_column(tmp_path / "with", "held_out"))
+    (tmp_path / "other" / "c7").mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(tmp_path / "other" / "c7" / "a.png")
+    for more, wanted in ((["--held-out", tmp_path / "seen" / "c0"], "shares images"),
+                         (["--held-out", tmp_path / "other"], "its classes are not those"),
+                         (["--held-out", tmp_path / "none"], "none: no such folder of images"),
+                         (["--data", "glyphs", "--held-out", tmp_path / "unseen"], "unseen scenes are drawn")):
+        status, line = run_here(T, [*args, *more, "--out", tmp_path / "x"])
+        assert status == 2 and wanted in line and line.count("\n") == 1, line
+
+
+def test_a_log_from_before_the_held_out_loss_is_continued(tmp_path):
+    """An older log.csv has no column held_out. Kills: new rows with a column more than the header."""
+    assert run_here(T, [*TINY, "--steps", 2, "--held-out-every", 2, "--out", tmp_path / "r"]) == (None, "")
+    rows = list(csv.reader(open(tmp_path / "r" / "log.csv")))
+    with open(tmp_path / "r" / "log.csv", "w", newline="") as file:
+        csv.writer(file).writerows(row[:-1] for row in rows)
+    assert run_here(T, ["--resume", tmp_path / "r", "--steps", 4, "--device", "cpu"]) == (None, "")
+    assert [bool(value) for value in log_column(tmp_path / "r", "held_out")] == [False, False, False, True]
+
+
+def test_a_resumed_run_notices_other_data_and_forgives_a_torn_log(tmp_path):
+    """Rows that a crash left half-written are cut away. A folder with another number of images is refused."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(5):
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(data / f"{i}.png")
+    assert run_here(T, [*TINY, "--steps", "2", "--data", data, "--out", tmp_path / "r"]) == (None, "")
+    with open(tmp_path / "r" / "log.csv", "a") as file:
+        file.write("2,8,zero,0,0,0,0\n3,")
+    assert run_here(T, ["--resume", tmp_path / "r", "--steps", "3", "--device", "cpu"]) == (None, "")
+    assert log_column(tmp_path / "r", "step") == ["1", "2", "3"]
+    Image.new("RGB", (20, 20)).save(data / "a.png")
+    status, line = run_here(T, ["--resume", tmp_path / "r", "--steps", "4", "--device", "cpu"])
+    assert status == 2 and "had 5 examples and now has 6" in line
+
+
+def test_dry_run_resolves_what_was_left_open(tmp_path, capsys):
+    """--dry-run prints every setting decided for this machine and its data, and makes no folder."""
+    write_images(tmp_path / "data", 4)
+    done = program("train.py", "--dry-run", "--data", tmp_path / "data", "--device", "cpu")
+    assert done.returncode == 0
+    settings = dict(line.split(None, 1) for line in done.stdout.splitlines() if len(line.split(None, 1)) == 2)
+    assert settings["num_classes"] == "2" and settings["compile"] == "off" and int(settings["workers"]) >= 1
+    assert settings["precision"] in ("float32", "bf16") and settings["device"].startswith("1 x cpu")
+    assert not os.path.exists(os.path.join(ROOT, "runs", "data"))
+    for args, wanted in ((["--data", "/nosuch"], "no such file"), (["--device", "cuda:9"], "CUDA devices")):
+        status, line = run_here(T, ["--dry-run", *args])
+        assert status == 2 and wanted in line
+
+
+# ---- how a run stops
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
+    """Kills: a worker that dies of the signal and takes the last checkpoint with it; a second SIGTERM that kills."""
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, "train.py"), *TINY, "--steps", "100000", "--out",
+                                str(tmp_path / "r"), "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, cwd=ROOT, start_new_session=True)
+    deadline = time.time() + 120
+    while time.time() < deadline and not (tmp_path / "r" / "log.csv").exists():
+        time.sleep(0.1)
+    time.sleep(0.5)
+    if sys.platform == "linux":                                           # Slurm and systemd signal every process
+        with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+            workers = list(map(int, file.read().split()))
+        assert workers
+        for pid in workers:
+            os.kill(pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)                                # torchrun and timeout signal the group
+    time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)                                # Slurm's signal and torchrun's: two
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and err == ""
+    assert f"continue with: python train.py --resume {tmp_path / 'r'}" in out
+    assert checkpoint(tmp_path / "r")["step"] > 0
+
+
+def test_ctrl_c_outside_the_loop_is_one_line():
+    """Ctrl-C ends with status 130, a mistake with 2. Kills: a traceback; a message of two lines."""
+    for error, status, wanted in ((KeyboardInterrupt(), 130, "interrupted"), (UserError("so\nso"), 2, "so so")):
+        def main():
+            raise error
+        assert run_here(types.SimpleNamespace(main=main, __name__="p"), []) == (status, f"p.py: {wanted}\n")
+
+
+def test_non_finite_loss_stops_and_names_the_step(tmp_path):
+    """Kills: a run that goes on with NaN, or saves it."""
+    done = program("train.py", *TINY, "--steps", 400, "--lr", 1e30, "--warmup", 0, "--out", tmp_path / "r")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(r"step \d+: the gradient is not finite; stopped, no checkpoint was written yet", done.stderr)
+    assert not (tmp_path / "r" / "checkpoint.pt").exists()
+
+
+# ---- the user's mistakes: one line, status 2
+
+def test_mistakes_of_train(six_steps, tmp_path):
+    """Kills: a traceback; a message that does not name the flag or what it wants; a silent fresh start."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "checkpoint.pt").write_bytes((six_steps / "checkpoint.pt").read_bytes()[:2000])
+    other = tmp_path / "other"
+    other.mkdir()
+    torch.save({"weights": 1}, other / "checkpoint.pt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_text("x")
+    for name, content in (("zero", b""), ("garbage", b"PK garbage" * 99)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint.pt").write_bytes(content)
+    cases = [(["--preset", "nope"], "nope: want one of glyphs64"), (["--nosuch", "1"], "nosuch"),
+             (["--resume", ""], "--resume is empty"), (["--out", "/proc"], "--out /proc"),
+             (["--schedule", "interpolated", "--noise-d", "64", "--noise-d-high", "32"], "at least noise_d"),
+             (["--lr", "fast"], "lr"), (["--size", "30", "--data", "glyphs"], "multiples of"),
+             (["--data", tmp_path / "none"], "no such file or folder"), (["--data", tmp_path / "empty"], "no image"),
+             (["--data", __file__], "font file"),
+             (["--device", "cuda:7"], "CUDA devices"), (["--device", "tpu"], "want auto, cpu"),
+             (["--resume", tmp_path / "none"], "no such run"), (["--resume", tmp_path / "empty"], "not a run"),
+             (["--resume", broken], "damaged"), (["--resume", other], "another program"),
+             (["--resume", six_steps, "--lr", "1"], "would make it another"),
+             (["--resume", six_steps, "--preset", "glyphs64"], "--resume"),
+             (["--out", six_steps], "holds a run already"), (["--preset", "imagenet128_unet"], "--data"),
+             (["--batch", "0"], "batch 0: want 1 or more"), (["--workers", "3000000"], "0 to 256"),
+             (["--cond-drop", "2"], "between 0 and 1"),
+             (["--channel-mult", "1,2"], "ResBlocks"), (["--num-heads", "5"], "heads"),
+             (["--patching", "haar"], "patching"), (["--schedule", "linear"], "schedule"),
+             (["--multiscale", "128"], "multiscale"),
+             (["--resume", tmp_path / "zero"], "damaged"), (["--resume", tmp_path / "garbage"], "damaged"),
+             (["--logsnr-min", "-60"], "logsnr"), (["--channel-mult", "a"], "want whole numbers"),
+             (["--size", "16", "--data", tmp_path / "bad", "--workers", "0"], "no image left")]
+    for args, wanted in cases:
+        new = [] if "--resume" in args or "--out" in args else ["--out", tmp_path / "new"]
+        done = run_here(T, new + args)
+        assert done[0] == 2 and wanted in done[1] and done[1].count("\n") == 1, (args, done)
+        assert done[1].startswith("train.py: "), (args, done)
+
+
+def test_mistakes_of_sample(six_steps, tmp_path):
+    """Kills: a traceback; a message that does not name the flag."""
+    for args, wanted in [([tmp_path], "not a run"), ([six_steps, "--labels", "a,A"], "--labels a: this run knows A, B"),
+                         ([six_steps, "--n", "0"], "--n 0"), ([six_steps, "--steps", "0"], "--steps 0"),
+                         ([six_steps, "--out", tmp_path / "no" / "x.png"], "does not exist"), ([], "RUN"),
+                         ([six_steps, "--out", "x.tiff"], ".png"), ([six_steps, "--guidance", "nan"], "guidance")]:
+        done = run_here(P, args)
+        assert done[0] == 2 and wanted in done[1] and done[1].count("\n") == 1, (args, done)
+
+
+def test_checkpoint_of_another_model_is_one_line(six_steps, tmp_path):
+    """Weights that do not fit the settings beside them are refused, by sample.py and by --resume."""
+    state = checkpoint(six_steps)
+    state["config"]["base_channels"] = 16
+    torch.save(state, tmp_path / "checkpoint.pt")
+    for module, args in ((P, [tmp_path]), (T, ["--resume", tmp_path, "--steps", "9"])):
+        status, err = run_here(module, args)
+        assert status == 2 and "another model" in err and err.count("\n") == 1
+
+
+def test_hostile_checkpoint_runs_no_code(tmp_path):
+    """Kills: torch.load without weights_only, which runs code from the file."""
+    class Exploit:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+    torch.save({"model": Exploit()}, tmp_path / "checkpoint.pt")
+    assert run_here(P, [tmp_path])[0] == 2 and not (tmp_path / "owned").exists()
