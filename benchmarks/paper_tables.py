@@ -18,6 +18,7 @@ Judged without guidance, as the papers' tables are, and with GUIDANCE, at which 
 --budget gpu-30min has the papers' kind of model at a quarter of its width. It was never run: no GPU was at hand.
 """
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -37,9 +38,9 @@ from data import open_run
 from dwt import patch_factor
 from equal_time import FIRST, KEEP
 from plumbing.features import Yardstick
+from plumbing.measuring import trained_run
 from plumbing.runs import (choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program,
                            read_checkpoint)
-from sample import averaged_model
 from plumbing.pictures import grid
 
 GUIDANCE = 5.0
@@ -207,12 +208,12 @@ def train(args, rows):
 
 # ------------------------------------------------------------------------------------------ judging
 
-def losses(model, config, yardstick, device):
+def losses(run, yardstick):
     """The squared error of v, uniform in log-SNR, of images that training saw and of others, with the same noise: apart
     as far as the model has them by heart."""
     found = {}
-    for key, source in (("seen", open_run(config)), ("unseen", yardstick.unseen)):
-        bound = evaluate.likelihood(model, config, yardstick, min(192, config.scenes), 0, device, source)
+    for key, source in (("seen", open_run(run.config)), ("unseen", yardstick.held_out_source)):
+        bound = evaluate.likelihood(run, yardstick, min(192, run.config.scenes), 0, source)
         error = bound["v_mse"].mean(1)                                    # (n,)
         found[key] = dict(v_mse=error.mean().item(), v_mse_pm=1.96 * error.std().item() / math.sqrt(len(error)))
     return found
@@ -221,7 +222,6 @@ def losses(model, config, yardstick, device):
 def judge(args, rows, trained, paces):
     """([figures of a row, a seed, a checkpoint], {row: guided samples})."""
     device, _ = choose_device(args.device)
-    options = argparse.Namespace(n=args.n, first_seed=0, handoff=None, s=0.0)
     results, sheets = [], {}
     for row in rows:
         for seed, folder in trained[row]:
@@ -232,21 +232,20 @@ def judge(args, rows, trained, paces):
             yardstick = Yardstick(args.folder, usual, args.n, device=device)
             early = [kept for kept in kept_checkpoints(folder)[:1] if config.keep_every < config.steps]
             for at, state in [("steps", read_checkpoint(folder, kept)) for kept in early] + [("time", last)]:
-                model, found = averaged_model(state, folder, device), {}
+                run, found = trained_run(folder, state, config, device), {}
                 for key, guidance in (("unguided", 1.0), ("guided", GUIDANCE)):
-                    setting = override(config, guidance=guidance)
-                    found[key], _, images, _ = evaluate.measure(folder, model, setting, options, yardstick, device,
-                                                                ("fd", "is", "read"))
+                    setting = dataclasses.replace(run, config=override(config, guidance=guidance))
+                    found[key], samples = evaluate.measure(setting, yardstick, ("fd", "is", "read"))
                 if config.scenes < usual.scenes:
-                    found.update(losses(model, config, yardstick, device))
+                    found.update(losses(run, yardstick))
                 if seed == 0 and at == "time":
-                    sheets[row] = images
+                    sheets[row] = samples["images"]
                 # Where no checkpoint was kept early, the row's last is both.
                 for equal in [at] if early else ["steps", "time"]:
                     results.append(dict(row=row, seed=seed, equal=equal, steps=state["step"], images=state["images"],
                                         minutes=state["step"] * paces[row] / 60, steps_a_second=1 / paces[row],
                                         steps_a_second_trained=1 / seconds_a_step(folder, config.batch),
-                                        parameters=sum(p.numel() for p in model.parameters()), **found))
+                                        parameters=sum(p.numel() for p in run.model.parameters()), **found))
                 print(f"{row}, seed {seed}, step {state['step']:,}: FD {found['unguided']['fd_held_out']:.2f}, guided "
                       f"{found['guided']['fd_held_out']:.2f}", flush=True)
     return results, sheets

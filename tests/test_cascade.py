@@ -425,7 +425,7 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     assert run_here(E, [*common, "--handoff", "truncated", "--s", "0.4", "--metrics", "fd"]) == (None, "")
     assert [(size, stop) for size, stop, _ in drawn] == [(16, 0.4), (32, 0)]
     assert json.loads((chain / "b" / "evaluation.json").read_text())["handoff"] == "truncated"
-    monkeypatch.setattr(E, "READS", 1.0)                                  # no letter can be judged: no picture of it
+    monkeypatch.setattr(X, "MIN_ACCURACY", 1.0)                           # no letter can be read: no picture of it
     (chain / "b" / "sweep_s_renoised.png").unlink()
     assert run_here(E, [*common, "--handoff", "renoised", "--sweep", "s=0.5", "--metrics", "read"]) == (None, "")
     assert not (chain / "b" / "sweep_s_renoised.png").exists()
