@@ -27,7 +27,8 @@ from config import PRESETS, build_model
 from plumbing.settings import Parser, override
 from plumbing import UserError
 from plumbing.features import Yardstick
-from plumbing.runs import choose_device, choose_precision, ema_model, main_program, read_checkpoint
+from plumbing.measuring import trained_run
+from plumbing.runs import choose_device, choose_precision, main_program, read_checkpoint
 from plumbing.sampling import compiled, conditions_of
 from sample import sample_run
 from plumbing.pictures import grid, pyplot, save_figure
@@ -56,9 +57,9 @@ def rows_of(run):
 
 
 def opened(folder, device, **setting):
-    """Load a run -> (model, config), with these settings of sampling."""
+    """Open a run, to be sampled with these settings."""
     state = read_checkpoint(folder)
-    return ema_model(state, folder, device), override(state["config"], **setting)
+    return trained_run(folder, state, override(state["config"], **setting), device)
 
 
 def seconds_an_image(model, config, device, batch):
@@ -72,21 +73,19 @@ def judge(args):
     device, _ = choose_device()
     run = os.path.normpath(args.run)
     teacher = read_checkpoint(run)
-    options = argparse.Namespace(n=args.n, first_seed=0, handoff=None, s=0.0)
     yardstick = Yardstick(os.path.dirname(os.path.abspath(run)), teacher["config"], args.n, device=device)
-    rows, sheets, models = [], {}, []
+    rows, sheets, trained = [], {}, []
     for what, w, steps, folder, sampler in rows_of(run):
-        model, config = opened(folder, device, sample_steps=steps, sampler=sampler, guidance=w)
-        figures, _, images, labels = evaluate.measure(folder, model, config, options, yardstick, device, ("fd", "read"))
-        rows.append(dict(what=what, w=w, steps=steps, calls=steps * config.calls, **figures))
-        sheets[what, w, steps] = images
-        models.append((model, config))
-        print(f"{what:15s} w {w}  {steps:4d} steps  {rows[-1]['calls']:4d} calls  FD {figures['fd_held_out']:6.2f} ± "
-              f"{figures['fd_held_out_pm']:.2f}  read {figures['read_rate']:.1%}", flush=True)
+        trained.append(opened(folder, device, sample_steps=steps, sampler=sampler, guidance=w))
+        scores, samples = evaluate.measure(trained[-1], yardstick, ("fd", "read"))
+        rows.append(dict(what=what, w=w, steps=steps, calls=steps * trained[-1].config.calls, **scores))
+        sheets[what, w, steps] = samples["images"]
+        print(f"{what:15s} w {w}  {steps:4d} steps  {rows[-1]['calls']:4d} calls  FD {scores['fd_held_out']:6.2f} ± "
+              f"{scores['fd_held_out_pm']:.2f}  read {scores['read_rate']:.1%}", flush=True)
     for turn in range(args.turns):
-        for row, (model, config) in zip(rows, models):
+        for row, student in zip(rows, trained):
             for key, batch in (("seconds_an_image", 16), ("seconds_of_one", 1)):
-                row[key] = min(row.get(key, 1e9), seconds_an_image(model, config, device, batch))
+                row[key] = min(row.get(key, 1e9), seconds_an_image(student.model, student.config, device, batch))
     slow = next(row for row in rows if (row["what"], row["w"], row["steps"]) == ("teacher, DDIM", 2, STEPS[0]))
     for row in rows:
         row["times_as_fast"] = slow["seconds_an_image"] / row["seconds_an_image"]
@@ -95,7 +94,7 @@ def judge(args):
     save("distillation.json", device, n=args.n, seed_of_training=teacher["config"].seed, seed_of_samples=0,
          batch_of_times=16, rows=rows)
     draw(rows)
-    draw_samples(sheets, labels)
+    draw_samples(sheets, samples["labels"])
 
 
 def draw(rows):

@@ -27,7 +27,8 @@ from plumbing.settings import Parser
 from plumbing import UserError
 from plumbing.files import read_json, write_json
 from plumbing.features import Yardstick
-from plumbing.runs import (choose_device, choose_precision, ema_model, has_checkpoint, kept_checkpoints, main_program,
+from plumbing.measuring import draw_comparison, trained_run
+from plumbing.runs import (choose_device, choose_precision, has_checkpoint, kept_checkpoints, main_program,
                            read_checkpoint)
 from plumbing.pictures import pyplot, save_figure
 
@@ -122,13 +123,13 @@ def judge(args):
     for name in args.only:
         title, preset, first, use = RUNS[name]
         folder = os.path.join(args.folder, name)
-        last, below = read_checkpoint(folder), None
+        last, cascade = read_checkpoint(folder), {}
         config = last["config"]
         yardstick = Yardstick(args.folder, config, args.n, device=device)
         if use == "low":
             low = read_checkpoint(os.path.join(args.folder, first))
-            below = (os.path.join(args.folder, first), ema_model(low, first, device), low["config"])
-        options = argparse.Namespace(n=args.n, first_seed=0, handoff="renoised", s=args.s)
+            low = trained_run(os.path.join(args.folder, first), low, low["config"], device)
+            cascade = dict(below=low, handoff="renoised", s=args.s)
         result[name] = []
         there = {(FIRST if first else 0) + KEEP * k: kept for kept in kept_checkpoints(folder)
                  for k, rest in [divmod(int(re.search(r"\d+", kept)[0]), config.keep_every)] if not rest}
@@ -137,21 +138,19 @@ def judge(args):
             raise UserError(f"{folder}: no checkpoint of {min(missing):g} minutes; train to --minutes {max(wanted):g}")
         for minutes in wanted:
             state = read_checkpoint(folder, there[minutes])
-            figures, _, images, _ = evaluate.measure(
-                folder, ema_model(state, folder, device), config, options, yardstick, device,
-                ("fd", "is", "read", "pr"), below)
-            seconds = figures["seconds_of_sampling"]
-            seconds += figures.pop("seconds_of_low_stage", 0)
+            run = trained_run(folder, state, config, device, **cascade)
+            scores, samples = evaluate.measure(run, yardstick, ("fd", "is", "read", "pr"))
+            seconds = scores["seconds_of_sampling"] + scores.pop("seconds_of_low_stage", 0)
             row = dict(minutes=minutes, images=state["images"],
-                       seconds_an_image=round(seconds / args.n, 4), **figures)
+                       seconds_an_image=round(seconds / args.n, 4), **scores)
             result[name].append(row)
             print(f"{title:24s} {row['minutes']:5.1f} min  {row['images']:7,} images  FD {row['fd_held_out']:6.2f} ± "
                   f"{row['fd_held_out_pm']:.2f}  read {row['read_rate']:.1%} ± {row['read_rate_pm']:.1%}  "
                   f"{row['seconds_an_image']:.2f} s an image", flush=True)
-        sheets.append((title, images))
+        sheets.append((title, samples["images"]))
     save(args.name + ".json", device, n=args.n, seed_of_training=config.seed, seed_of_samples=0, s_of_cascade=args.s,
          minutes=max(args.at or [args.minutes]), runs=result)
-    evaluate.draw_comparison(sheets, [], os.path.join(ROOT, "figures", args.name + "_samples.png"))
+    draw_comparison(sheets, [], os.path.join(ROOT, "figures", args.name + "_samples.png"))
     figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.4))
     for axis, key, label in ((axes[0], "fd_held_out", "Fréchet distance to held-out scenes"),
                              (axes[1], "read_rate", "read rate")):

@@ -19,6 +19,7 @@ Rows are judged without guidance, like the papers' tables, and with GUIDANCE, at
 --budget gpu-30min has the papers' kind of model at a quarter of its width. We have not run it, for lack of a GPU.
 """
 import argparse
+import dataclasses
 import math
 import os
 import re
@@ -38,8 +39,9 @@ from data import open_run
 from dwt import patch_factor
 from equal_time import FIRST, KEEP
 from plumbing.features import Yardstick
-from plumbing.runs import (choose_device, choose_precision, cores, ema_model, has_checkpoint, kept_checkpoints,
-                           main_program, read_checkpoint)
+from plumbing.measuring import trained_run
+from plumbing.runs import (choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program,
+                           read_checkpoint)
 from plumbing.pictures import grid, pyplot
 
 GUIDANCE = 5.0
@@ -202,14 +204,14 @@ def train(args, rows):
 
 # ------------------------------------------------------------------------------------------ judging
 
-def losses(model, config, yardstick, device):
+def losses(run, yardstick):
     """Measure the squared error of v, uniform in log-SNR, on training images and on unseen ones, with the same noise.
 
     The gap shows how far the model has memorised its training images.
     """
     found = {}
-    for key, source in (("seen", open_run(config)), ("unseen", yardstick.unseen)):
-        bound = evaluate.likelihood(model, config, yardstick, min(192, config.scenes), 0, device, source)
+    for key, source in (("seen", open_run(run.config)), ("unseen", yardstick.held_out_source)):
+        bound = evaluate.likelihood(run, yardstick, min(192, run.config.scenes), 0, source)
         error = bound["v_mse"].mean(1)                                    # (n,)
         found[key] = dict(v_mse=error.mean().item(), v_mse_pm=1.96 * error.std().item() / math.sqrt(len(error)))
     return found
@@ -218,7 +220,6 @@ def losses(model, config, yardstick, device):
 def judge(args, rows, trained, paces):
     """Judge all runs -> ([measures of a row, a seed, a checkpoint], {row: guided samples})."""
     device, _ = choose_device(args.device)
-    options = argparse.Namespace(n=args.n, first_seed=0, handoff=None, s=0.0)
     results, sheets = [], {}
     for row in rows:
         for seed, folder in trained[row]:
@@ -229,21 +230,20 @@ def judge(args, rows, trained, paces):
             yardstick = Yardstick(args.folder, usual, args.n, device=device)
             early = [kept for kept in kept_checkpoints(folder)[:1] if config.keep_every < config.steps]
             for at, state in [("steps", read_checkpoint(folder, kept)) for kept in early] + [("time", last)]:
-                model, found = ema_model(state, folder, device), {}
+                run, found = trained_run(folder, state, config, device), {}
                 for key, guidance in (("unguided", 1.0), ("guided", GUIDANCE)):
-                    setting = override(config, guidance=guidance)
-                    found[key], _, images, _ = evaluate.measure(folder, model, setting, options, yardstick, device,
-                                                                ("fd", "is", "read"))
+                    setting = dataclasses.replace(run, config=override(config, guidance=guidance))
+                    found[key], samples = evaluate.measure(setting, yardstick, ("fd", "is", "read"))
                 if config.scenes < usual.scenes:
-                    found.update(losses(model, config, yardstick, device))
+                    found.update(losses(run, yardstick))
                 if seed == 0 and at == "time":
-                    sheets[row] = images
+                    sheets[row] = samples["images"]
                 # Without an early checkpoint the last one serves for equal steps as well.
                 for equal in [at] if early else ["steps", "time"]:
                     results.append(dict(row=row, seed=seed, equal=equal, steps=state["step"], images=state["images"],
                                         minutes=state["step"] * paces[row] / 60, steps_a_second=1 / paces[row],
                                         steps_a_second_trained=1 / seconds_a_step(folder, config.batch),
-                                        parameters=sum(p.numel() for p in model.parameters()), **found))
+                                        parameters=sum(p.numel() for p in run.model.parameters()), **found))
                 print(f"{row}, seed {seed}, step {state['step']:,}: FD {found['unguided']['fd_held_out']:.2f}, guided "
                       f"{found['guided']['fd_held_out']:.2f}", flush=True)
     return results, sheets

@@ -53,7 +53,7 @@ from plumbing.settings import Parser, override
 from data import Stream, open_run
 from plumbing import UserError
 from plumbing.files import whole_file, writable_folder
-from plumbing.features import Yardstick, described
+from plumbing.features import Yardstick, describe
 from plumbing.runs import autocast, main_program
 from plumbing.pictures import grid, pyplot, to_uint8
 from plumbing.sampling import conditions_of
@@ -407,7 +407,7 @@ def judge(args):
     if max(seconds) > min(seconds) + args.round / 2:
         raise UserError(f"trained from {min(seconds):.0f} to {max(seconds):.0f} s: first train to the same --minutes")
     yardstick = Yardstick(args.folder, override(SCENES, class_names=tuple(open_run(SCENES).classes)), args.n)
-    labels = yardstick.subjects(args.n, SCENES)["labels"]
+    labels = yardstick.prompts()["labels"]
 
     def judged(name, seed, steps=None, n=args.n):
         state = states[name, seed]
@@ -421,11 +421,11 @@ def judge(args):
             with whole_file(kept) as file:
                 torch.save((images, seconds), file)
         images, seconds = torch.load(kept)
-        few, whole = (described(zip(torch.arange(some).split(100), images[:some].split(100)), yardstick.features)
-                      for some in (min(FEW, len(told)), len(told)))
-        found = evaluate.figures(few, told[:FEW], yardstick, ("fd",))
+        few, whole = (dict(describe(zip(torch.arange(some).split(100), images[:some].split(100)), yardstick.network),
+                           labels=told[:some]) for some in (min(FEW, len(told)), len(told)))
+        found = evaluate.score(few, yardstick, ("fd",))
         found = {"fd_few": found["fd_held_out"], "fd_few_pm": found["fd_held_out_pm"]}
-        found |= evaluate.figures(whole, told, yardstick, ("fd", "is", "read") if len(told) > FEW else ("read",))
+        found |= evaluate.score(whole, yardstick, ("fd", "is", "read") if len(told) > FEW else ("read",))
         found = dict(name=name, seed=seed, steps=steps, n=len(told), minutes=state["seconds"] / 60,
                      trained_steps=state["step"], images=state["images"], peak_gib=state["peak"], cores=state["cores"],
                      images_a_second=state["images"] / state["seconds"],

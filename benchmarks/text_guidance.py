@@ -20,7 +20,8 @@ from config import PRESETS
 from plumbing.settings import Parser
 from data import open_run
 from plumbing.features import Yardstick
-from plumbing.runs import choose_device, ema_model, has_checkpoint, main_program, read_checkpoint
+from plumbing.measuring import trained_run
+from plumbing.runs import choose_device, has_checkpoint, main_program, read_checkpoint
 from plumbing.pictures import pyplot, save_figure
 
 SCHEDULES = ("interpolated", "shifted")
@@ -35,25 +36,22 @@ def train(args):
 
 def judge(args):
     device, _ = choose_device()
-    options = argparse.Namespace(n=args.n, first_seed=0, handoff=None, s=0.0)
     rows = []
     for schedule in SCHEDULES:
         folder = os.path.join(args.folder, schedule)
         state = read_checkpoint(folder)
-        model, config = ema_model(state, folder, device), state["config"]
+        run, config = trained_run(folder, state, state["config"], device), state["config"]
         yardstick = Yardstick(args.folder, config, args.n, device=device)
         withheld = open_run(config, pairs="withheld")
         for clip in ("static", "dynamic"):
             for guidance in args.guidance:
                 if clip == "dynamic" and guidance < 3:                    # too little is clipped there
                     continue
-                setting = dataclasses.replace(config, guidance=guidance, clip_x=clip)
-                seen, *_ = evaluate.measure(folder, model, setting, options, yardstick, device,
-                                            ("fd", "is", "read", "words"))
+                setting = dataclasses.replace(run, config=dataclasses.replace(config, guidance=guidance, clip_x=clip))
+                seen, _ = evaluate.measure(setting, yardstick, ("fd", "is", "read", "words"))
                 row = dict(schedule=schedule, clip_x=clip, guidance=guidance, seen=seen)
                 if clip == "static":
-                    row["withheld"], *_ = evaluate.measure(folder, model, setting, options, yardstick, device,
-                                                           ("read", "words"), source=withheld)
+                    row["withheld"], _ = evaluate.measure(setting, yardstick, ("read", "words"), source=withheld)
                 rows.append(row)
                 print(f"{schedule:13s} {clip:8s} guidance {guidance:<4g} FD {seen['fd_held_out']:6.2f} ± "
                       f"{seen['fd_held_out_pm']:.2f}  read {seen['read_rate']:.1%}  all right {seen['all_right']:.1%}"

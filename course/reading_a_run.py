@@ -21,12 +21,13 @@ from PIL import Image
 
 from config import PRESETS, make_schedule
 from data import Glyphs, open_source
-from evaluate import drawn_samples
-from plumbing.features import Yardstick, described, moments_of
+from evaluate import draw_samples
+from plumbing.features import Yardstick, describe, moments_of
 from plumbing.files import whole_file
+from plumbing.measuring import trained_run
 from plumbing.pictures import pyplot
 from measures import Moments, bootstrap, frechet_distance, variational_bound
-from plumbing.runs import ema_model, kept_checkpoints, made_by, read_checkpoint
+from plumbing.runs import kept_checkpoints, made_by, read_checkpoint
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RUNS = {"last_week": 2400, "today": 12}                                   # images in the folder
@@ -68,26 +69,26 @@ def measured(name, data, out, yardstick):
     result = dict(images=RUNS[name], step=[int(row["step"]) for row in rows], loss=column("loss"),
                   grad_norm=column("grad_norm"), seconds=column("seconds")[-1], checkpoints=[])
     own, unseen = open_source(data, (16, 16)), Glyphs(size=(16, 16), held_out=True)
-    describe = lambda images: yardstick.features(images)["features"]
+    features_of = lambda images: yardstick.network(images)["features"]
     as_bytes = lambda image: ((image + 1) * 127.5).round().byte().permute(1, 2, 0)
-    ours = describe(torch.stack([as_bytes(own.image(i)) for i in range(len(own))]))
+    ours = features_of(torch.stack([as_bytes(own.image(i)) for i in range(len(own))]))
     nearest = lambda features: torch.cdist(features, ours).amin(1).mean().item()
     for checkpoint in kept_checkpoints(out):
         state = read_checkpoint(out, checkpoint)
-        model, config = ema_model(state, out), state["config"]
-        drawn = drawn_samples(out, model, config, [-1] * SAMPLES, 0, torch.device("cpu"))["images"]
-        set_ = described(zip(torch.arange(SAMPLES).split(100), drawn.split(100)), yardstick.features)
-        real, features = moments_of(yardstick.held_out), set_["features"]
+        run = trained_run(out, state, state["config"], torch.device("cpu"))
+        images = draw_samples(run, [-1] * SAMPLES, seed=0)["images"]
+        samples = describe(zip(torch.arange(SAMPLES).split(100), images.split(100)), yardstick.network)
+        real, features = moments_of(yardstick.held_out), samples["features"]
         result["checkpoints"].append(dict(
-            step=state["step"], fd=frechet_distance(real, moments_of(set_)),
+            step=state["step"], fd=frechet_distance(real, moments_of(samples)),
             fd_pm=bootstrap(lambda i: frechet_distance(real, Moments(features[i])), SAMPLES, 20),
-            colour_spread=(set_["spread"] / yardstick.held_out["spread"]).item(),
-            brightness=(drawn.float().mean() / 127.5 - 1).item(),
-            # 1: as far from the run's own images as unseen scenes; 0: copies of them.
+            colour_spread=(samples["spread"] / yardstick.held_out["spread"]).item(),
+            brightness=(images.float().mean() / 127.5 - 1).item(),
+            # 1: as far from the run's own images as unseen scenes are; 0: copies.
             nearest_ratio=nearest(features) / nearest(yardstick.held_out["features"][:SAMPLES])))
         print(name, {key: round(value, 3) for key, value in result["checkpoints"][-1].items()}, flush=True)
-    result["logsnr"], result["error_own"] = by_logsnr(model, config, own)
-    _, result["error_unseen"] = by_logsnr(model, config, unseen)
+    result["logsnr"], result["error_own"] = by_logsnr(run.model, run.config, own)
+    _, result["error_unseen"] = by_logsnr(run.model, run.config, unseen)
     return result
 
 
@@ -145,12 +146,12 @@ def main():
             return draw(json.load(file))
     torch.set_num_threads(1)
     places = {name: prepare(args.folder, name) for name in RUNS}
-    judge = dataclasses.replace(PRESETS["glyphs16"], class_names=Glyphs().classes, num_classes=len(Glyphs().classes))
-    yardstick = Yardstick(args.folder, judge, SAMPLES, REAL)
+    scenes = dataclasses.replace(PRESETS["glyphs16"], class_names=Glyphs().classes, num_classes=len(Glyphs().classes))
+    yardstick = Yardstick(args.folder, scenes, SAMPLES, REAL)
     real = moments_of(yardstick.held_out)
     result = dict(**made_by(), machine=f"{platform.machine()}, {os.cpu_count()} cores, one used",
                   settings=SETTINGS, samples=SAMPLES, held_out=REAL,
-                  fd_real=frechet_distance(real, moments_of(yardstick.real)),
+                  fd_real=frechet_distance(real, moments_of(yardstick.real_scenes)),
                   runs={name: measured(name, *place, yardstick) for name, place in places.items()})
     with whole_file(RESULT, "w") as file:
         json.dump(result, file, allow_nan=False)

@@ -1,17 +1,16 @@
-"""What samples are measured with: a network's features, and real images described by them.
+"""The network that grades samples, and the real images that they are compared with.
 
-Paper: simple diffusion, section 5: FID against the training set and against held-out data.
+Not from a paper; simple diffusion, section 5, measures FID against the training set and against held-out data.
 Read before: measures.py, data.py. Read after: evaluate.py.
 
-Where the features come from decides what a Frechet distance means. Inception's are the field's, so only those give
-"FID". Without a download we train a small network on the drawn scenes themselves (a minute, once): it learns to tell
-the letter, both colours, the ground's texture and the style, so its features see all that a scene is made of. Distances
-in it compare runs on the same scenes with each other and with the real scenes' own distance; never with a paper's FID.
+The features decide what a Frechet distance means. Only Inception's features give "FID". We want no download, so we
+train a small classifier on the drawn scenes (a minute, once). It learns to tell the letter, its style, both colours and
+the texture of the ground, so its features see all that a scene consists of. Its distances compare runs on the same
+scenes with each other and with real scenes. Never compare them with the FID of a paper.
 
 Shapes: images uint8 (N, H, W, 3); features (N, D) float32; probabilities (N, classes).
 """
 import hashlib
-import inspect
 import os
 import sys
 
@@ -22,21 +21,22 @@ import torch.nn.functional as F
 from PIL import Image
 
 import data
-import measures
 from plumbing.images import BrokenImage
 from data import FontFile, Glyphs, Stream, open_run, open_source
-from plumbing import UserError, fonts
-from plumbing import images as decoding
+from plumbing import UserError
 from measures import Moments, colour_histogram
 from plumbing.runs import cores, progress
-from plumbing.files import reason_of
+from plumbing.files import reason_of, whole_file
 from plumbing.pictures import to_uint8
 
+FORMAT = 1                # of cached networks and descriptions; raise it when the code that makes them changes
+MIN_ACCURACY = 0.98       # on held-out characters; a weak classifier cannot grade samples
 
-# ------------------------------------------------------------------------------------------ features
+
+# ------------------------------------------------------------------------------------------ networks
 
 class GlyphNet(nn.Module):
-    """Reads a scene: images (B, 3, H, W) in [-1, 1] -> features (B, 128) and, for each head, logits (B, values)."""
+    """The classifier of scenes: images (B, 3, H, W) in [-1, 1] -> features (B, 128), {head: logits (B, values)}."""
 
     def __init__(self, heads):
         super().__init__()
@@ -54,25 +54,26 @@ class GlyphNet(nn.Module):
         return features, {name: head(features) for name, head in self.heads.items()}
 
 
+def scene_heads(source):
+    """Return how many values each head of GlyphNet tells apart."""
+    return dict(character=len(source.classes), texture=len(data.GROUNDS), letter=len(data.COLOURS),
+                ground=len(data.COLOURS), style=len({style for _, style in source.fonts}))
+
+
 def scene_answers(source, i):
-    """What a scene shows, as numbers: one for each head of GlyphNet."""
+    """Return the right answer of scene i for each head, as a number."""
     scene, colours = source.scene(i), list(data.COLOURS)
     return dict(character=source.label(i), texture=data.GROUNDS.index(scene["texture"]),
                 letter=colours.index(scene["letter"]), ground=colours.index(scene["ground"]),
                 style=sorted({style for _, style in source.fonts}).index(scene["style"]))
 
 
-def scene_heads(source):
-    return dict(character=len(source.classes), texture=len(data.GROUNDS), letter=len(data.COLOURS),
-                ground=len(data.COLOURS), style=len({style for _, style in source.fonts}))
-
-
 def scene_colours(images):
-    """The named colours of letter and ground, judged by pixels: uint8 (N, H, W, 3) -> two (N,) long, in COLOURS' order.
+    """Name the colours of letter and ground from the pixels: uint8 (N, H, W, 3) -> two (N,) long, in COLOURS' order.
 
-    Ground: what most pixels of the rim are nearest to, a colour or its shade. Letter: of the pixels in the middle that
-    are nearer to a colour than to the ground, its shade and its shadow, what most of them are nearest to; only colours
-    that scenes have on such a ground. Right for every one of 500 real scenes (tested).
+    Ground: each pixel of the rim votes for the colour that it, or its shade, is nearest to. Letter: the pixels of the
+    middle vote, if they are nearer to a colour than to the ground, its shade and its shadow; only for colours that
+    scenes have on such a ground. Right for each of 500 real scenes (tested).
     """
     if len(images) > 100:                                                 # the distances of all would fill the memory
         return [torch.cat(part) for part in zip(*map(scene_colours, images.split(100)))]
@@ -82,56 +83,64 @@ def scene_colours(images):
     between = torch.stack([palette, (palette + shade) / 2, shade])        # (3, 10, 3) what a ground can look like
     height, width = images.shape[1:3]
     v, u = (((torch.arange(n) + 0.5 - n / 2) / min(height, width)).abs() for n in (height, width))
-    away = torch.maximum(v[:, None].expand(height, width), u[None].expand(height, width))
+    from_middle = torch.maximum(v[:, None].expand(height, width), u[None].expand(height, width))
     pixels = images.float() / 255
-    rim, middle = pixels[:, away > 0.44], pixels[:, away < 0.36]          # (N, pixels, 3)
-    votes = lambda winners, voting: (F.one_hot(winners, 10) * voting[..., None]).sum(1).argmax(1)
+    rim, middle = pixels[:, from_middle > 0.44], pixels[:, from_middle < 0.36]                  # (N, pixels, 3)
+
+    def most_votes(votes, valid):                                         # (N, pixels), (N, pixels) -> (N,)
+        return (F.one_hot(votes, 10) * valid[..., None]).sum(1).argmax(1)
 
     ground = torch.cdist(rim, between.flatten(0, 1)).argmin(2) % 10
-    ground = votes(ground, torch.ones_like(ground))
-    unlike = ((light[:, None] - light).abs() > 0.3)[ground]               # (N, 10) the letters' colours on it
-    distance, letter = torch.cdist(middle, palette).masked_fill(~unlike[:, None], torch.inf).min(2)
+    ground = most_votes(ground, torch.ones_like(ground))
+    possible = ((light[:, None] - light).abs() > 0.3)[ground]             # (N, 10) colours of letters on this ground
+    distance, letter = torch.cdist(middle, palette).masked_fill(~possible[:, None], torch.inf).min(2)
     grounds = torch.cat([between, 0.6 * between])[:, ground].transpose(0, 1)                    # (N, 6, 3)
-    return votes(letter, distance < torch.cdist(middle, grounds).amin(2)), ground
+    return most_votes(letter, distance < torch.cdist(middle, grounds).amin(2)), ground
 
 
 def train_glyph_net(images, answers, heads, steps=900, batch=48, seed=0):
-    """GlyphNet trained on images uint8 (N, H, W, 3) with answers {head: (N,)}, in evaluation mode.
+    """Train a GlyphNet on images uint8 (N, H, W, 3) with answers {head: (N,)}. Return it in evaluation mode.
 
-    Augmented, or it would learn the clean scenes alone and read nothing into samples: shifts, contrast, noise.
+    The images are shifted, changed in contrast and made noisy. A network that saw clean scenes alone would fail on
+    samples, which are never quite clean.
     """
     torch.manual_seed(seed)
     net, rng = GlyphNet(heads).to(memory_format=torch.channels_last), np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+    learning_rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     for step in range(steps):
         i = torch.from_numpy(rng.integers(len(images), size=batch))
         x = images[i].permute(0, 3, 1, 2).float() / 127.5 - 1             # channels last: a third faster
-        by = max(1, min(x.shape[-2:]) // 24)
-        down, right = rng.integers(0, 2 * by + 1, 2)
         height, width = x.shape[-2:]
-        x = F.pad(x, (by, by, by, by), mode="replicate")[..., down:down + height, right:right + width]
+        shift = max(1, min(height, width) // 24)
+        down, right = rng.integers(0, 2 * shift + 1, 2)
+        x = F.pad(x, (shift,) * 4, mode="replicate")[..., down:down + height, right:right + width]
         x = x * (0.8 + 0.4 * torch.rand(batch, 1, 1, 1)) + 0.12 * torch.rand(batch, 1, 1, 1) * torch.randn_like(x)
         _, logits = net(x)
         loss = sum(F.cross_entropy(logits[name], answers[name][i]) for name in heads)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        rates.step()
+        learning_rate.step()
         progress("features: training", step + 1, steps)
     return net.eval()
 
 
 class GlyphFeatures:
-    """Features by a GlyphNet; probabilities are those of the character."""
+    """Features by a GlyphNet. accuracy: its share of right answers on held-out characters."""
     name = "FD"
 
     def __init__(self, net, accuracy=None, device="cpu"):
         self.net, self.accuracy, self.device = net.to(device), accuracy, device
 
+    @property
+    def can_read(self):
+        """True if it reads characters well enough to grade samples."""
+        return self.accuracy >= MIN_ACCURACY
+
     @torch.no_grad()
     def __call__(self, images):
-        """images uint8 (B, H, W, 3) -> dict: features (B, D), and probabilities of each head (B, values)."""
+        """Return features (B, D) and the probabilities of each head (B, values), as a dict, of uint8 (B, H, W, 3)."""
         self.net.eval()                                                   # trap: batch norm left in training mode
         x = images.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         features, logits = self.net(x)
@@ -139,13 +148,15 @@ class GlyphFeatures:
 
 
 class TorchScriptFeatures:
-    """Features by the user's TorchScript Inception, images resized to 299 x 299 as Parmar et al. 2022 ("clean") do:
-    Pillow's bicubic, antialiased, in floating point, no rounding between.
+    """Features by the user's TorchScript Inception.
 
-    The file is called with float (B, 3, 299, 299) in 0..255 and return_features=True, as the well-known
-    inception-2015-12-05.pt is; a second call without it gives its class probabilities, for IS.
+    Images are resized to 299 x 299 as in Parmar et al. 2022 ("clean"): Pillow's bicubic, antialiased, in floating
+    point, without rounding in between. The file is called with float (B, 3, 299, 299) in 0..255 and
+    return_features=True, like the well-known inception-2015-12-05.pt. A second call without it gives its class
+    probabilities, for the inception score.
     """
     name = "FID"
+    can_read = False                                                      # its classes are not our characters
 
     def __init__(self, path, device="cpu"):
         try:
@@ -157,19 +168,20 @@ class TorchScriptFeatures:
 
     @staticmethod
     def resized(images, side=299):
-        """uint8 (B, H, W, 3) -> float32 (B, 3, side, side) in 0..255."""
-        planes = images.permute(0, 3, 1, 2).flatten(0, 1).numpy().astype(np.float32)            # Pillow: a plane a time
+        """Resize uint8 (B, H, W, 3) -> float32 (B, 3, side, side) in 0..255."""
+        planes = images.permute(0, 3, 1, 2).flatten(0, 1).numpy().astype(np.float32)            # Pillow: one plane each
         planes = [np.asarray(Image.fromarray(plane).resize((side, side), Image.Resampling.BICUBIC)) for plane in planes]
         return torch.from_numpy(np.stack(planes)).clamp(0, 255).reshape(len(images), 3, side, side)
 
     @torch.no_grad()
     def __call__(self, images):
+        """Return features (B, D) and probabilities of classes (B, classes), as a dict. Raises UserError."""
         self.net.eval()
         x = self.resized(images).to(self.device)
         try:
             features = self.net(x, return_features=True).float().flatten(1).cpu()
             try:
-                # The original inception score left out the bias of the last layer; the well-known file can, too.
+                # The original inception score leaves out the bias of the last layer. The well-known file can do so.
                 probabilities = self.net(x, no_output_bias=True).float().cpu()
             except RuntimeError:
                 probabilities = self.net(x).float().cpu()
@@ -182,37 +194,45 @@ class TorchScriptFeatures:
         return dict(features=features, character=probabilities)
 
 
-# ------------------------------------------------------------------------------------------ things kept on disk
+# ------------------------------------------------------------------------------------------ caches
 
 def fingerprint(*things):
-    """A short name for exactly these settings, sources and bytes."""
+    """Return a short name for exactly these settings and bytes."""
     digest = hashlib.sha256()
     for thing in things:
         digest.update(thing if isinstance(thing, bytes) else repr(thing).encode())
+        digest.update(b"\n")
     return digest.hexdigest()[:12]
 
 
-def kept(path, compute):
-    """compute()'s dict of tensors and numbers, from the file if it is there; a damaged file is made anew."""
+def tensor_bytes(tensors):
+    """Yield the bytes of each tensor, for fingerprint()."""
+    for tensor in tensors:
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def cached(path, compute):
+    """Return the dict of tensors and numbers in a file. Compute and save it if it is missing or damaged."""
     if os.path.exists(path):
         try:
             return torch.load(path, weights_only=True)
         except Exception as error:                                        # half a file fails in many ways
             print(f"{path}: damaged, made anew ({type(error).__name__})", file=sys.stderr)
     value = compute()
-    write(value, path)
+    save_cached(path, value)
     return value
 
 
-def write(value, path):
-    """Whole or not at all. Raises UserError if it cannot be written."""
+def save_cached(path, value):
+    """Write the file of a cache. Raises UserError if it cannot be written."""
     try:
-        with open(path + ".new", "wb") as file:
+        with whole_file(path) as file:
             torch.save(value, file)
-        os.replace(path + ".new", path)
     except (OSError, RuntimeError) as error:                              # PyTorch's writer raises either
         raise UserError(f"{path}: cannot be written: {reason_of(error)}") from None
 
+
+# ------------------------------------------------------------------------------------------ sets of images
 
 class Examples(torch.utils.data.Dataset):
     """(index, uint8 image (H, W, 3)) of a source; None for a file that cannot be read."""
@@ -230,150 +250,187 @@ class Examples(torch.utils.data.Dataset):
             return None
 
 
-def _readable(portion):                                                   # by name: a lambda cannot travel to a worker
-    return [pair for pair in portion if pair is not None]
+def _readable(examples):                                                  # a lambda could not be sent to a worker
+    return [example for example in examples if example is not None]
 
 
 def real_images(source, indices, what):
-    """Portions (indices (B,), uint8 images (B, H, W, 3)), in order, decoded by worker processes."""
+    """Yield batches (indices (B,), images uint8 (B, H, W, 3)) in order. Worker processes decode them."""
     loader = torch.utils.data.DataLoader(Examples(source, indices), 100, num_workers=min(8, cores()),
                                          collate_fn=_readable)
-    for number, portion in enumerate(loader, 1):
+    for number, examples in enumerate(loader, 1):
         progress(what, min(100 * number, len(indices)), len(indices))
-        if portion:
-            yield torch.tensor([i for i, _ in portion]), torch.stack([image for _, image in portion])
+        if examples:
+            yield torch.tensor([i for i, _ in examples]), torch.stack([image for _, image in examples])
 
 
-# ------------------------------------------------------------------------------------------ the sets that are compared
+def describe(batches, network):
+    """Describe a set of images, as a dict: all that a comparison of two sets needs.
 
-def described(portions, features):
-    """What is measured of images that come as portions (indices, images): features with their Moments, colours."""
-    outputs, moments, colours, patches, seen = [], Moments(), 0, [], []
-    for indices, images in portions:
-        seen.append(indices)
-        output = features(images) if features else {}
-        if features:
+    batches    (indices (B,), images uint8 (B, H, W, 3))
+    network    a GlyphNet or an Inception: features, with their mean and scatter, and probabilities. None: colours alone
+    """
+    outputs, moments, colours, patches, indices = [], Moments(), 0, [], []
+    for numbers, images in batches:
+        indices.append(numbers)
+        output = network(images) if network else {}
+        if network:
             moments.add(output["features"])
         outputs.append(output)
         colours = colours + colour_histogram(images)
         x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         patches.append(F.interpolate(x, (5, 5), mode="area")[:, :, [0, 0, 4, 4, 2], [0, 4, 0, 4, 2]])
-    if sum(map(len, seen)) < 2:
-        raise UserError(f"{sum(map(len, seen))} image(s) that can be read, of those to compare with: want 2 or more")
-    whole = {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
-    for name, values in whole.items():
+    if (count := sum(map(len, indices))) < 2:
+        raise UserError(f"{count} image(s) that can be read, of those to compare with: want 2 or more")
+    outputs = {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
+    for name, values in outputs.items():
         if not torch.isfinite(values).all():
             raise UserError(f"the network of features gives {name} that are not finite; nothing can be measured")
     spread = torch.cat(patches).std(0).mean()                             # of the colours of the corners and the middle
-    return dict(whole, indices=torch.cat(seen), colours=colours, spread=spread, n=moments.n,
+    return dict(outputs, indices=torch.cat(indices), colours=colours, spread=spread, n=moments.n,
                 mean=torch.as_tensor(moments.mean), scatter=torch.as_tensor(moments.scatter))
 
 
-def moments_of(set_):
+def moments_of(description):
+    """Return the Moments of the features in what `describe` returned."""
     moments = Moments()
-    moments.n, moments.mean, moments.scatter = set_["n"], set_["mean"], set_["scatter"]
+    moments.n, moments.mean, moments.scatter = (description[key] for key in ("n", "mean", "scatter"))
     return moments
 
 
-class Yardstick:
-    """What the samples of a run are measured with: features, and real images described by them.
+def distances(a, b):
+    """Return the Euclidean distances of features (N, D), (M, D) -> (N, M).
 
-    train: what the run learnt from. held_out: what it never saw (None if nobody has any). real: for drawn scenes more
-    unseen ones, to be measured as if they were samples: what a perfect model would get at the same n.
-    Kept in files in `folder`, beside the runs, so that runs on the same data share them and are measured alike. In
-    another folder the network is trained anew, by the same recipe: distances by two networks are not to be compared.
+    Exact: the faster way, by a matrix product, puts copies 0.03 apart.
+    """
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+# ------------------------------------------------------------------------------------------ the yardstick
+
+class Yardstick:
+    """What the samples of a run are measured with: a network, and real images that it describes.
+
+    source, held_out_source    the training images; images that the run never saw (None if there are none)
+    train, held_out            their descriptions, as `describe` returns them
+    real_scenes                drawn scenes only: the description of n more held-out scenes. Scored like samples, they
+                               show what a perfect model would get at the same n.
+    network, network_id        what computes features (None if there is nothing to do it), and its fingerprint
+
+    The network and the descriptions are cached in `folder`, beside the runs, so runs on the same data share them. In
+    another folder the network is trained again by the same recipe, and its weights differ a little: do not compare
+    distances by two networks.
     """
 
-    def __init__(self, folder, config, n=2000, n_real=10_000, network=None, held_out=None, device="cpu", wanted=True):
-        """folder: where files are kept. n: samples to come. n_real: real images of each kind. network: a TorchScript
-        file. held_out: a folder of unseen images. wanted: False if no features will be asked for."""
+    def __init__(self, folder, config, n=2000, n_real=10_000, features_file=None, held_out=None, device="cpu",
+                 only_sources=False):
+        """n: number of samples to come. n_real: real images of each kind. features_file: a TorchScript Inception.
+        held_out: a folder of images that the run never saw. only_sources: no network and no descriptions are needed."""
+        self.folder, self.config, self.n, self.n_real = folder, config, n, n_real
         self.source = open_run(config, portrait=False)                    # upright images: cut to the others' shape
+        self.is_drawn = isinstance(self.source, Glyphs)
+        self.held_out_source = self._open_held_out(held_out)
+        self.network, self.network_id, self.distance_name = None, "", "FD"
+        self.train, self.held_out, self.real_scenes = None, None, None
+        if only_sources:
+            return
+        files = [file for source in (self.source, self.held_out_source) for file in getattr(source, "files", [])]
+        files += [config.data] if isinstance(self.source, FontFile) else []
+        files = [(file, os.path.getsize(file), os.path.getmtime(file)) for file in files]
+        data_id = fingerprint(FORMAT, config.data, config.size, files)
+        self._open_network(features_file, data_id, device)
+        name = fingerprint(data_id, config.scenes, config.seed, config.withhold, self.network_id, n_real,
+                           n if self.is_drawn else 0)
+        descriptions = cached(os.path.join(folder, f"real-{name}.pt"), self._describe_real)
+        self.train, self.held_out = descriptions["train"], descriptions.get("held_out")
+        self.real_scenes = descriptions.get("real_scenes")
+
+    def _open_held_out(self, folder):
+        """Check the sources and return that of held-out images, or None. Raises UserError."""
+        config, held_out = self.config, None
         if tuple(self.source.classes) != config.class_names:
             raise UserError(f"{config.data}: its classes are no longer those of the run")
-        self.drawn = isinstance(self.source, Glyphs)
-        self.unseen = None
-        if self.drawn and held_out:
-            raise UserError(f"--held-out {held_out}: not with {config.data}, of which unseen images are drawn")
-        if held_out:
-            seen, new = (os.path.realpath(path) for path in (config.data, held_out))
+        if self.is_drawn and folder:
+            raise UserError(f"--held-out {folder}: not with {config.data}, of which unseen images are drawn")
+        if folder:
+            seen, new = (os.path.realpath(path) for path in (config.data, folder))
             if os.path.commonpath([seen, new]) in (seen, new):
-                raise UserError(f"--held-out {held_out}: there are images in it that the run was trained on")
-        if self.drawn:
-            self.unseen = open_run(config, portrait=False, held_out=True)
-        elif held_out:
-            self.unseen = open_source(held_out, config.size)
-        if len(self.source) < 2 or (self.unseen is not None and len(self.unseen) < 2):
+                raise UserError(f"--held-out {folder}: there are images in it that the run was trained on")
+        if self.is_drawn:
+            held_out = open_run(config, portrait=False, held_out=True)
+        elif folder:
+            held_out = open_source(folder, config.size)
+        if len(self.source) < 2 or (held_out is not None and len(held_out) < 2):
             raise UserError(f"{config.data}: want two images or more to compare with")
-        # The training images: those that came first in the run's own order.
-        self.train_indices = Stream(self.source, config.seed).order(0)[:n_real]
-        self.features, self.name, self.judge = None, "FD", ""             # judge: which network, as a fingerprint
-        self.train, self.held_out, self.real = None, None, None
-        if not wanted:
-            return
-        files = [file for source in (self.source, self.unseen) for file in getattr(source, "files", [])]
-        files += [config.data] if isinstance(self.source, FontFile) else []
-        kind = (*map(inspect.getsource, (data, fonts, decoding)), config.data, config.size,
-                [(file, os.path.getsize(file), os.path.getmtime(file)) for file in files])
-        if network:
-            self.features = TorchScriptFeatures(network, device)
-            with open(network, "rb") as file:
-                self.judge = fingerprint(file.read())
-        elif self.drawn:
-            # One judge for all runs on such scenes of this size, whatever their seed and number.
-            self.judge = fingerprint(*kind, inspect.getsource(GlyphNet), inspect.getsource(train_glyph_net))
-            state = kept(os.path.join(folder, f"features-{self.judge}.pt"), lambda: self.trained(config))
+        return held_out
+
+    def _open_network(self, features_file, data_id, device):
+        """Open the user's network, or for drawn scenes ours, which is trained if it is not in the cache."""
+        if features_file:
+            self.network = TorchScriptFeatures(features_file, device)
+            with open(features_file, "rb") as file:
+                self.network_id = fingerprint(file.read())
+        elif self.is_drawn:
+            # One network for all runs on scenes of this kind and size, whatever their seed and number.
+            path = os.path.join(self.folder, f"features-{data_id}.pt")
+            state = cached(path, lambda: self.trained(self.config))
             net = GlyphNet(scene_heads(self.source))
             net.load_state_dict(state["net"])
-            self.features = GlyphFeatures(net, state["accuracy"], device)
-            # The code alone would not tell the networks of two folders apart: their weights differ a little.
-            self.judge = fingerprint(self.judge, *(values.numpy().tobytes() for values in state["net"].values()))
-        self.name = self.features.name if self.features else "FD"
-        world = (*kind, config.scenes, config.seed, config.withhold, self.judge)
-        real = n if self.drawn else 0
-
-        def measured():
-            sets = {"train": described(real_images(self.source, self.train_indices, "training images"), self.features)}
-            if self.unseen is not None:
-                # Files come class by class, so a part of them is drawn by lot; drawn scenes are in no order.
-                lot = range(len(self.unseen)) if self.drawn else Stream(self.unseen, config.seed).order(0)
-                indices = lot[:n_real]
-                sets["held_out"] = described(real_images(self.unseen, indices, "held-out images"), self.features)
-            if real:
-                indices = range(n_real, n_real + real)
-                sets["real"] = described(real_images(self.unseen, indices, "more held-out images"), self.features)
-            return sets
-        code = (inspect.getsource(sys.modules[__name__]), inspect.getsource(measures))
-        name = f"real-{fingerprint(*world, *code, n_real, real)}.pt"
-        sets = kept(os.path.join(folder, name), measured)
-        self.train, self.held_out, self.real = sets["train"], sets.get("held_out"), sets.get("real")
+            self.network = GlyphFeatures(net, state["accuracy"], device)
+            self.network_id = fingerprint(*tensor_bytes(state["net"].values()))
+        if self.network:
+            self.distance_name = self.network.name
 
     def trained(self, config, scenes=16_000, check=3600):
-        """GlyphNet's weights and the share of held-out characters that it reads."""
+        """Train our network. Return its weights, and its share of right answers on held-out characters."""
         source, unseen = (open_source(config.data, config.size, held_out=held_out) for held_out in (False, True))
         indices = np.arange(scenes)
         images = torch.cat([images for _, images in real_images(source, indices, "features: drawing scenes")])
         answers = [scene_answers(source, int(i)) for i in indices]
         heads = scene_heads(source)
         answers = {name: torch.tensor([answer[name] for answer in answers]) for name in heads}
-        features, right = GlyphFeatures(train_glyph_net(images, answers, heads)), 0
+        network, right = GlyphFeatures(train_glyph_net(images, answers, heads)), 0
         for indices, images in real_images(unseen, range(check), "features: checking"):
-            truth = torch.tensor([unseen.label(i) for i in indices.tolist()])
-            right += (features(images)["character"].argmax(1) == truth).sum().item()
-        return dict(net=features.net.state_dict(), accuracy=right / check)
+            labels = torch.tensor([unseen.label(i) for i in indices.tolist()])
+            right += (network(images)["character"].argmax(1) == labels).sum().item()
+        return dict(net=network.net.state_dict(), accuracy=right / check)
 
-    def subjects(self, n, config, source=None):
-        """What n samples are to show, as the examples of `source` (that of the run): dict of labels (-1: none), for a
-        model with text captions and for scenes with captions answers, [(letter, ground), ...] numbers of colours.
+    def _describe_real(self):
+        """Describe the real images: {"train": description, ...}."""
+        # The training images that the run saw first.
+        indices = Stream(self.source, self.config.seed).order(0)[:self.n_real]
+        sets = {"train": describe(real_images(self.source, indices, "training images"), self.network)}
+        unseen = self.held_out_source
+        if unseen is not None:
+            # Files come class by class, so we take a random part of them. Drawn scenes are in no order.
+            order = range(len(unseen)) if self.is_drawn else Stream(unseen, self.config.seed).order(0)
+            sets["held_out"] = describe(real_images(unseen, order[:self.n_real], "held-out images"), self.network)
+        if self.is_drawn:
+            indices = range(self.n_real, self.n_real + self.n)
+            sets["real_scenes"] = describe(real_images(unseen, indices, "more held-out images"), self.network)
+        return sets
 
-        In equal numbers of each class for scenes, as they come in a folder.
+    def prompts(self, source=None):
+        """Return what n samples are to show, taken from examples of `source` (default: the training images).
+
+        A dict: labels (-1 = none); for a model with text also captions; for scenes with captions also answers, the
+        numbers of the colours [(letter, ground), ...]. Scenes have each class equally often, a folder as it comes.
         """
         source = source or self.source
-        order = range(n) if self.drawn else np.random.default_rng(config.seed).integers(len(source), size=n).tolist()
-        order = [i % len(source) for i in order]
-        if not config.text_encoder:
-            return dict(labels=[source.label(i) if config.num_classes else -1 for i in order])
-        subjects = dict(labels=[source.label(i) for i in order], captions=[source.caption(i) for i in order])
-        if self.drawn:
-            answers = [scene_answers(source, i) for i in order]
-            subjects["answers"] = [(answer["letter"], answer["ground"]) for answer in answers]
-        return subjects
+        if self.is_drawn:
+            indices = range(self.n)
+        else:
+            indices = np.random.default_rng(self.config.seed).integers(len(source), size=self.n).tolist()
+        indices = [i % len(source) for i in indices]
+        if not self.config.text_encoder:
+            return dict(labels=[source.label(i) if self.config.num_classes else -1 for i in indices])
+        prompts = dict(labels=[source.label(i) for i in indices], captions=[source.caption(i) for i in indices])
+        if self.is_drawn:
+            prompts["answers"] = colour_answers(source, indices)
+        return prompts
+
+
+def colour_answers(source, indices):
+    """Return the colours of these scenes as numbers, [(letter, ground), ...]."""
+    answers = [scene_answers(source, i) for i in indices]
+    return [(answer["letter"], answer["ground"]) for answer in answers]

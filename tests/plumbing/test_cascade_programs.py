@@ -73,8 +73,8 @@ def test_the_loop_augments_by_the_low_schedule_and_the_settings(tmp_path, monkey
         return out
     monkeypatch.setattr(T, "augment", spy)
     assert run_here(T, [*TINY, "--size", "32", "--low-size", "16", "--steps", "1", "--batch", "8", "--aug-noise", "0.7",
-                        "--aug-blur", "0.4", "--blur-low", "0.3", "--blur-high", "0.5", "--precision", "bf16", "--out",
-                        tmp_path / "r"]) == (None, "")
+                        "--aug-blur", "0.4", "--blur-low", "0.3", "--blur-high", "0.5", "--precision", "bf16",
+                        "--held-out-every", "0", "--out", tmp_path / "r"]) == (None, "")
     (low_res, s, noise, schedule, rest, out), = seen
     t = torch.linspace(0, 1, 9)
     assert_close(schedule(t), S.logsnr_shifted(t, 16, 32))
@@ -173,7 +173,7 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     assert run_here(E, [*common, "--handoff", "truncated", "--s", "0.4", "--metrics", "fd"]) == (None, "")
     assert [(size, stop) for size, stop, _ in drawn] == [(16, 0.4), (32, 0)]
     assert json.loads((chain / "b" / "evaluation.json").read_text())["handoff"] == "truncated"
-    monkeypatch.setattr(E, "READS", 1.0)                                  # no letter can be judged: no picture
+    monkeypatch.setattr(X, "MIN_ACCURACY", 1.0)                           # no letter can be read: no picture of it
     (chain / "b" / "sweep_s_renoised.png").unlink()
     assert run_here(E, [*common, "--handoff", "renoised", "--sweep", "s=0.5", "--metrics", "read"]) == (None, "")
     assert not (chain / "b" / "sweep_s_renoised.png").exists()

@@ -16,8 +16,9 @@ import config as C
 import data as D
 import evaluate as E
 from plumbing import features as X
-from plumbing.settings import override
+from plumbing import measuring as Q
 from plumbing import runs
+from plumbing.settings import override
 from programs import run_here
 
 SMALL = ["--n", "24", "--n-real", "40", "--n-bits", "4", "--device", "cpu"]
@@ -82,8 +83,8 @@ def test_more_samples_continue_the_set_and_other_settings_start_another(tmp_path
         return np.load(tmp_path / "x.npz")["arr_0"]
     few, many = images("--n", "5"), images("--n", "9")
     assert np.array_equal(few, many[:5])
-    for kept in run.glob("samples-*.pt"):
-        kept.unlink()
+    for path in run.glob("samples-*.pt"):
+        path.unlink()
     assert np.array_equal(images("--n", "9"), many)                       # in two goes as in one
     assert not np.array_equal(few, images("--n", "5", "--seed", "1"))
     assert not np.array_equal(few, images("--n", "5", "--guidance", "3"))
@@ -99,28 +100,26 @@ def test_export_is_what_other_tools_read(tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / "000007.png")), arrays["arr_0"][7])
 
 
-def test_real_images_judged_as_samples_are_read_and_close():
-    """figures() of the real scenes themselves. Kills: labels and images that are not in the same order."""
-    def set_(n, labels):
-        logits = torch.nn.functional.one_hot(torch.tensor(labels), 36).float()
-        features = torch.randn(n, 8, generator=torch.Generator().manual_seed(0))
-        heads = {h: torch.eye(4)[torch.arange(n) % 4] for h in ("texture", "letter", "ground", "style")}
-        moments = X.Moments(features)
-        return dict(features=features, character=logits, colours=torch.ones(64), spread=torch.tensor(0.5), n=n,
-                    mean=moments.mean, scatter=moments.scatter, **heads)
+def test_real_images_scored_as_samples_are_read_and_close():
+    """score() of the real scenes themselves. Kills: labels and images that are not in the same order."""
     labels = [i % 36 for i in range(72)]
-    real = set_(72, labels)
-    yardstick = types.SimpleNamespace(held_out=real, train=real, real=real,
-                                      features=X.GlyphFeatures(torch.nn.Identity(), 0.99))
-    result = E.figures(real, labels, yardstick, E.METRICS)
+    features = torch.randn(72, 8, generator=torch.Generator().manual_seed(0))
+    heads = {head: torch.eye(4)[torch.arange(72) % 4] for head in ("texture", "letter", "ground", "style")}
+    moments = X.Moments(features)
+    real = dict(features=features, character=torch.nn.functional.one_hot(torch.tensor(labels), 36).float(),
+                colours=torch.ones(64), spread=torch.tensor(0.5), n=72, mean=moments.mean, scatter=moments.scatter,
+                labels=labels, **heads)
+    yardstick = types.SimpleNamespace(held_out=real, train=real, real_scenes=real,
+                                      network=X.GlyphFeatures(torch.nn.Identity(), 0.99))
+    result = E.score(real, yardstick, Q.METRICS)
     assert result["read_rate"] == 1 and result["fd_train"] < 1e-6 and result["precision"] == result["recall"] == 1
     assert result["colour_distance"] == result["texture_distance"] == 0 and result["colour_spread"] == 1
     half = dict(real, spread=torch.tensor(0.25))
-    assert E.figures(half, labels, yardstick, ("style",))["colour_spread"] == 0.5
-    shifted = E.figures(real, labels[1:] + labels[:1], yardstick, ("read",))
+    assert E.score(half, yardstick, ("style",))["colour_spread"] == 0.5
+    shifted = E.score(dict(real, labels=labels[1:] + labels[:1]), yardstick, ("read",))
     assert shifted["read_rate"] == 0
-    yardstick.features.accuracy = 0.9                                     # a poor reader judges nobody
-    assert "read_rate" not in E.figures(real, labels, yardstick, ("read",))
+    yardstick.network.accuracy = 0.9                                      # a weak classifier cannot grade samples
+    assert "read_rate" not in E.score(real, yardstick, ("read",))
 
 
 def test_copies_of_training_images_are_found(tmp_path, monkeypatch):
@@ -129,12 +128,13 @@ def test_copies_of_training_images_are_found(tmp_path, monkeypatch):
     train, new = torch.randn(30, 8, generator=g), torch.randn(10, 8, generator=g)
     source = types.SimpleNamespace(image=lambda i: torch.full((3, 4, 4), i / 100))
     yardstick = types.SimpleNamespace(train=dict(features=train, indices=torch.arange(100, 130)), source=source,
-                                      real=dict(features=new), held_out=None, features=None)
-    monkeypatch.setattr(E, "grid", lambda tiles, columns: shown.append(tiles) or Image.new("RGB", (1, 1)))
+                                      real_scenes=dict(features=new), held_out=None, network=None)
+    monkeypatch.setattr(Q, "grid", lambda tiles, columns: shown.append(tiles) or Image.new("RGB", (1, 1)))
     copies = [7, 3, 21]
-    E.draw_nearest(torch.zeros(3, 4, 4, 3, dtype=torch.uint8), train[copies], yardstick, tmp_path / "p.png", pairs=3)
+    samples = dict(images=torch.zeros(3, 4, 4, 3, dtype=torch.uint8), features=train[copies])
+    Q.draw_nearest(samples, yardstick, tmp_path / "p.png", pairs=3)
     assert sorted(round(100 * float(tile[0, 0, 0])) for tile in shown[0][1::2]) == [103, 107, 121]
-    ratio = lambda x: E.figures(dict(features=x), [-1] * len(x), yardstick, ("memory",))["nearest_ratio"]
+    ratio = lambda x: E.score(dict(features=x, labels=[-1] * len(x)), yardstick, ("memory",))["nearest_ratio"]
     assert ratio(train[copies]) == 0 and ratio(new) == pytest.approx(1) and 0 < ratio(train[copies] + 0.1) < 0.5
 
 
@@ -155,15 +155,15 @@ def test_a_second_metric_joins_the_first_and_other_samples_begin_anew(tmp_path, 
     assert "fd_train" not in evaluated(run, "--metrics", "bits", "--seed", "1")
     capsys.readouterr()
     args = types.SimpleNamespace(n=24, metrics=("fd",), first_seed=0)
-    yardstick = types.SimpleNamespace(features=X.GlyphFeatures(torch.nn.Identity(), 0.99),
+    yardstick = types.SimpleNamespace(network=X.GlyphFeatures(torch.nn.Identity(), 0.99),
                                       train=dict(mean=torch.zeros(128)))
-    E.introduce("run", C.PRESETS["glyphs64"], dict(step=1, images=1), args, yardstick, "cpu", "")
+    Q.introduce(Q.TrainedRun("run", None, C.PRESETS["glyphs64"], "cpu", 1, 1), args, yardstick, "")
     assert "warning: 24 samples for 128 features" in capsys.readouterr().out
 
 
 @pytest.mark.long
 def test_runs_of_other_seeds_have_one_judge_and_runs_of_other_sizes_a_warning(tmp_path, capsys, monkeypatch):
-    """Kills: a network of features for each run, whose distances are then compared."""
+    """Kills: a network for each run, whose distances are then compared."""
     a, b, c = make_run(tmp_path / "a"), make_run(tmp_path / "b", scenes=500), make_run(tmp_path / "c", size=(32, 32))
     ids = {run: evaluated(run, "--metrics", "fd")["features_id"] for run in (a, b, c)}
     assert ids[a] == ids[b] != ids[c]
@@ -171,13 +171,13 @@ def test_runs_of_other_seeds_have_one_judge_and_runs_of_other_sizes_a_warning(tm
         sys.argv = ["evaluate.py", str(a), str(c), *SMALL, "--metrics", "fd"]
         E.main()
     assert "not judged by the same features" in out.getvalue()
-    (tmp_path / "deeper").mkdir()                                         # another folder has a judge of its own,
+    (tmp_path / "deeper").mkdir()                                         # another folder has a network of its own:
     trained = X.Yardstick.trained
     monkeypatch.setattr(X.Yardstick, "trained", lambda self, config: (state := trained(self, config)) | dict(
         net={name: values + 1e-6 * values.is_floating_point() for name, values in state["net"].items()}))
     d = make_run(tmp_path / "deeper" / "d")
-    assert evaluated(d, "--metrics", "fd")["features_id"] != ids[a]       # and the code of both is the same;
-    assert run_here(E, [a, d, *SMALL, "--metrics", "fd"]) == (None, "")   # but side by side one judges both
+    assert evaluated(d, "--metrics", "fd")["features_id"] != ids[a]       # one recipe, other weights;
+    assert run_here(E, [a, d, *SMALL, "--metrics", "fd"]) == (None, "")   # side by side one measures both
     assert [json.loads((run / "evaluation.json").read_text())["features_id"] for run in (a, d)] == [ids[a]] * 2
 
 
@@ -232,7 +232,7 @@ def test_a_folder_needs_features_for_fid_and_gets_the_rest_without(tmp_path, cap
     result = evaluated(run, *judge, unseen)
     assert result["fd_train"] > 0 and result["fd_held_out"] > 0 and result["is"] >= 1 and "read_rate" not in result
     assert result["nearest_ratio"] > 0 and result["held_out"] == os.path.realpath(unseen)
-    few = X.Yardstick(tmp_path, runs.read_checkpoint(run)["config"], n_real=6, network=tmp_path / "net.pt",
+    few = X.Yardstick(tmp_path, runs.read_checkpoint(run)["config"], n_real=6, features_file=tmp_path / "net.pt",
                       held_out=str(unseen))
     assert 0 < sum(few.held_out["indices"] < 6) < 6                       # not of the first class alone
     for folder in (photos / "class1", tmp_path):
@@ -280,7 +280,7 @@ def test_mistakes_of_evaluate(tmp_path):
              ([run, "--curve", "--metrics", "fd"], "keep-every"), ([run, "--curve", "--sweep", "steps=1"], "not both"),
              ([run, "--held-out", tmp_path], "unseen images are drawn"),
              ([run, "--device", "tpu"], "tpu"),
-             ([run, "--steps", "0"], "sample-steps 0"), ([run, "--sweep", "steps=1", "--metrics", "bits"], "metrics")]
+             ([run, "--steps", "0"], "steps 0"), ([run, "--sweep", "steps=1", "--metrics", "bits"], "metrics")]
     for args, wanted in cases:
         status, line = run_here(E, [*SMALL, *args])
         assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)
@@ -325,8 +325,8 @@ def test_captions_are_asked_for_judged_and_composed(tmp_path, monkeypatch):
     for others in ("withheld_pairs", "real_scenes"):                      # at 16 px the judge errs now and then
         assert min(result[others]["letter_colour"], result[others]["ground_colour"]) > 0.9
     monkeypatch.setattr(E, "sample_run", lambda *args, **more: perfect(*args).flip(0))
-    for kept in run.glob("samples-*.pt"):
-        kept.unlink()
+    for path in run.glob("samples-*.pt"):
+        path.unlink()
     assert evaluated(run, "--metrics", "words")["letter_colour"] < 0.5
 
 
