@@ -132,6 +132,16 @@ class Config:
         return 2 if self.guidable and self.guidance != 1 and not self.guidance_max else 1
 
     @property
+    def is_nested(self):
+        """Has the model several levels (nested_unet.py)?"""
+        return bool(self.outer_channels)
+
+    @property
+    def is_super_resolution(self):
+        """Is the model a later stage of a cascade (cascade.py)?"""
+        return bool(self.low_size)
+
+    @property
     def sizes(self):
         """[(H, W), ...] of the levels, highest first; a plain model has one. Raises ValueError if they do not fit.
 

@@ -4,7 +4,7 @@ Paper: simple diffusion, section 1: "After using existing distillation technique
 0.4 seconds"; appendix A ("Distillation"), figure 9. The techniques: progressive distillation (Salimans & Ho 2022, arXiv
 2202.00512) and, before it, guided distillation (Meng et al. 2023, arXiv 2210.03142). Their full texts were not at hand:
 the equations are those of the released code and of notes. What is called unverified is so.
-Read before: schedule.py, sample.py (guide, ddim_step), train.py. This is the last file.
+Needs: schedule.py, sample.py (guide, ddim_step), train.py. Next: measures.py.
 
     guided        the student is given the guidance scale w. It predicts in one call the mixture of eq. 7, for which
                   its teacher needs two
@@ -45,9 +45,9 @@ from plumbing.runs import (CHECKPOINT, autocast, choose_device, choose_precision
 from plumbing.settings import Parser, override
 from plumbing.t5 import Encoder
 from plumbing.training import Interrupt, Run
-from sample import NEVER_DROPPED, ddim_step, guide, seed_of
+from sample import ddim_step, guide, null_condition, seed_of
 from schedule import alpha_sigma_for, diffuse, v_from_x, x_from_v
-from train import conditions, cut, draw, draw_augmentation, low_res_conditions, micro_batches, noise_shapes
+from train import conditions, draw, draw_augmentation, low_res_conditions, micro_batches, noise_shapes, select
 
 WEIGHTS = ("constant", "snr", "truncated_snr", "snr+1")
 
@@ -131,10 +131,10 @@ def round_loss(config, teacher, student, schedules, z, t, cond, steps):
         if steps:
             target = two_step_target(lambda z, logsnr: on_levels(teacher, z, logsnr, cond), schedules, z, t, steps)
         else:
-            dropped = {key: cond[key] for key in NEVER_DROPPED if key in cond}
             given = {key: value for key, value in cond.items() if key != "guidance"}
-            target = guided_target(lambda z, logsnr, drop: on_levels(teacher, z, logsnr, dropped if drop else given),
-                                   z, logsnr, cond["guidance"])
+            target = guided_target(
+                lambda z, logsnr, dropped: on_levels(teacher, z, logsnr, null_condition(given) if dropped else given),
+                z, logsnr, cond["guidance"])
     v = on_levels(student, z, logsnr, cond)
     losses = [distillation_loss(*level, config.distill_weight) for level in zip(v, target, logsnr)]
     weights = numbers(config.level_weights, ":") or [1.0] * len(losses)
@@ -156,7 +156,7 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
     os.makedirs(folder, exist_ok=True)
     source, seed = open_run(config), seed_of(config.seed, 2, steps)       # each round sees its own examples and noise
     schedules, places = make_schedules(config), range(config.batch)
-    parts = micro_batches(config.batch, config.accumulate)
+    micro = micro_batches(config.batch, config.accumulate)
     run = Run(folder, config, source, student, student, optimizer, step, interrupt=interrupt)
     stream = batches(source, config.batch, seed, step, workers=max(1, cores() // 2), flip=config.flip)
     teacher.eval()
@@ -177,23 +177,23 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
         lr = config.lr * (1 - step / config.steps)                        # linearly to zero within the round
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("share", 1)
-        total = 0.0
-        for part in parts:                                                # micro-batches: their gradients add up
+        step_loss = 0.0
+        for rows in micro:                                                # micro-batches: their gradients add up
             with autocast(config.precision, device):
-                loss = round_loss(config, teacher, student, schedules, cut(z, part), t[part], cut(cond, part), steps)
-                loss = loss / len(parts)
+                loss = round_loss(config, teacher, student, schedules, select(z, rows), t[rows], select(cond, rows),
+                                  steps) / len(micro)
             loss.backward()
-            total = total + loss.detach()
+            step_loss = step_loss + loss.detach()
         grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip)
-        if not run.finite(grad_norm + total):
+        if not run.finite(grad_norm + step_loss):
             return run.fail(), math.nan
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        run.after_step(total, grad_norm, lr)
+        run.after_step(step_loss, grad_norm, lr)
     if run.stopped:
         run.log.say(f"stopped at step {run.step} of {folder}; the same command continues")
         return 128 + interrupt.signal, math.nan
-    return None, total.item()
+    return None, step_loss.item()
 
 
 def read_round(folder, config):

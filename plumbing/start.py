@@ -174,7 +174,7 @@ def fit_to_data(config, source, checkpoint, args):
     return config
 
 
-def settle(config, device, world):
+def resolve_machine(config, device, world):
     """Decide each "auto" for this machine. Not saved with the run: it may continue on another one."""
     cuda = device.type == "cuda"
     sharded = config.shard and world > 1                                  # a single process holds every shard

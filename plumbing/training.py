@@ -77,7 +77,7 @@ class Run:
         self.last_saved = f"the checkpoint of step {step} is in {folder}" if step else "no checkpoint was written yet"
         self.sharded = config.shard and world > 1                         # then every rank takes part in a forward pass
 
-    def introduce(self, device, why):
+    def print_header(self, device, why):
         """Say what is about to be trained."""
         config, source = self.config, self.source
         self.log.say(f"{self.folder}: {sum(p.numel() for p in self.model.parameters()):,} parameters, "
