@@ -1,6 +1,6 @@
 """The images to learn from: drawn letters (the default, nothing to download), a font file, or a folder of images.
 
-Not from a paper: the papers use ImageNet. Read before: nothing. Read after: train.py.
+Not from a paper: the papers use ImageNet. Needs: nothing. Next: train.py.
 
 There are three sources with one small interface:
 

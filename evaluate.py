@@ -2,7 +2,7 @@
 
 Paper: simple diffusion, section 5 (FID against the training set and against held-out data, IS, table 9's sweep of the
 guidance scale); section 2 and Kingma et al. 2021 for the variational bound; Cascaded Diffusion 3.3 for the search of s.
-Read before: sample.py, measures.py (the definitions). What is in no paper is in plumbing/: features.py (the network and
+Needs: sample.py, measures.py (the definitions). What is in no paper is in plumbing/: features.py (the network and
 the real images that samples are compared with) and measuring.py (flags, files, pictures).
 
     python evaluate.py runs/glyphs64                           every measure -> a table and RUN/evaluation.json

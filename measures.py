@@ -1,7 +1,7 @@
 """The measures: Frechet distance, inception score, precision and recall, bits per dimension. Definitions only.
 
 Paper: simple diffusion, section 5, appendix C (FID, IS; tables 2 to 9). Each docstring names the source of its measure.
-Read before: schedule.py. Read after: evaluate.py (and plumbing/features.py, the networks behind the features).
+Needs: schedule.py. Next: evaluate.py (and plumbing/features.py, the networks behind the features).
 
 Shapes: features (N, D) float32; probabilities (N, classes); images uint8 (N, H, W, 3), x (B, 3, H, W) in [-1, 1].
 """

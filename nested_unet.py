@@ -3,7 +3,7 @@
 Paper: Matryoshka Diffusion Models (Gu, Zhai, Zhang, Susskind, Jaitly 2023, arXiv 2310.15111), section 3. We did not
 have its full text. The equations and steps here follow the released code and other people's notes on the paper.
 "Unverified" marks what only the notes say.
-Read before: schedule.py, unet.py. Read after: train.py, sample.py.
+Needs: schedule.py, unet.py. Next: train.py, sample.py.
 
 An image has R levels, from level R, the full image, to level 1, the smallest (eq. 2). Our lists are HIGHEST FIRST:
 

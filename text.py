@@ -1,7 +1,7 @@
 """Captions in: how they become embeddings, and how the network reads them.
 
 Paper: simple diffusion, section 3.6: "the T5 XXL text encoder as conditioning", frozen, after Imagen; 5.2:
-cross-attention in the transformer. Read before: unet.py (it holds CrossAttention), uvit.py. Read after: train.py.
+cross-attention in the transformer. Needs: unet.py (it holds CrossAttention), uvit.py. Next: train.py.
 
 There are two encoders (--text-encoder):
 

@@ -2,7 +2,7 @@
 
 Paper: simple diffusion, table 1 and section 3.3. At high resolution the feature maps take the memory and the kernels
 almost none. At 16 x 16 it is the other way round, so the paper scales the network there.
-Read before: unet.py (table 1), shard.py.
+Needs: unet.py (table 1), shard.py.
 
     python -m plumbing.cost                                                the papers' presets (a minute)
     python train.py --preset imagenet512_uvit --dry-run --world-size 64    one run, with all its settings

@@ -1,7 +1,7 @@
 """The network that grades samples, and the real images that they are compared with.
 
 Not from a paper; simple diffusion, section 5, measures FID against the training set and against held-out data.
-Read before: measures.py, data.py. Read after: evaluate.py.
+Needs: measures.py, data.py. Next: evaluate.py.
 
 The features decide what a Frechet distance means. Only Inception's features give "FID". We want no download, so we
 train a small classifier on the drawn scenes (a minute, once). It learns to tell the letter, its style, both colours and
