@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import config as C
-import train as T
+from plumbing import start
 from plumbing import UserError
 from plumbing.runs import config_of
 from plumbing.settings import RANGES, Parser, add_fields, help_of_fields, override
@@ -35,7 +35,7 @@ def test_every_field_has_a_flag_with_its_comment():
     assert all(len(text) > 5 for text in help_of_fields().values())
     page = program("train.py", "-h", env={"COLUMNS": "400"}).stdout
     for name, text in help_of_fields().items():
-        if name not in T.SET_ELSEWHERE:
+        if name not in start.SET_ELSEWHERE:
             assert f"--{name.replace('_', '-')}" in page and text in page, name
     assert "--no-flip" in page and "paper 32" in page and "{cosine,shifted,interpolated}" in page
 
