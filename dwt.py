@@ -1,25 +1,26 @@
-"""The 5/3 wavelet, and strided convolution in its place: two ways to avoid high-resolution feature maps.
+"""The 5/3 wavelet, and strided convolution as its alternative: two ways to avoid feature maps of high resolution.
 
 Paper: simple diffusion, section 3.3 ("Avoiding high resolution feature maps") and figure 6.
-Read before: schedule.py. Read after: unet.py, whose first and last layers stand here.
+Needs: schedule.py. Next: unet.py, which takes its first and its last layer from this file.
 
-A U-Net spends much memory at full resolution and learns little there. So we split the image at once into four half-size
-maps (one low-pass, three high-pass), or sixteen quarter-size ones. The last layer puts them together again. The 5/3
-(LeGall) wavelet of JPEG 2000 does this linearly and invertibly. In one dimension it works by "lifting". Let x be the
-samples:
+A U-Net spends much memory at full resolution and learns little there. So the first layer splits the image into four
+maps of half the side (one low-pass, three high-pass), or into sixteen maps of a quarter of the side. The last layer
+puts such maps together again. The 5/3 (LeGall) wavelet of JPEG 2000 is linear and invertible. In one dimension it works
+by "lifting", in two steps. Let x be the samples:
 
-    predict   d[n] = x[2n+1] - (x[2n] + x[2n+2]) / 2      high-pass: what the two even neighbours do not predict
+    predict   d[n] = x[2n+1] - (x[2n] + x[2n+2]) / 2      high-pass: each odd sample minus its prediction
     update    s[n] = x[2n]   + (d[n-1] + d[n]) / 4        low-pass:  5 taps (-1, 2, 6, 2, -1) / 8
 
-The inverse runs the same two lines backwards with the signs changed. So reconstruction is perfect, whatever the
-coefficients. At the borders the signal is mirrored about its end samples (whole-sample symmetric, as in JPEG 2000).
+The inverse does the two steps in reverse order with opposite signs. It is exact for any coefficients. At the borders
+the signal is mirrored about its end samples: x[-1] = x[1], x[N] = x[N-2] (whole-sample symmetric, as in JPEG 2000).
 
-# Paper: the gain is not stated. We take JPEG 2000's: the low-pass has gain 1 on a constant. So the low band is a local
-# average and stays in [-1, 1] up to ringing. White noise of variance 1 then has, per axis, variance 46/64 = 0.72 in the
-# low band and 3/2 in the high band. A second level of LL has less still. The transform is not orthogonal, but this
-# changes no noise level: diffusion runs on pixels, and the wavelet is only the first and last layer of the network.
+# Paper: the gain is not stated. We take JPEG 2000's, which is 1: a constant signal gives the same constant in the low
+# band. So the low band is a local average. It stays in [-1, 1], except for a small overshoot at sharp edges (ringing).
+# Along one axis, white noise of variance 1 has variance 46/64 = 0.72 in the low band and 3/2 in the high band. Along
+# both axes, it has 1.078 in LH1 and HL1, 2.250 in HH1, and 0.189 in LL2 (the digit is the level). The transform is not
+# orthogonal. Diffusion is not affected: it adds noise to pixels, and the wavelet is only a layer of the network.
 
-Shapes: B batch, C image channels, H, W pixels, L levels, F = 2^L the reduction of each side.
+Shapes: B batch, C image channels, H, W pixels, L levels. Each side is divided by factor = 2^L.
 `python dwt.py` draws figure 6. It prints the reconstruction error and the share of energy in each band.
 """
 import torch
@@ -30,28 +31,28 @@ from plumbing.pictures import pyplot, save_figure, show_image
 
 
 def _split(x):
-    """Split the last axis into two bands, one level: (..., N) -> low (..., N/2), high (..., N/2). N even."""
+    """Split the last axis into a low and a high band, one level: (..., N) -> two of (..., N/2). N is even."""
     even, odd = x[..., 0::2], x[..., 1::2]
-    after = torch.cat([even[..., 1:], even[..., -1:]], -1)                # x[2n+2]; mirrored: x[N] = x[N-2]
-    high = odd - 0.5 * (even + after)                                     # predict
-    before = torch.cat([high[..., :1], high[..., :-1]], -1)               # d[n-1]; mirrored: d[-1] = d[0]
-    low = even + 0.25 * (before + high)                                   # update
+    next_even = torch.cat([even[..., 1:], even[..., -1:]], -1)            # x[2n+2]; mirrored: x[N] = x[N-2]
+    high = odd - 0.5 * (even + next_even)                                 # predict
+    previous_high = torch.cat([high[..., :1], high[..., :-1]], -1)        # d[n-1]; mirrored: d[-1] = d[0]
+    low = even + 0.25 * (previous_high + high)                            # update
     return low, high
 
 
 def _merge(low, high):
-    """Invert _split: the same lines from the last to the first, signs changed."""
-    before = torch.cat([high[..., :1], high[..., :-1]], -1)
-    even = low - 0.25 * (before + high)                                   # undo the update
-    after = torch.cat([even[..., 1:], even[..., -1:]], -1)
-    odd = high + 0.5 * (even + after)                                     # undo the prediction
+    """Invert _split: undo the update, then the prediction."""
+    previous_high = torch.cat([high[..., :1], high[..., :-1]], -1)
+    even = low - 0.25 * (previous_high + high)                            # undo the update
+    next_even = torch.cat([even[..., 1:], even[..., -1:]], -1)
+    odd = high + 0.5 * (even + next_even)                                 # undo the prediction
     return torch.stack([even, odd], -1).flatten(-2)                       # interleave
 
 
 def _analyse(x):
     """Split both axes, one level: (B, C, H, W) -> LL, LH, HL, HH, each (B, C, H/2, W/2).
 
-    The first letter is the filter along the width, the second along the height (L low, H high).
+    The first letter names the filter along the width, the second the filter along the height (L low, H high).
     """
     low, high = _split(x)                                                 # along W
     ll, lh = _split(low.transpose(-1, -2))                                # along H
@@ -67,13 +68,12 @@ def _synthesise(ll, lh, hl, hh):
 
 
 def dwt(x, levels):
-    """Compute the wavelet coefficients and pack them into channels of one resolution. Section 3.3.
+    """Return the wavelet coefficients of x, packed into channels of one resolution. Section 3.3.
 
-    (B, C, H, W) -> (B, C 4^levels, H / 2^levels, W / 2^levels).
-
-    Channel order: first the C low-pass channels, then the detail bands (LH, HL, HH, C channels each) from the coarsest
-    level to the finest. A finer band has more pixels than the coarsest. Space-to-depth brings it to the same size
-    ("256^2 reshaped to 128^2 x 4"); it only moves numbers. Raises ValueError if H or W is not divisible.
+    (B, C, H, W) -> (B, C 4^levels, H / 2^levels, W / 2^levels). Raise ValueError unless 2^levels divides H and W.
+    Channel order: first LL of the coarsest level, then the details (LH, HL, HH) of each level, from the coarsest to the
+    finest. In the coarsest level each band has C channels. A finer band has more pixels: space-to-depth moves them into
+    more channels of the coarsest size (in the paper, 256^2 becomes 128^2 x 4).
     """
     factor = 2 ** levels
     if x.shape[-2] % factor or x.shape[-1] % factor:
@@ -86,7 +86,7 @@ def dwt(x, levels):
 
 
 def idwt(y, levels):
-    """Invert dwt: (B, C 4^levels, h, w) -> (B, C, h 2^levels, w 2^levels). ValueError for other channels."""
+    """Invert dwt: (B, C 4^levels, h, w) -> (B, C, h 2^levels, w 2^levels). Raise ValueError if C is not an integer."""
     if y.shape[1] % 4 ** levels:
         raise ValueError(f"idwt: {y.shape[1]} channels do not divide by {4 ** levels} ({levels} levels)")
     channels = y.shape[1] // 4 ** levels
@@ -97,23 +97,12 @@ def idwt(y, levels):
     return x
 
 
-def adjoint(y, levels):
-    """Return W^T y for the matrix W of dwt: sum(dwt(x) y) = sum(x adjoint(y)). (B, C 4^levels, h, w) -> as idwt.
-
-    This is not the inverse, since W is not orthogonal. For the unit vector e of a coefficient, |W^T e|^2 is the
-    variance of this coefficient when x is white noise.
-    """
-    factor = 2 ** levels
-    x = y.new_zeros(y.shape[0], y.shape[1] // factor ** 2, y.shape[2] * factor, y.shape[3] * factor, requires_grad=True)
-    return torch.autograd.grad(dwt(x, levels), x, y)[0]                   # the gradient of sum(dwt(x) y)
-
-
 # ------------------------------------------------------------------------------------------ the two ends of a network
-# `patching` names the way from the image to the first feature map, and from the last feature map back: none, dwt_1,
-# dwt_2, ... or conv_2, conv_4, ... The U-Net and the U-ViT both use the two modules below.
+# `patching` chooses the first and the last layer of a network: none, dwt_L (a wavelet of L levels) or conv_d (a d x d
+# convolution of stride d). The U-Net and the U-ViT both use the two modules below.
 
 def patch_factor(patching):
-    """Return the factor by which a patching reduces each side: none 1, dwt_L 2^L, conv_d d. ValueError for others."""
+    """Return the factor that divides each side: none 1, dwt_L 2^L, conv_d d. Raise ValueError for other names."""
     kind, _, number = patching.partition("_")
     if patching == "none":
         return 1
@@ -125,10 +114,10 @@ def patch_factor(patching):
 
 
 class EmbedInput(nn.Module):
-    """Image (B, in_channels, H, W) -> first feature map (B, channels, H/F, W/F).
+    """Map an image (B, in_channels, H, W) to the first feature map (B, channels, H/factor, W/factor).
 
-    none, dwt_L: a 3x3 convolution over pixels or coefficients. conv_d: one d x d convolution of stride d, "what is
-    called patching in transformer literature".
+    none and dwt_L have a 3x3 convolution, of the pixels or of the wavelet coefficients. conv_d has one d x d
+    convolution of stride d, "what is called patching in transformer literature".
     """
 
     def __init__(self, in_channels, channels, patching):
@@ -145,7 +134,7 @@ class EmbedInput(nn.Module):
 
 
 class ProjectOutput(nn.Module):
-    """Last feature map (B, channels, h, w) -> prediction (B, out_channels, h F, w F)."""
+    """Map the last feature map (B, channels, h, w) to the prediction (B, out_channels, h factor, w factor)."""
 
     def __init__(self, channels, out_channels, patching):
         super().__init__()
@@ -158,21 +147,32 @@ class ProjectOutput(nn.Module):
 
     def forward(self, h):
         y = self.conv(h)
-        # The inverse wavelet runs in float32 even under autocast. It is cheap, and it makes the final pixels.
+        # The inverse wavelet computes the final pixels, and it is cheap. So it runs in float32 even under autocast.
         return idwt(y.float(), self.levels) if self.levels else y.float()
 
 
-# ------------------------------------------------------------------------------------------ the picture of 3.3
+# --------------------------------------------------------------------- the picture of 3.3, and the noise in each band
 
-def noise_variances():
-    """Return the variance of white noise in LL2, LH2, HL2, HH2, LH1, HL1, HH1, from the rows of W: |W^T e|^2."""
-    unit = torch.zeros(16, 16, 8, 8)                                      # one coefficient each, in 32 x 32 pixels
+def adjoint(y, levels):
+    """Return W^T y for the matrix W of dwt: (B, C 4^levels, h, w) -> (B, C, h 2^levels, w 2^levels).
+
+    sum(dwt(x) y) = sum(x adjoint(y)). W is not orthogonal, so this is not the inverse. If e is 1 at one coefficient and
+    0 elsewhere, then W^T e is its row of W. White noise of variance 1 gives this coefficient the variance |W^T e|^2.
+    """
+    factor = 2 ** levels
+    x = y.new_zeros(y.shape[0], y.shape[1] // factor ** 2, y.shape[2] * factor, y.shape[3] * factor, requires_grad=True)
+    return torch.autograd.grad(dwt(x, levels), x, y)[0]                   # the gradient of sum(dwt(x) y)
+
+
+def band_noise_variances():
+    """Return the variance of white noise in LL2, LH2, HL2, HH2, LH1, HL1, HH1: |W^T e|^2, one coefficient for each."""
+    unit = torch.zeros(16, 16, 8, 8)                                      # e for each channel; images of 32 x 32 pixels
     unit[range(16), range(16), 4, 4] = 1
-    return adjoint(unit, 2).square().sum((1, 2, 3))[[0, 1, 2, 3, 4, 8, 12]]
+    return adjoint(unit, 2).square().sum((1, 2, 3))[[0, 1, 2, 3, 4, 8, 12]]  # the first channel of each band
 
 
 def draw_bands(x, level_1, level_2, path):
-    """Draw the image beside its wavelet bands. The details are amplified, or nobody would see them. Figure 6."""
+    """Draw the image beside its wavelet bands. The details are multiplied by 4 to make them visible. Figure 6."""
     def mosaic(ll, lh, hl, hh):
         return torch.cat([torch.cat([ll, 4 * hl], -1), torch.cat([4 * lh, 4 * hh], -1)], -2)
 
@@ -186,7 +186,7 @@ def draw_bands(x, level_1, level_2, path):
 
 
 def main():
-    from data import Glyphs                                               # only the picture needs an image
+    from data import Glyphs                                               # imported here: only this page needs a scene
     x = Glyphs(size=(512, 512)).image(10)[None]                           # (1, 3, 512, 512)
     error = (idwt(dwt(x, 2), 2) - x).abs().max().item()
     print(f"largest reconstruction error, two levels, float32: {error:.1e}")
@@ -196,7 +196,7 @@ def main():
     bands = level_2 + level_1[1:]
     energy = sum(band.pow(2).sum() for band in bands)
     print("band        size   mean square   share of energy   variance of white noise")
-    for name, band, variance in zip(["LL2", "LH2", "HL2", "HH2", "LH1", "HL1", "HH1"], bands, noise_variances()):
+    for name, band, variance in zip(["LL2", "LH2", "HL2", "HH2", "LH1", "HL1", "HH1"], bands, band_noise_variances()):
         print(f"{name}    {band.shape[-2]:4d}x{band.shape[-1]:<4d} {band.pow(2).mean():11.5f}   "
               f"{band.pow(2).sum() / energy:15.2%} {variance:25.3f}")
 
