@@ -17,6 +17,7 @@ import distillation
 import equal_time
 import paper_tables
 from plumbing import runs, start
+from plumbing.measuring import TrainedRun
 import speed
 import text_guidance
 from config import PRESETS, build_model
@@ -76,14 +77,14 @@ def test_seeds_make_the_bar():
 def test_who_has_the_scenes_by_heart_is_found_out():
     """Table 3's losses: of a model that answers with the nearest image it has seen. Kills: both from one source."""
     config = dataclasses.replace(PRESETS["glyphs16"], scenes=24)
-    yardstick = types.SimpleNamespace(unseen=open_run(config, held_out=True))
+    yardstick = types.SimpleNamespace(held_out_source=open_run(config, held_out=True))
     seen = torch.stack([open_run(config).image(i) for i in range(24)])
 
     def by_heart(z, logsnr, cond):
         alpha = alpha_sigma(logsnr)[0].view(-1, 1, 1, 1, 1)
         distance = (z[:, None] - alpha * seen).square().flatten(2).sum(2)                        # (B, 24)
         return v_from_x(z, seen[distance.argmin(1)], logsnr)
-    found = paper_tables.losses(by_heart, config, yardstick, torch.device("cpu"))
+    found = paper_tables.losses(TrainedRun("", by_heart, config, torch.device("cpu"), 0, 0), yardstick)
     assert found["unseen"]["v_mse"] > 3 * found["seen"]["v_mse"] > 0
 
 
