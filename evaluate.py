@@ -160,7 +160,7 @@ def score(samples, yardstick, metrics):
 def frechet_distances(samples, yardstick):
     """Return the distances to the training images and to held-out ones."""
     scores, features = {}, samples["features"]
-    times = 100 if features.shape[1] <= 256 else 20                       # of Inception's 2048 features each is slow
+    times = 100 if features.shape[1] <= 256 else 20                       # slow with Inception's 2048 features
     for name, real in (("train", yardstick.train), ("held_out", yardstick.held_out)):
         if real is not None:
             real = moments_of(real)

@@ -107,7 +107,8 @@ def make_parser():
     parser = Parser(prog="evaluate.py", description="Measure the samples of one run or compare several.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     parser.add_argument("--n", type=int, default=2000, help="samples (default 2000; the papers use 50,000)")
-    parser.add_argument("--n-real", type=int, default=10_000, help="real images of each kind, training and held-out (default 10000)")
+    parser.add_argument("--n-real", type=int, default=10_000, help="training images, and as many held-out ones "
+                        "(default 10000)")
     parser.add_argument("--n-bits", type=int, default=128, help="images for bits per dimension (default 128)")
     parser.add_argument("--metrics", default="all", help=f"all, none, or some of {','.join(METRICS)}")
     parser.add_argument("--features", metavar="FILE", help="a TorchScript Inception, for FID")
@@ -118,8 +119,10 @@ def make_parser():
                         "for a cascade s, or one of these for its upper stage")
     parser.add_argument("--handoff", choices=HANDOFFS, help="the runs are the two stages of a cascade, the lower first")
     parser.add_argument("--s", type=float, help="for a cascade: noise of the handoff, from 0, less than 1")
-    parser.add_argument("--curve", action="store_true", help="measure also the checkpoints that --keep-every kept, and draw a curve")
-    parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="another seed draws other samples (default 0)")
+    parser.add_argument("--curve", action="store_true", help="draw a curve of the checkpoints that --keep-every "
+                        "kept as well")
+    parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="another seed draws other samples "
+                        "(default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     add_settings(parser)
     return parser
@@ -288,7 +291,7 @@ def introduce(run, args, yardstick, why):
     if "bits" in args.metrics and not has_bits(config):
         print("bits per dimension: left out; " + (
             "a distilled model knows only the times of its steps" if config.distilled_from else
-            "the bound of a nested model or a cascade is not of its images alone"))
+            "a nested model or a cascade has no bound on its images alone"))
     if yardstick.network is None:
         if set(args.metrics) - {"bits"}:
             print(f"no features for {config.data}: without --features FILE no FID, IS, precision, recall, memorisation")
