@@ -39,7 +39,7 @@ from data import Glyphs, open_run
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from plumbing import UserError
-from plumbing.features import Yardstick, colour_answers, describe, distances, moments_of, scene_colours
+from plumbing.features import Yardstick, colour_answers, describe, distances, fingerprint, moments_of, scene_colours
 from plumbing.measuring import (SampleCache, TrainedRun, checked_configs, draw_loss_by_logsnr, draw_nearest, export,
                                 first_examples, has_bits, introduce, parse, print_table, report, sampling_key,
                                 save_scores, save_sweep, trained_run, variants_of)
@@ -105,7 +105,7 @@ def low_res_images(run, labels, seed):
         # Not the scenes that the samples are compared with: those from the middle on.
         first = len(below) // 2 if isinstance(below, Glyphs) else 0
         real = real_low_res(below, run.config, labels, first=first)
-        return ("real", real.numpy().tobytes(), handoff, s), lambda part: add_noise(real[part], part)
+        return ("real", fingerprint(real.numpy().tobytes()), handoff, s), lambda part: add_noise(real[part], part)
 
     if stops_early(run):
         precision = choose_precision(below.config.precision, below.device)
@@ -160,7 +160,7 @@ def score(samples, yardstick, metrics):
 def frechet_distances(samples, yardstick):
     """Return the distances to the training images and to held-out ones."""
     scores, features = {}, samples["features"]
-    times = 100 if features.shape[1] <= 256 else 20                       # of Inception's 2048 features each is slow
+    times = 100 if features.shape[1] <= 256 else 20                       # slow with Inception's 2048 features
     for name, real in (("train", yardstick.train), ("held_out", yardstick.held_out)):
         if real is not None:
             real = moments_of(real)
@@ -358,7 +358,7 @@ def main():
         if args.curve:
             curves.append((title, curve(run, yardstick, args.first_seed)))
     if len(networks - {""}) > 1:
-        print("warning: these runs were not judged by the same features; their distances cannot be compared")
+        print("warning: these runs were not measured by the same network; their distances cannot be compared")
     report(columns, sheets, curves, args, yardstick.distance_name)
 
 

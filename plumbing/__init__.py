@@ -13,7 +13,7 @@
     workers.py    the data loader's processes and their signals
     pictures.py   sheets of samples, captions, matplotlib
     t5.py         a frozen T5 and its cache
-    features.py   the networks that grade samples
+    features.py   the networks that grade samples, and the real images beside them
     cost.py       parameters, FLOPs and memory before a run
 """
 

@@ -217,7 +217,7 @@ def cached(path, compute):
         try:
             return torch.load(path, weights_only=True)
         except Exception as error:                                        # half a file fails in many ways
-            print(f"{path}: damaged, made anew ({type(error).__name__})", file=sys.stderr)
+            print(f"{path}: damaged, computed again ({type(error).__name__})", file=sys.stderr)
     value = compute()
     save_cached(path, value)
     return value
@@ -315,7 +315,7 @@ class Yardstick:
     train, held_out            their descriptions, as `describe` returns them
     real_scenes                drawn scenes only: the description of n more held-out scenes. Scored like samples, they
                                show what a perfect model would get at the same n.
-    network, network_id        what computes features (None if there is nothing to do it), and its fingerprint
+    network, network_id        what computes the features (None for images without --features), and its fingerprint
 
     The network and the descriptions are cached in `folder`, beside the runs, so runs on the same data share them. In
     another folder the network is trained again by the same recipe, and its weights differ a little: do not compare

@@ -105,21 +105,24 @@ def parse(argv):
 
 def make_parser():
     parser = Parser(prog="evaluate.py", description="Measure the samples of one run or compare several.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     parser.add_argument("--n", type=int, default=2000, help="samples (default 2000; the papers use 50,000)")
-    parser.add_argument("--n-real", type=int, default=10_000, help="training and held-out images (default 10000)")
+    parser.add_argument("--n-real", type=int, default=10_000, help="training images, and as many held-out ones "
+                        "(default 10000)")
     parser.add_argument("--n-bits", type=int, default=128, help="images for bits per dimension (default 128)")
     parser.add_argument("--metrics", default="all", help=f"all, none, or some of {','.join(METRICS)}")
-    parser.add_argument("--features", metavar="FILE", help="TorchScript Inception: then it is FID")
-    parser.add_argument("--held-out", metavar="FOLDER", help="images never trained on (drawn scenes need none)")
+    parser.add_argument("--features", metavar="FILE", help="a TorchScript Inception, for FID")
+    parser.add_argument("--held-out", metavar="FOLDER", help="images that the run never saw (not for drawn scenes)")
     parser.add_argument("--export", metavar="FILE", help="write the samples as the ADM suite reads them (.npz, arr_0)")
     parser.add_argument("--export-png", metavar="DIR", help="write the samples as PNG files")
-    parser.add_argument("--sweep", metavar="F=V,V", help=f"one row a value, F one of {', '.join(SWEPT)}; "
-                        "of a cascade s, or one of these for its upper stage")
+    parser.add_argument("--sweep", metavar="F=V,V", help=f"one row for each value; F is one of {', '.join(SWEPT)}; "
+                        "for a cascade s, or one of these for its upper stage")
     parser.add_argument("--handoff", choices=HANDOFFS, help="the runs are the two stages of a cascade, the lower first")
-    parser.add_argument("--s", type=float, help="of a cascade: noise of the handoff, from 0, less than 1")
-    parser.add_argument("--curve", action="store_true", help="also of the checkpoints that --keep-every kept")
-    parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="of the samples (default 0)")
+    parser.add_argument("--s", type=float, help="for a cascade: noise of the handoff, from 0, less than 1")
+    parser.add_argument("--curve", action="store_true", help="draw a curve of the checkpoints that --keep-every "
+                        "kept as well")
+    parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="another seed draws other samples "
+                        "(default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     add_settings(parser)
     return parser
@@ -137,7 +140,7 @@ def check_handoff(args):
     if args.s is not None and not (noisy and 0 <= args.s < 1):
         raise UserError(f"--s {args.s:g}: want 0 or more, less than 1, and --handoff truncated or renoised")
     if args.handoff and args.curve:
-        raise UserError("--curve: not of a cascade")
+        raise UserError("--curve: not for a cascade")
 
 
 def check_several(args):
@@ -239,7 +242,7 @@ def variants_of(run, text, yardstick):
 # ------------------------------------------------------------------------------------------ the cache of samples
 
 def sampling_key(run, precision):
-    """Return what the samples of a run depend on, apart from labels, captions and seed."""
+    """Return all that the samples of a run depend on, except labels, captions, seed and the stage below."""
     config = dataclasses.replace(run.config, precision=precision)
     return fingerprint(*tensor_bytes(run.model.parameters())), config, run.device.type
 
@@ -287,8 +290,8 @@ def introduce(run, args, yardstick, why):
           f"{guidance:g}", flush=True)
     if "bits" in args.metrics and not has_bits(config):
         print("bits per dimension: left out; " + (
-            "a distilled model knows the times of its steps alone" if config.distilled_from else
-            "the bound of a nested model or a cascade is not on its images alone"))
+            "a distilled model knows only the times of its steps" if config.distilled_from else
+            "a nested model or a cascade has no bound on its images alone"))
     if yardstick.network is None:
         if set(args.metrics) - {"bits"}:
             print(f"no features for {config.data}: without --features FILE no FID, IS, precision, recall, memorisation")
@@ -297,7 +300,7 @@ def introduce(run, args, yardstick, why):
         print("memorisation: a picture of the nearest training images, but no ratio without --held-out FOLDER")
     if isinstance(yardstick.network, GlyphFeatures):
         weak = f"; fewer than {MIN_ACCURACY:.0%}, so the read rate is left out"
-        print(f"features: of held-out characters {yardstick.network.accuracy:.1%} are read"
+        print(f"features: the network reads {yardstick.network.accuracy:.1%} of held-out characters"
               + ("" if yardstick.network.can_read else weak))
     width = len(yardstick.train["mean"])
     if args.n < 2 * width:

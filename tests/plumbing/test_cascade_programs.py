@@ -232,7 +232,7 @@ def test_mistakes_of_a_chain(chain, tmp_path):
                          ([a, b, "--handoff", "clean", "--sweep", "s=0,0.1"], "want --handoff truncated or renoised"),
                          ([a, tmp_path / "never", "--handoff", "renoised", "--s", "0.1"], "no noise on its low-res"),
                          ([a, b, "--handoff", "renoised", "--sweep", "s=0,1"], "less than 1"),
-                         ([a, b, *renoised, "--curve"], "not of a cascade"),
+                         ([a, b, *renoised, "--curve"], "not for a cascade"),
                          ([a, c, *renoised], "goes from 32x32")]:
         status, line = run_here(E, [*args, "--device", "cpu", "--n", "8"])
         assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)

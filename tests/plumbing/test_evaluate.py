@@ -170,7 +170,7 @@ def test_runs_of_other_seeds_have_one_judge_and_runs_of_other_sizes_a_warning(tm
     with contextlib.redirect_stdout(io.StringIO()) as out:
         sys.argv = ["evaluate.py", str(a), str(c), *SMALL, "--metrics", "fd"]
         E.main()
-    assert "not judged by the same features" in out.getvalue()
+    assert "not measured by the same network" in out.getvalue()
     (tmp_path / "deeper").mkdir()                                         # another folder has a network of its own:
     trained = X.Yardstick.trained
     monkeypatch.setattr(X.Yardstick, "trained", lambda self, config: (state := trained(self, config)) | dict(
@@ -252,14 +252,48 @@ def test_values_that_are_not_finite_stop_it(tmp_path):
     assert not (run / "evaluation.json").exists()
 
 
-def test_a_damaged_file_of_kept_samples_is_made_anew(tmp_path, capsys):
+def test_samples_of_a_damaged_file_are_drawn_again(tmp_path, capsys):
     run = make_run(tmp_path / "a")
     first = evaluated(run, "--metrics", "fd")
     for path in run.glob("samples-*.pt"):
         path.write_bytes(path.read_bytes()[:100])
     status, line = run_here(E, [run, *SMALL, "--metrics", "fd"])
-    assert status is None and "damaged, made anew" in line
+    assert status is None and "damaged, computed again" in line
     assert json.loads((run / "evaluation.json").read_text())["fd_train"] == first["fd_train"]
+
+
+def test_caches_are_named_by_what_they_depend_on(tmp_path, monkeypatch):
+    """Kills: samples of other weights, a network or descriptions of other code; and no cache at all."""
+    run = make_run(tmp_path / "a")
+    known = set()
+
+    def new():
+        evaluated(run, "--metrics", "fd")
+        names = {path.name for path in tmp_path.rglob("*-*.pt")} - known
+        known.update(names)
+        return sorted(name.split("-")[0] for name in names)
+    assert new() == ["features", "real", "samples"] and new() == []
+    make_run(run, seed=1)
+    assert new() == ["samples"]
+    monkeypatch.setattr(Q, "FORMAT", Q.FORMAT + 1)
+    assert new() == ["samples"]
+    monkeypatch.setattr(X, "FORMAT", X.FORMAT + 1)
+    assert new() == ["features", "real"]
+
+
+def test_descriptions_are_of_the_images_that_are_there(tmp_path):
+    """Kills: a folder that has changed, measured by what it was."""
+    torch.jit.script(Inception()).save(str(tmp_path / "net.pt"))
+    (tmp_path / "photos").mkdir()
+    for i in range(6):
+        Image.new("RGB", (20, 20), (40 * i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
+    config = override(C.PRESETS["glyphs64"], size=(16,), data=str(tmp_path / "photos"), num_classes=0)
+    colours = lambda: X.Yardstick(tmp_path, config, features_file=tmp_path / "net.pt").train["colours"]
+    before = colours()
+    assert torch.equal(before, colours()) and len(list(tmp_path.glob("real-*.pt"))) == 1
+    Image.new("RGB", (20, 20), (0, 255, 0)).save(tmp_path / "photos" / "3.png")
+    os.utime(tmp_path / "photos" / "3.png", (1, 1))
+    assert not torch.equal(before, colours())
 
 
 def test_mistakes_of_evaluate(tmp_path):
@@ -280,7 +314,7 @@ def test_mistakes_of_evaluate(tmp_path):
              ([run, "--curve", "--metrics", "fd"], "keep-every"), ([run, "--curve", "--sweep", "steps=1"], "not both"),
              ([run, "--held-out", tmp_path], "unseen images are drawn"),
              ([run, "--device", "tpu"], "tpu"),
-             ([run, "--steps", "0"], "steps 0"), ([run, "--sweep", "steps=1", "--metrics", "bits"], "metrics")]
+             ([run, "--steps", "0"], "--steps 0"), ([run, "--sweep", "steps=1", "--metrics", "bits"], "metrics")]
     for args, wanted in cases:
         status, line = run_here(E, [*SMALL, *args])
         assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)
@@ -322,7 +356,7 @@ def test_captions_are_asked_for_judged_and_composed(tmp_path, monkeypatch):
     result = evaluated(run, "--metrics", "fd,read,words")
     assert len(asked) == 2 and result["letter_colour"] == result["ground_colour"] == 1
     assert result["all_right"] == pytest.approx(result["read_rate"])
-    for others in ("withheld_pairs", "real_scenes"):                      # at 16 px the judge errs now and then
+    for others in ("withheld_pairs", "real_scenes"):                      # at 16 px a few colours are misread
         assert min(result[others]["letter_colour"], result[others]["ground_colour"]) > 0.9
     monkeypatch.setattr(E, "sample_run", lambda *args, **more: perfect(*args).flip(0))
     for path in run.glob("samples-*.pt"):

@@ -62,7 +62,7 @@ def test_answers_are_what_the_scene_shows():
 
 
 def test_the_glyph_network_learns(scenes):
-    """A few steps on a few scenes: all heads get better than chance. (What it reaches in full is in the README.)"""
+    """A few steps on a few scenes: all heads get better than chance. (Its rate in full: benchmarks/RESULTS.md.)"""
     source = D.Glyphs((32, 32), held_out=True)
     answers = [X.scene_answers(source, i) for i in range(144)]
     answers = {h: torch.tensor([a[h] for a in answers]) for h in answers[0]}

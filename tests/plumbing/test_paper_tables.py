@@ -84,8 +84,7 @@ def test_who_has_the_scenes_by_heart_is_found_out():
         alpha = alpha_sigma(logsnr)[0].view(-1, 1, 1, 1, 1)
         distance = (z[:, None] - alpha * seen).square().flatten(2).sum(2)                        # (B, 24)
         return v_from_x(z, seen[distance.argmin(1)], logsnr)
-    run = TrainedRun("run", by_heart, config, torch.device("cpu"), step=0, images_seen=0)
-    found = paper_tables.losses(run, yardstick)
+    found = paper_tables.losses(TrainedRun("", by_heart, config, torch.device("cpu"), 0, 0), yardstick)
     assert found["unseen"]["v_mse"] > 3 * found["seen"]["v_mse"] > 0
 
 
