@@ -46,7 +46,8 @@ def test_arrows_run_downward_only():
     for name, used in arrows().items():
         if name in LECTURE:
             above = set(LECTURE[LECTURE.index(name) + 1:])
-            assert not used & above, f"{name}.py imports {', '.join(sorted(used & above))}, which the reader meets later"
+            names = ", ".join(sorted(used & above))
+            assert not used & above, f"{name}.py imports {names}, which the reader meets later"
 
 
 def test_there_is_no_circle():
