@@ -45,7 +45,7 @@ from plumbing.runs import (CHECKPOINT, autocast, choose_device, choose_precision
 from plumbing.settings import Parser, override
 from plumbing.t5 import Encoder
 from plumbing.training import Interrupt, Run
-from sample import ddim_step, guide, null_condition, seed_of
+from sample import ddim_step, derive_seed, guide, null_condition
 from schedule import alpha_sigma_for, diffuse, v_from_x, x_from_v
 from train import conditions, draw, draw_augmentation, low_res_conditions, micro_batches, noise_shapes, select
 
@@ -154,7 +154,7 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
         if step >= config.steps:
             return None, math.nan
     os.makedirs(folder, exist_ok=True)
-    source, seed = open_run(config), seed_of(config.seed, 2, steps)       # each round sees its own examples and noise
+    source, seed = open_run(config), derive_seed(config.seed, 2, steps)    # each round sees its own examples and noise
     schedules, places = make_schedules(config), range(config.batch)
     micro = micro_batches(config.batch, config.accumulate)
     run = Run(folder, config, source, student, student, optimizer, step, interrupt=interrupt)

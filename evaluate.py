@@ -45,10 +45,10 @@ from plumbing.measuring import (SampleCache, TrainedRun, checked_configs, draw_l
                                 save_scores, save_sweep, trained_run, variants_of)
 from plumbing.pictures import to_uint8
 from plumbing.runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
-from plumbing.sampling import conditions_of
+from plumbing.sampling import make_conditions
 from plumbing.t5 import Encoder
 from plumbing.training import real_low_res
-from sample import handoff_noise, image_seeds, sample_run, seed_of
+from sample import derive_seed, handoff_noise, image_seeds, sample_run
 
 
 # ------------------------------------------------------------------------------------------ the samples of a run
@@ -69,13 +69,13 @@ def draw_samples(run, labels, seed, captions=None):
         part = slice(first, min(n, first + 256))
         seeds = image_seeds(seed, part.stop - first, first)
         if low_res_of:                                                    # the upper stage of a cascade
-            seeds = [seed_of(i, 1) for i in seeds]
+            seeds = [derive_seed(i, 1) for i in seeds]
 
         def on_step(batch, step, z):                                      # batch: its first image, within this part
             progress(f"{os.path.basename(run.folder.rstrip('/'))}: drawing samples",
                      first + batch + len(z) * step // config.sample_steps, n)
 
-        cond = conditions_of(config, labels[part], device, captions and captions[part], encoder=encoder)
+        cond = make_conditions(config, labels[part], device, captions and captions[part], encoder=encoder)
         if low_res_of:
             cond["low_res"], cond["aug_logsnr"] = low_res_of(part)
         images = sample_run(run.model, config, cond, seeds, device, precision, on_step)
@@ -112,7 +112,7 @@ def low_res_images(run, labels, seed):
 
         def truncated(part):
             seeds = image_seeds(seed, part.stop - part.start, part.start)
-            cond = conditions_of(below.config, labels[part], below.device)
+            cond = make_conditions(below.config, labels[part], below.device)
             images = sample_run(below.model, below.config, cond, seeds, below.device, precision, stop=s)
             return add_noise(images, part)
         return (*sampling_key(below, precision), handoff, s), truncated

@@ -29,7 +29,7 @@ from plumbing import UserError
 from plumbing.features import Yardstick
 from plumbing.measuring import trained_run
 from plumbing.runs import choose_device, choose_precision, main_program, read_checkpoint
-from plumbing.sampling import compiled, conditions_of
+from plumbing.sampling import compile_model, make_conditions
 from sample import sample_run
 from plumbing.pictures import grid, pyplot, save_figure
 
@@ -64,7 +64,7 @@ def opened(folder, device, **setting):
 
 def seconds_an_image(model, config, device, batch):
     start = time.perf_counter()
-    cond = conditions_of(config, [0] * batch, device)
+    cond = make_conditions(config, [0] * batch, device)
     sample_run(model, config, cond, range(batch), device, choose_precision(config.precision, device))
     return (time.perf_counter() - start) / batch
 
@@ -140,7 +140,7 @@ def latency(args):
     config = override(config, precision=precision)                        # resolve "auto" here, not in each timed call
     if device.type == "cuda":                                             # each call reads all weights: half the bytes
         model = model.to(torch.bfloat16)
-    handle = compiled(model, device) if args.compile else model
+    handle = compile_model(model, device) if args.compile else model
     bytes_read = sum(p.numel() * p.element_size() for p in model.parameters())
     print(f"{args.preset}: {sum(p.numel() for p in model.parameters()):,} parameters, random; "
           f"{bytes_read / 2 ** 30:.2f} GiB of weights a call; {precision} on {device}")

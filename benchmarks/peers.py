@@ -56,7 +56,7 @@ from plumbing.files import whole_file, writable_folder
 from plumbing.features import Yardstick, describe
 from plumbing.runs import autocast, main_program
 from plumbing.pictures import grid, pyplot, to_uint8
-from plumbing.sampling import conditions_of
+from plumbing.sampling import make_conditions
 from sample import sample_run
 from train import conditions, draw, training_loss, update_ema
 
@@ -99,7 +99,7 @@ class Ours:
 
     def images(self, labels, steps, seeds):
         config = override(self.config, sample_steps=steps, **self.sampling)
-        return sample_run(self.averaged, config, conditions_of(config, labels, CPU), seeds, CPU, "bf16")
+        return sample_run(self.averaged, config, make_conditions(config, labels, CPU), seeds, CPU, "bf16")
 
 
 class OursWithoutClasses(Ours):

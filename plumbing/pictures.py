@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def pyplot():
-    """Return matplotlib.pyplot, set to write files only, whatever MPLBACKEND says (a notebook passes its own on)."""
+    """Return matplotlib.pyplot, set to write files only. It ignores MPLBACKEND, which a notebook may have set."""
     os.environ["MPLBACKEND"] = "Agg"                                      # matplotlib reads it at its import
     import matplotlib.pyplot as plt
     plt.switch_backend("Agg")
@@ -22,7 +22,7 @@ def show_image(axis, image, title="", **options):
 
 
 def save_figure(figure, path, dpi=120):
-    """Write a matplotlib figure as PNG and close it. The folder is made if needed."""
+    """Write a matplotlib figure as PNG and close it. Make its folder if there is none."""
     figure.tight_layout()
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     figure.savefig(path, dpi=dpi)
@@ -94,24 +94,24 @@ def captioned(images, columns, captions, blocks=3):
 
 
 class Film:
-    """Frames of a GIF of the sampling: at most 40 moments, in a cascade one stage after the other.
+    """The frames of a GIF that shows sampling: at most 40. A cascade shows one stage after the other.
 
-    steps: how many steps each stage takes.
+    predictions: how often each stage predicts x.
     """
 
-    def __init__(self, steps):
-        count = max(2, 40 // len(steps))                                  # frames of a stage
-        self.moments = [{round(1 + i * (last - 1) / (count - 1)): [] for i in range(count)} for last in steps]
+    def __init__(self, predictions):
+        count = max(2, 40 // len(predictions))                            # frames of a stage
+        self.moments = [{round(1 + i * (last - 1) / (count - 1)): [] for i in range(count)} for last in predictions]
 
     def keep(self, stage, k, z):
-        """Keep z (B, 3, H, W) after step k of a stage, if a frame shows it: as bytes, batch after batch."""
+        """Keep z (B, 3, H, W) after prediction k of a stage, as bytes, if a frame shows it. Batches come in order."""
         if k in self.moments[stage]:
             self.moments[stage][k].append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
 
     def frames(self, images):
-        """Yield the images of all stages, frame by frame: finished stages as they are, later ones grey.
+        """Yield the images of all stages for each frame. Finished stages show their result, later stages are grey.
 
-        images: the finished ones, [(N, 3, H, W), ...].
+        images: the result of each stage, [(N, 3, H, W), ...].
         """
         for stage, moments in enumerate(self.moments):
             for batches in moments.values():
@@ -119,5 +119,5 @@ class Film:
 
 
 def save_gif(frames, path):
-    """Write Pillow pictures as a GIF that repeats: 80 ms a frame, 2.5 s for the last."""
+    """Write Pillow pictures as a GIF that repeats. Each frame lasts 80 ms, the last one 2.5 s."""
     frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=[80] * (len(frames) - 1) + [2500])

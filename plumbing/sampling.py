@@ -1,4 +1,4 @@
-"""The command line of sample.py: flags, checks, what a sheet shows. evaluate.py shares the flags and the checks."""
+"""The command line of sample.py: flags, checks, what a sheet shows, its files. evaluate.py shares flags and checks."""
 import argparse
 import dataclasses
 import math
@@ -8,8 +8,9 @@ import torch
 
 from cascade import HANDOFFS
 from config import make_low_schedule, make_schedule
+from data import turned_back
 from plumbing import UserError
-from plumbing.pictures import captioned, grid
+from plumbing.pictures import captioned, grid, save_gif, side_by_side
 from plumbing.settings import Parser, add_fields, override
 from plumbing.t5 import Encoder, check_moved
 
@@ -92,7 +93,7 @@ def words_of(argv, stage):
     return words, {len(values) for values in choices.values()}
 
 
-def stages_of(argv, configs):
+def apply_settings(argv, configs):
     """Return the config of each stage, changed by its part of the command line. Raises UserError."""
     changed = []
     for stage, config in enumerate(configs):
@@ -109,8 +110,11 @@ def with_settings(config, given, run):
 
 # ------------------------------------------------------------------------------------------ cascades
 
-def handoffs(args):
-    """Return (handoff, [s, ...]) of a cascade, (None, []) of a single run. Raises UserError."""
+def parse_handoffs(args):
+    """Return (handoff, handoff_times) of a cascade, (None, []) of a single run. Raises UserError.
+
+    handoff_times: for each handoff the time s of its noise, [s, ...]; zeros for "clean".
+    """
     count = len(args.runs) - 1
     if not count:
         if args.handoff or args.s:
@@ -130,13 +134,13 @@ def handoffs(args):
     return args.handoff, args.s * (count if len(args.s) == 1 else 1)
 
 
-def check_cascade(configs, names, handoff, s, lowest_idx=1):
-    """Check that these stages, or this single run, can be sampled so. Raises UserError. s: one for each handoff."""
+def check_cascade(configs, names, handoff, handoff_times, lowest_idx=1):
+    """Check that these stages, or this single run, can be sampled with these options. Raises UserError."""
     check_chain(configs, names)
-    check_levels(configs, names, handoff, s)
+    check_levels(configs, names, handoff, handoff_times)
     for stage, (config, name) in enumerate(zip(configs, names)):
         is_last = stage == len(configs) - 1
-        stop = s[stage] if handoff == "truncated" and not is_last else 0.0
+        stop = handoff_times[stage] if handoff == "truncated" and not is_last else 0.0
         check_student(config, name, lowest_idx if is_last else 1, stop)
 
 
@@ -163,10 +167,10 @@ def check_chain(configs, names):
                             "noise_d, logsnr_min, logsnr_max)")
 
 
-def check_levels(configs, names, handoff, s):
-    """Check that each stage was trained on the noise level of its handoff, s[i]. Raises UserError."""
-    for level, config, name in zip(s, configs[1:], names[1:]):
-        noisy = level > 0 and handoff != "clean"
+def check_levels(configs, names, handoff, handoff_times):
+    """Check that each stage was trained on the noise level of its handoff. Raises UserError."""
+    for s, config, name in zip(handoff_times, configs[1:], names[1:]):
+        noisy = s > 0 and handoff != "clean"
         if noisy and not config.aug_noise:
             raise UserError(f"{name} was trained with no noise on its low-res images (aug_noise 0): give it --s 0, or "
                             "--handoff clean")
@@ -176,7 +180,7 @@ def check_levels(configs, names, handoff, s):
 
 
 def check_student(config, name, lowest_idx=1, stop=0.0):
-    """Check that a distilled run (distill.py) is sampled at the times of its steps alone. Raises UserError."""
+    """Check that a distilled run (distill.py) is sampled only at the times of its steps. Raises UserError."""
     steps = config.distilled_steps
     if steps and (config.sample_steps != steps or config.sampler == "ddpm" or lowest_idx != 1):
         raise UserError(f"{name} was distilled to {steps} steps of ddim (or stochastic): leave out --steps, --sampler "
@@ -187,7 +191,7 @@ def check_student(config, name, lowest_idx=1, stop=0.0):
 
 # ------------------------------------------------------------------------------------------ classes and captions
 
-def label_numbers(text, config):
+def parse_labels(text, config):
     """Read "A,7" as class numbers. A part is looked up as a name first, then as a number. Raises UserError."""
     numbers = []
     for part in text.split(","):
@@ -201,8 +205,10 @@ def label_numbers(text, config):
     return numbers
 
 
-def captions_of(args, configs):
-    """Return the captions to draw: those asked for, else the run's examples; None without text. Raises UserError."""
+def choose_captions(args, configs):
+    """Return the captions to draw: those of the command line, else the run's examples. Return None for runs without
+    text. Raises UserError.
+    """
     readers = [config for config in configs if config.text_encoder]
     if not readers:
         for option in ("text", "prompts", "negative"):
@@ -245,11 +251,12 @@ def check_captions(captions, configs):
                                 f"{len(caption.encode())}")
 
 
-def conditions_of(config, labels, device, captions=None, portrait=False, encoder=None):
-    """Return the conditions of n images as sample() takes them, n rows each: a dict of tensors.
+def make_conditions(config, labels, device, captions=None, portrait=False, encoder=None):
+    """Return the conditions of n images as sample() takes them: a dict of tensors with n rows.
 
-    labels    n class numbers, -1 = none. captions: for a model with text, n captions, "" = none
-    encoder   an Encoder; opened if not given
+    labels     n class numbers, -1 = none
+    captions   for a model with text: n captions, "" = none
+    encoder    an Encoder; opened if not given
     """
     if config.text_encoder:
         encoder, captions = encoder or Encoder(config, device), captions or [""] * len(labels)
@@ -266,7 +273,7 @@ def conditions_of(config, labels, device, captions=None, portrait=False, encoder
 
 @dataclasses.dataclass
 class Sheet:
-    """What a sheet shows: rows of images of one class or of one caption each; or images without either."""
+    """What a sheet shows: in each row images of one class or of one caption. Or images without either."""
     columns: int
     labels: list                         # one an image; -1 = no class
     captions: list | None = None         # one an image
@@ -279,8 +286,8 @@ class Sheet:
         return grid(images, self.columns, self.names, math.ceil(len(self.names) / 12) if self.names else 1)
 
 
-def sheet_of(config, columns, classes=(), captions=None, n=64):
-    """Return the Sheet of these captions or classes, `columns` images each; without either, of n images."""
+def make_sheet(config, columns, classes=(), captions=None, n=64):
+    """Return a Sheet with `columns` images of each caption or class. Without either it has n images."""
     if captions:
         return Sheet(columns, [-1] * (columns * len(captions)), [c for c in captions for _ in range(columns)], captions)
     if classes:
@@ -289,23 +296,39 @@ def sheet_of(config, columns, classes=(), captions=None, n=64):
     return Sheet(8, [-1] * n)
 
 
-def sheet_wanted(args, config, captions):
-    """Return the Sheet that the command line asks for. config: of the last stage. Raises UserError."""
+def choose_sheet(args, config, captions):
+    """Return the Sheet that the command line asks for. config is that of the last stage. Raises UserError."""
     if args.levels and not config.outer_channels:
         raise UserError(f"--levels: {args.runs[0]} is not of a nested model")
     if args.portrait and not config.portrait:
         raise UserError(f"--portrait: {args.runs[-1]} was trained without upright images")
-    classes = label_numbers(args.labels, config) if args.labels else range(min(36, config.num_classes))
-    return sheet_of(config, args.n or 4, classes, captions, n=args.n or 32)
+    classes = parse_labels(args.labels, config) if args.labels else range(min(36, config.num_classes))
+    return make_sheet(config, args.n or 4, classes, captions, n=args.n or 32)
 
 
-# ------------------------------------------------------------------------------------------ before the work
+def write_pictures(args, sheet, images, film=None):
+    """Write the sheet as PNG and the Film, if any, as GIF. images: [(N, 3, H, W), ...] of the stages, lowest first."""
+    def arrange(stages):
+        stages = [turned_back(stage) for stage in stages] if args.portrait else stages
+        return sheet.picture(side_by_side(stages[::-1]))
 
-def compiled(model, device):
-    """Compile the network to one graph. On CUDA, record its kernels once and replay them (CUDA graphs): launching many
-    small kernels from Python takes longer than running them.
+    frames = [arrange(stages) for stages in film.frames(images)] if film else []
+    try:
+        arrange(images).save(args.out)
+        if film:
+            save_gif(frames, args.gif)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the picture: {error}") from None
+    print(f"wrote {args.out} and {args.gif}" if film else f"wrote {args.out}")
 
-    A replay writes its result to the same memory each time, and guidance needs two results at once: return copies.
+
+# ------------------------------------------------------------------------------------------ before sampling
+
+def compile_model(model, device):
+    """Compile the network to one graph. On CUDA, record its kernels once and replay them (CUDA graphs): to launch many
+    small kernels from Python takes longer than to run them.
+
+    Every replay writes its result to the same memory, but guidance needs two results at once. So return copies.
     """
     graph = torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
 
@@ -315,10 +338,12 @@ def compiled(model, device):
     return call
 
 
-def predictions_of(configs, handoff, s, lowest_idx):
-    """Return how often each stage predicts x: less if it is truncated, once more if the last goes on to t = 0."""
+def count_predictions(configs, handoff, handoff_times, lowest_idx):
+    """Count the predictions of x of each stage. A truncated stage has fewer; the last has one more if it goes on to
+    t = 0.
+    """
     counts = [max(1, round(config.sample_steps * (1 - stop))) if handoff == "truncated" else config.sample_steps
-              for config, stop in zip(configs, s)]
+              for config, stop in zip(configs, handoff_times)]
     return [*counts, configs[-1].sample_steps + 1 - lowest_idx]
 
 

@@ -24,7 +24,8 @@ from plumbing.files import whole_file
 from plumbing.images import BrokenImage
 from plumbing.pictures import pyplot, save_figure
 from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, save_checkpoint
-from sample import class_sheet
+from plumbing.sampling import make_conditions, make_sheet
+from sample import image_seeds, sample_run
 
 LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "seconds", "held_out"]
 
@@ -206,6 +207,19 @@ def draw_sheet(ema, config, device, encoder, a_class):
         source = open_run(config, portrait=False)                         # the sheet shows no upright images
         low_res = functools.partial(real_low_res, source, config)
     return class_sheet(ema, config, device, config.precision, a_class, config.seed, low_res, encoder=encoder)
+
+
+def class_sheet(model, config, device, precision, columns, seed=0, real_low_res=None, encoder=None):
+    """Draw a sheet: `columns` images of each class (the first 36) or caption (config.examples).
+
+    real_low_res(labels or captions) returns real low-res images. A super-resolution model starts from them.
+    """
+    sheet = make_sheet(config, columns, range(min(36, len(config.class_names))), config.examples, n=64)
+    cond = make_conditions(config, sheet.labels, device, sheet.captions, encoder=encoder)
+    if real_low_res:
+        cond["low_res"] = real_low_res(sheet.captions or sheet.labels)
+        cond["aug_logsnr"] = torch.full((len(sheet.labels),), torch.inf)
+    return sheet.picture(sample_run(model, config, cond, image_seeds(seed, len(sheet.labels)), device, precision))
 
 
 def real_low_res(source, config, labels, first=0):

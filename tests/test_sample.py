@@ -10,14 +10,14 @@ import schedule as S
 
 
 class Oracle(torch.nn.Module):
-    """E[x | z] for x ~ N(0, s^2 I), as v. Counts its calls and remembers the logsnr it was told."""
+    """E[x | z] for x ~ N(0, s^2 I), as v. Remembers the log-SNR of each call."""
 
     def __init__(self, s):
         super().__init__()
-        self.s, self.told = s, []
+        self.s, self.logsnrs = s, []
 
     def forward(self, z, logsnr, cond):
-        self.told.append(float(logsnr))
+        self.logsnrs.append(float(logsnr))
         alpha, sigma = S.alpha_sigma(logsnr)
         x = alpha * self.s ** 2 / (alpha ** 2 * self.s ** 2 + sigma ** 2) * z
         return S.v_from_x(z, x, logsnr)
@@ -69,11 +69,11 @@ def test_gaussian_oracle_recovers_the_data(sampler, nu, s):
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_n_steps_cost_n_calls_at_the_right_times(sampler):
-    """Trap 5. Kills: one call too many or too few; the final call told a wrong logsnr."""
+    """Trap 5. Kills: one call too many or too few; a wrong log-SNR in the last call."""
     oracle, _ = run(1.0, 5, sampler)
-    assert oracle.told == pytest.approx(S.logsnr_cosine(torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2])).tolist())
+    assert oracle.logsnrs == pytest.approx(S.logsnr_cosine(torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2])).tolist())
     oracle, _ = run(1.0, 5, sampler, lowest_idx=0)
-    assert oracle.told == pytest.approx(S.logsnr_cosine(torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])).tolist())
+    assert oracle.logsnrs == pytest.approx(S.logsnr_cosine(torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])).tolist())
 
 
 def test_ddpm_variance_bounds_and_the_geometric_middle():
@@ -103,7 +103,7 @@ def test_ddpm_mean_is_the_posteriors():
 
 
 def test_ddim_keeps_x_and_eps():
-    """Kills: a step that re-noises; a step told the wrong side's logsnr."""
+    """Kills: a step that re-noises; the log-SNR of the wrong side."""
     g = torch.Generator().manual_seed(0)
     x, eps = torch.randn(2, 3, 4, 4, generator=g), torch.randn(2, 3, 4, 4, generator=g)
     z = S.diffuse(x, eps, torch.tensor(-1.0))
@@ -135,7 +135,7 @@ def test_guidance_one_is_off_to_the_bit_and_costs_one_call():
         model = Conditional(1.0)
         x = P.sample(model, S.logsnr_cosine, {"label": torch.zeros(1, dtype=torch.long)}, (1, 4, 4), [0], 6, guidance=w,
                      clip="none")
-        return len(model.told), x
+        return len(model.logsnrs), x
     assert calls(1.0)[0] == 6 and calls(2.0)[0] == 12
     assert not torch.equal(calls(1.0)[1], calls(2.0)[1])
 
@@ -150,24 +150,26 @@ def test_an_image_depends_on_its_own_seed_alone():
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_truncated_sampling_is_the_whole_one_stopped(sampler):
-    """To the bit. Kills: a step too many or too few before s, a last prediction, steps of another length."""
+    """To the bit. Kills: a step too many or too few before the stop, a last prediction, steps of another length."""
     whole, options = [], dict(steps=8, sampler=sampler, clip="none")
     common = (S.logsnr_cosine, {}, (1, 8, 8), [3, 4])
     P.sample(Oracle(0.5), *common, on_step=lambda k, z, x_hat: whole.append(z), **options)
-    for s, calls in ((0.75, 2), (0.5, 4), (0.25, 6)):
+    for stop, calls in ((0.75, 2), (0.5, 4), (0.25, 6)):
         oracle = Oracle(0.5)
-        z_s = P.sample_truncated(oracle, *common, s, **options)
-        assert torch.equal(z_s, whole[calls - 1]) and len(oracle.told) == calls
+        z_stop = P.sample_truncated(oracle, *common, stop, **options)
+        assert torch.equal(z_stop, whole[calls - 1]) and len(oracle.logsnrs) == calls
     oracle = Oracle(0.5)
     P.sample_truncated(oracle, *common, 0.9, steps=3)
-    assert len(oracle.told) == 1                                          # at least one step
+    assert len(oracle.logsnrs) == 1                                       # at least one step
 
 
 def test_seeds_of_images():
-    """Kills: sets of neighbouring seeds that share images; a second part of a set that begins anew."""
+    """Kills: sets of neighbouring seeds that share images; a second part of a set that begins again at image 0."""
     assert P.image_seeds(3, 4) == [3_000_009, 3_000_010, 3_000_011, 3_000_012]
     assert P.image_seeds(3, 2, 2) == P.image_seeds(3, 4)[2:]
     assert not set(P.image_seeds(0, 50_000)) & set(P.image_seeds(1, 50_000))
+    last = [P.image_seeds(seed, 1, 999_999)[0] for seed in (4293, 4294)]  # the generator reads 32 bits
+    assert last[0] < 2 ** 32 <= last[1]
 
 
 def test_an_unknown_sampler_is_refused():

@@ -15,7 +15,7 @@ import text as X
 import unet
 import uvit
 from plumbing import t5
-from plumbing.sampling import conditions_of
+from plumbing.sampling import make_conditions
 from plumbing.settings import override
 from programs import page, stirred
 
@@ -213,8 +213,8 @@ def test_guidance_1_equals_none_to_the_bit_and_negative_text_takes_the_place_of_
 
     def draw(guidance, negative=""):
         calls.clear()
-        asked = dict(conditions_of(config, [-1, -1], cpu, ["a red A", "on blue, B"]), **low)
-        away = conditions_of(config, [-1, -1], cpu, [negative] * 2) if negative else None
+        asked = dict(make_conditions(config, [-1, -1], cpu, ["a red A", "on blue, B"]), **low)
+        away = make_conditions(config, [-1, -1], cpu, [negative] * 2) if negative else None
         return P.sample_run(model, override(config, guidance=guidance), asked, [4, 5], cpu, "float32", negative=away)
 
     one = draw(1.0)
@@ -245,7 +245,7 @@ def test_guidance_with_dynamic_thresholding_keeps_the_range():
     burnt = {}
     for clip in ("static", "dynamic"):
         config = settings(guidance=8.0, clip_x=clip)
-        asked = conditions_of(config, [-1], "cpu", ["a red A"])
+        asked = make_conditions(config, [-1], "cpu", ["a red A"])
         images = P.sample_run(stirred(config), config, asked, [0], torch.device("cpu"), "float32")
         assert images.abs().max() <= 1
         burnt[clip] = (images.abs() > 0.999).float().mean()
@@ -299,7 +299,7 @@ def test_the_portrait_flag_is_a_condition_that_guidance_keeps():
     assert torch.equal(v[0], plain[0]) and (v[1] - plain[1]).abs().max() > 1e-3
     calls, forward = [], model.forward
     model.forward = lambda *args: calls.append(args[2]) or forward(*args)
-    asked = conditions_of(config, [-1], "cpu", ["a"], portrait=True)
+    asked = make_conditions(config, [-1], "cpu", ["a"], portrait=True)
     images = P.sample_run(model, override(config, guidance=3.0), asked, [0], torch.device("cpu"), "float32")
     assert images.shape == (1, 3, 16, 24) and all(cond["portrait"].tolist() == [1] for cond in calls)
 

@@ -351,7 +351,7 @@ def test_captions_are_asked_for_judged_and_composed(tmp_path, monkeypatch):
         asked.append(scenes)
         return {}
     perfect = lambda *args, **more: torch.stack([asked[-1].image(i) for i in range(24)])        # draws it
-    monkeypatch.setattr(E, "conditions_of", conditions)
+    monkeypatch.setattr(E, "make_conditions", conditions)
     monkeypatch.setattr(E, "sample_run", perfect)
     result = evaluated(run, "--metrics", "fd,read,words")
     assert len(asked) == 2 and result["letter_colour"] == result["ground_colour"] == 1

@@ -91,7 +91,7 @@ def test_a_long_set_is_drawn_in_batches_that_nobody_sees():
     config = override(C.PRESETS["glyphs16"], size=(16,), base_channels=8, emb_channels=16, channel_mult=(1, 2),
                       num_res_blocks=(1,), num_transformer_blocks=1, num_heads=2, sample_steps=2, guidance=3.0)
     model, cpu, seen = stirred(config), torch.device("cpu"), []
-    cond, seeds = sampling.conditions_of(config, [i % 36 for i in range(70)], cpu), P.image_seeds(2, 70)
+    cond, seeds = sampling.make_conditions(config, [i % 36 for i in range(70)], cpu), P.image_seeds(2, 70)
     images = P.sample_run(model, config, cond, seeds, cpu, "float32", on_step=lambda *step: seen.append(step))
     assert [(first, k, len(z)) for first, k, z in seen] == [(0, 1, 64), (0, 2, 64), (64, 1, 6), (64, 2, 6)]
     last = {key: values[64:] for key, values in cond.items()}
@@ -120,7 +120,7 @@ def test_results_of_a_replayed_recording_are_copied(nested, monkeypatch):
     if nested:
         draw, schedules, shapes = P.sample_levels, [S.logsnr_cosine] * 2, [(1, 4, 4), (1, 2, 2)]
     images = [draw(model, schedules, {"label": torch.zeros(2, dtype=torch.long)}, shapes, [0, 1], 5, guidance=3.0,
-                   clip="none") for model in (network, sampling.compiled(network, torch.device("cpu")))]
+                   clip="none") for model in (network, sampling.compile_model(network, torch.device("cpu")))]
     for one, other in zip(*(images if nested else [[image] for image in images])):
         assert torch.equal(one, other)
 
@@ -144,11 +144,11 @@ def test_a_film_shows_finished_stages_and_grey_ones():
 
 def test_rows_of_a_sheet():
     config = dataclasses.replace(C.PRESETS["glyphs16"], class_names=("A", "B"), num_classes=2)
-    sheet = sampling.sheet_of(config, 3, [1, 0])
+    sheet = sampling.make_sheet(config, 3, [1, 0])
     assert sheet.labels == [1, 1, 1, 0, 0, 0] and sheet.names == ["B", "A"] and sheet.captions is None
-    sheet = sampling.sheet_of(config, 2, [1, 0], ["a red A", "a blue B"])
+    sheet = sampling.make_sheet(config, 2, [1, 0], ["a red A", "a blue B"])
     assert sheet.captions == ["a red A", "a red A", "a blue B", "a blue B"] and sheet.labels == [-1] * 4
-    sheet = sampling.sheet_of(config, 4, n=10)
+    sheet = sampling.make_sheet(config, 4, n=10)
     assert sheet.labels == [-1] * 10 and sheet.columns == 8
     assert sheet.picture(torch.zeros(10, 3, 32, 32)).size == (256, 64)
 
