@@ -2,7 +2,7 @@
 
 Paper: simple diffusion, section 1: "After using existing distillation techniques ... the model can generate an image in
 0.4 seconds"; appendix A ("Distillation"), figure 9. The techniques: progressive distillation (Salimans & Ho 2022, arXiv
-2202.00512) and, before it, guided distillation (Meng et al. 2023, arXiv 2210.03142). Their full texts were not at hand:
+2202.00512) and, before it, guided distillation (Meng et al. 2022, arXiv 2210.03142). Their full texts were not at hand:
 the equations are those of the released code and of notes. What is called unverified is so.
 Needs: schedule.py, sample.py (guide, ddim_step), train.py. Next: measures.py.
 
