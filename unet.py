@@ -291,7 +291,7 @@ def initialise(network):
 def at_resolution(height, width, resolution):
     """Return whether a map of (height, width) counts as a map of that resolution. Square maps: side == resolution.
 
-    # Paper: silent on other shapes. We take the side of the square of equal area, to the nearest factor of two.
+    # Paper: silent on other shapes. We take the square of equal area, and round its side to the nearest factor of two.
     """
     return abs(math.log2(math.sqrt(height * width) / resolution)) < 0.5
 
@@ -302,7 +302,7 @@ def at_or_below(height, width, resolution):
 
 
 def check_size(size, patch, downsamplings):
-    """Return size as a tuple (height, width). Raises ValueError naming the multiple that both sides must be."""
+    """Return size as a tuple. Raises ValueError if a side is not a multiple of patch * 2^downsamplings."""
     multiple = patch * 2 ** downsamplings
     if len(size) != 2 or any(s <= 0 or s % multiple for s in size):
         raise ValueError(f"size {'x'.join(map(str, size))}: height and width must be multiples of {multiple} "
@@ -348,8 +348,8 @@ class UNet(nn.Module):
         if attn_layers and len(attn_layers) != len(channel_mult):
             raise ValueError(f"{len(channel_mult)} widths but {len(attn_layers)} counts of attention layers")
         self.size = check_size(size, patch_factor(patching), len(channel_mult) - 1)
-        height, width = (s // patch_factor(patching) for s in size)
         self.widths = widths = [base_channels * m for m in channel_mult]
+        height, width = (s // patch_factor(patching) for s in size)
         coarsest, sizes = len(widths) - 1, [(height >> i, width >> i) for i in range(len(widths))]
         self.first_map, self.last_map = sizes[0], sizes[-1]               # size of the finest and of the coarsest map
 

@@ -3,11 +3,11 @@
 Paper: simple diffusion, sections 3.5, 3.6 and 5.2 (text), appendix B.2 and B.2.1 (pseudo-code), figure 7.
 Needs: unet.py (embedding, ResBlock, attention). Next: text.py, or train.py.
 
-The U-Net of B.1 has attention at 16 x 16 and 8 x 8. The U-ViT ends at 16 x 16, where transformer blocks replace all of
-that: ResBlocks, attention and middle. A transformer block is an MLP block, then attention. It has residual connections
-only; the ResBlocks above keep their skips. The result is easy to scale (36 blocks of width 2048, 2 billion parameters)
-and keeps accelerators busy. For text to image (3.6, 5.2), transformer blocks also have cross-attention to the caption,
-and at 32 x 32 self-attention replaces the convolutions, too.
+The U-Net of B.1 has attention at 16 x 16 and 8 x 8. The U-ViT ends at 16 x 16, where transformer blocks (MLP block,
+then attention) replace all of that: ResBlocks, attention and middle. They have residual connections only; the ResBlocks
+above keep their skips. The result is easy to scale (36 blocks of width 2048, 2 billion parameters) and keeps
+accelerators busy. For text to image (3.6, 5.2), transformer blocks also have cross-attention to the caption, and at
+32 x 32 self-attention replaces the convolutions, too.
 
 Legend of shapes: B batch, C channels, N = H W tokens of the coarsest map, E emb_channels.
 
@@ -72,7 +72,7 @@ class TransformerBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Section 5.2, for text only: replace a ResBlock at 32 x 32. Like a ResBlock, (x, emb[, skip]) -> x (B, C, H, W).
+    """Section 5.2, for text only: it replaces a ResBlock at 32 x 32. (x, emb[, skip]) -> x, like a ResBlock.
 
     # Paper: "replaced convolutional layers with self-attention"; no more. We add the MLP, as in the transformer, and
     # keep the skips. Cross-attention is in the transformer only.
@@ -111,11 +111,9 @@ class UViT(nn.Module):
         if len(channel_mult) != len(num_res_blocks) + 1:
             raise ValueError(f"{len(num_res_blocks)} levels of ResBlocks need {len(num_res_blocks) + 1} widths "
                              f"(the last is the transformer's), not {len(channel_mult)}")
-        patch = patch_factor(patching)
-        self.size = check_size(size, patch, len(num_res_blocks))
-        height, width = (s // patch for s in size)
+        self.size = check_size(size, patch_factor(patching), len(num_res_blocks))
+        self.first_map = height, width = tuple(s // patch_factor(patching) for s in size)       # size of the finest map
         self.widths = widths = [base_channels * m for m in channel_mult]
-        self.first_map = height, width                                    # size of the finest map
 
         def pair(level, skip):
             size = height >> level, width >> level
@@ -123,7 +121,7 @@ class UViT(nn.Module):
             block = partial(ResBlock, widths[level], emb_channels, level_dropout)
             if any(at_resolution(*size, r) for r in transformer_resolutions):
                 block = partial(AttentionBlock, widths[level], emb_channels, num_heads, transformer_dropout)
-            return nn.ModuleList([block(skip), MapSequence()])            # as in the U-Net, without attention
+            return nn.ModuleList([block(skip=skip), MapSequence()])       # as in the U-Net, without attention
 
         self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait,
                                guidance_max=guidance_max)
@@ -136,7 +134,7 @@ class UViT(nn.Module):
             upsample.append(Upsample(widths[level + 1], widths[level]))
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))   # coarsest first
         tokens = (height >> len(num_res_blocks)) * (width >> len(num_res_blocks))
-        self.position = nn.Parameter(position_std * torch.randn(tokens, widths[-1]))      # learned
+        self.position = nn.Parameter(position_std * torch.randn(tokens, widths[-1]))            # learned
         self.transformer = nn.ModuleList(
             TransformerBlock(widths[-1], emb_channels, num_heads, transformer_dropout, text_channels)
             for _ in range(num_transformer_blocks))
