@@ -236,8 +236,8 @@ def plain_network(config):
         in_channels=6 if config.low_size else 3)                          # z, and the up-sampled low-res image
     if config.model == "unet":
         return UNet(attn_resolutions=config.attn_resolutions, attn_layers=config.attn_layers, **common)
-    return UViT(num_transformer_blocks=config.num_transformer_blocks, attn_resolutions=config.transformer_resolutions,
-                transformer_dropout=config.transformer_dropout, position_std=config.position_std, **common)
+    return UViT(num_transformer_blocks=config.num_transformer_blocks, transformer_dropout=config.transformer_dropout,
+                transformer_resolutions=config.transformer_resolutions, position_std=config.position_std, **common)
 
 
 def text_condition(config):

@@ -132,7 +132,7 @@ def print_costs():
 
     def text_to_image(size, patching):
         return UViT(size, 128, 1024, (1, 2, 4, 16), (2, 2, 2), 36, num_heads=4, patching=patching,
-                    attn_resolutions=(32,), text=TextCondition(4096, 1024), text_channels=4096,
+                    transformer_resolutions=(32,), text=TextCondition(4096, 1024), text_channels=4096,
                     portrait=size[0] != size[1]), "128 tokens x 4096 of google/t5-v1_1-xxl"
 
     with torch.device("meta"):                                            # shapes only: no memory, no numbers

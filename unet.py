@@ -1,30 +1,29 @@
-"""The U-Net of simple diffusion, scaled at one resolution, and the blocks that all networks here are built from.
+"""The U-Net of simple diffusion (most blocks at 16 x 16), and the building blocks of all networks in this project.
 
 Paper: simple diffusion, sections 3.3 and 3.4, appendix B.1 (settings) and B.2.1 (the printed ResBlock).
-Read before: dwt.py (the first and the last layer). Read after: uvit.py (the same blocks around a transformer).
+Needs: dwt.py (the first and the last layer). Next: uvit.py (the same blocks around a transformer).
 
-It differs from the U-Net of Ho et al. 2020, which you may know, in five ways:
-  - It is wide and deep at 16 x 16 and thin above ("scaling the architecture", table 4): see `num_res_blocks`.
-  - Skips are ADDED, not concatenated: both sides are normalised, and the sum is divided by sqrt(2).
+The main differences from the U-Net of Ho et al. 2020, which you may know:
+  - Most blocks are at 16 x 16, only a few above it ("scaling the architecture", table 4): see `num_res_blocks`.
+  - Skips are added, not concatenated. Both sides are normalised, and their sum is divided by sqrt(2).
   - Dropout acts only on maps of side <= dropout_from_resolution (3.4, table 3).
-  - The attention normalises q and k.
+  - The attention has several heads and normalises q and k. Average pooling halves the maps.
+  - The network reads log-SNR, not t. Blocks take a scale and a shift from its embedding, not only a shift.
   - A wavelet or a strided convolution may first make the image smaller (`patching`).
 
 Legend of shapes: B batch, C channels, H W height and width of a feature map, E emb_channels, N = H W tokens,
-n heads, d = C / n channels a head. Maps are (B, C, H, W), tokens (B, N, C), emb (B, E).
+n heads, d = C / n channels per head. Feature maps are (B, C, H, W), tokens (B, N, C), emb (B, E).
 z is (B, in_channels, H, W), logsnr (B,) or a scalar. cond is a dict, see `Embedding`.
-text is None, or (tokens (B, T, c), mask (B, T)): what text.py makes of the captions.
+`text` in a forward pass is the pair (tokens (B, T, c), mask (B, T)) that text.py makes of the captions, or None.
 
 # Paper: "NormalizeWithBias" is not defined. For maps we take group norm (32 groups), for q and k layer norm per head.
 # Paper: the attention is printed for the U-ViT only. That the U-Net also normalises q and k is our reading.
-# Paper: the U-Net itself is not printed. We follow the U-ViT's code: the width changes in the down- and upsampling, so
-# every ResBlock keeps its width. From Ho et al. 2020 we take the middle (block, attention, block), and attention after
-# every ResBlock of a level that has attention.
+# Paper: the U-Net's code is not printed. As in the U-ViT's, only down- and upsampling change the width. From Ho et al.
+# 2020 we take the middle (block, attention, block) and, in levels with attention, attention after every ResBlock.
 
-`python unet.py` draws feature maps by level, recomputes table 1 and prints the parameters of each level.
+`python unet.py` recomputes table 1, prints the parameters of each level and draws feature maps.
 """
 import math
-from functools import partial
 
 import torch
 import torch.nn as nn
@@ -33,51 +32,11 @@ import torch.nn.functional as F
 from dwt import EmbedInput, ProjectOutput, patch_factor
 
 
-def starting_at(scale, layer):
-    """Mark a layer to start at `scale` times the usual weights. `initialise` below reads the mark.
-
-    0    for the last layer of a residual branch (kernel_init=zeros in B.2.1). Every block then starts as the identity,
-         so signals neither explode nor fade in a network of any depth.
-    0.3  for the layers that give scale and shift: 1 + scale then starts near 1. # Paper: silent; ours.
-    """
-    layer.start = scale
-    return layer
-
-
-def initialise(network):
-    """Initialise all linear and convolutional layers. Each network calls it once, at the end of its constructor.
-
-    Weights are normal with variance 1 / fan_in, biases zero. This is the default of the paper's framework (JAX, "lecun
-    normal") and three times PyTorch's variance. With PyTorch's variance, each layer on the way would weaken log-SNR and
-    class by sqrt(3) before they reach the blocks.
-    """
-    for layer in network.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            fan_in = layer.weight[0].numel()
-            if isinstance(layer, nn.ConvTranspose2d):                     # weight (in, out, k, k), stride k: no overlap
-                fan_in = layer.in_channels
-            nn.init.normal_(layer.weight, std=getattr(layer, "start", 1.0) * fan_in ** -0.5)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
-def at_resolution(height, width, resolution):
-    """Tell whether a map of (height, width) counts as "the" map of that resolution. Square maps: side == resolution.
-
-    # Paper: silent on other shapes. We take the side of the square of equal area, to the nearest factor of two.
-    """
-    return abs(math.log2(math.sqrt(height * width) / resolution)) < 0.5
-
-
-def at_or_below(height, width, resolution):
-    """Tell whether a map of (height, width) is that resolution's map or a smaller one, as for dropout. 0: never."""
-    return resolution > 0 and math.log2(math.sqrt(height * width) / resolution) < 0.5
-
-
 # ------------------------------------------------------------------------------------------ log-SNR and conditions
+# `starting_at(0, layer)`: the weights of this layer start at zero. "initial weights, sizes" below says why.
 
 def sinusoid(x, channels):
-    """Return the Transformer's position features of x (B,) in [0, 1], scaled to 0..1000 as usual. -> (B, channels)."""
+    """Return the Transformer's sinusoidal embedding of 1000 x, for x (B,) in [0, 1]. -> (B, channels)."""
     frequency = torch.exp(torch.linspace(0, -math.log(10000.0), channels // 2, device=x.device))
     angle = 1000.0 * x[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], 1)
@@ -86,40 +45,37 @@ def sinusoid(x, channels):
 class Embedding(nn.Module):
     """Embed logsnr and the conditions: -> emb (B, E), from which every block takes its scale and shift.
 
-    logsnr enters as 'linear' input: its place between the END POINTS OF THE SCHEDULE IN USE, in [0, 1]. The end points
-    move with the shift (appendix A warns of it): between -15 and 15 a shifted schedule would leave the range.
-    # Paper: B.2 says 'linear' and no more, B.1 nothing, and get_logsnr_emb is not printed. This place, its sinusoids
-    # and two layers are our reading, for both networks.
+    The input is (logsnr - logsnr_min) / (logsnr_max - logsnr_min), in [0, 1]. The two ends are those of the SHIFTED
+    schedule, for the shift moves them (appendix A warns of it). With -15 and 15, it would leave [0, 1].
+    # Paper: B.2 says only 'linear', B.1 nothing, and get_logsnr_emb is not printed. This scaling, the sinusoidal
+    # embedding and two layers are our reading, for both networks.
 
-    cond holds, each key optional:
-    label     (B,) long, the class; negative = dropped. Without the key it is dropped for the whole batch. A dropped
-              label has an embedding of its own (row num_classes). It learns from the 10 % of examples whose label
-              training hides.
-    text      (B, T) or (B, T, c), with text_mask (B, T): captions, for models with `text`. See text.py.
-    portrait  (B,) long, 1 = this image was upright and has been turned (data.py). Without the key: no image was. It
-              says how to look at z, not what is in it, so it is never dropped. # Paper: silent on dropping it.
-    guidance  (B,) guidance scale w in [1, guidance_max], for students of distill.py. Its Fourier features join those
-              of log-SNR through weights that start at zero: a student starts as its teacher.
+    cond["label"]  (B,) long, the class. Negative, or no such key: dropped. A dropped class gets the null embedding, the
+                   last row of the table. It learns from the 10 % of examples whose class training drops.
+    num_classes    0: only the null embedding. None: no table; `forward` then fails, only `of_logsnr` may be called
 
-    num_classes  None: no table of classes. The outer levels of nested_unet.py get the innermost level's `of_cond`.
-    text         None, or a module (cond, B) -> tokens, mask, pooled
+    For later files, each with its optional keys of cond:
+    text           module (cond, B) -> tokens, mask, pooled: text.py. Keys text (B, T[, c]) and text_mask (B, T)
+    portrait       have a flag. Key portrait (B,) long, 1 = the image was upright and has been turned (data.py). It says
+                   how z lies, not what z shows, so it is never dropped. # Paper: silent on dropping it.
+    guidance_max   largest guidance scale of a student of distill.py; 0: none. Key guidance (B,) in [1, guidance_max].
+                   The weights of its embedding start at zero, so a student starts as its teacher.
     """
 
     def __init__(self, channels, logsnr_min, logsnr_max, num_classes, width=256, text=None, portrait=False,
                  guidance_max=0.0):
         super().__init__()
         self.logsnr_min, self.logsnr_max = float(logsnr_min), float(logsnr_max)
-        self.num_classes, self.width = num_classes, width
+        self.num_classes, self.width, self.guidance_max = num_classes, width, guidance_max
         self.time = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), nn.Linear(channels, channels))
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, channels)
         self.text = text
-        # As large as a class embedding: from zero, the network still ignored the flag after 2000 steps.
+        # The flag starts as large as a class embedding. From zero, the network still ignored it after 2000 steps.
         self.portrait = nn.Parameter(torch.randn(channels)) if portrait else None
-        self.guidance_max = guidance_max
         self.guide = starting_at(0, nn.Linear(width, channels, bias=False)) if guidance_max else None
 
     def forward(self, logsnr, cond, batch):
-        """Return emb (B, E) and text."""
+        """Return emb (B, E), and the pair (tokens, mask) for the cross-attention or None."""
         condition, text = self.of_cond(cond, batch)
         return self.of_logsnr(logsnr, batch) + condition, text
 
@@ -129,11 +85,11 @@ class Embedding(nn.Module):
         return self.time(sinusoid(place, self.width))                     # (B, E)
 
     def of_cond(self, cond, batch):
-        """Return the conditions' part of emb (B, E), and text for the cross-attention."""
+        """Return the part of emb (B, E) that comes from cond, and the pair (tokens, mask) or None."""
         label, text = cond.get("label"), None
         if label is None:
             label = torch.full((batch,), -1, device=self.label.weight.device)
-        condition = self.label(torch.where(label < 0, self.num_classes, label))  # the last row is the null class
+        condition = self.label(torch.where(label < 0, self.num_classes, label))  # the last row is the null embedding
         if self.portrait is not None and "portrait" in cond:
             condition = condition + cond["portrait"][:, None] * self.portrait
         if self.guide is not None and "guidance" in cond:
@@ -148,13 +104,13 @@ class Embedding(nn.Module):
 # ------------------------------------------------------------------------------------------ blocks
 
 def norm(channels):
-    """NormalizeWithBias for maps: group norm with 32 groups as usual, fewer in narrow maps. A group of one channel
-    would lose the mean of that channel, and with it the colour of the image."""
+    """Return NormalizeWithBias for maps: group norm with 32 groups as usual, in narrow maps fewer. With one channel per
+    group, the norm would remove the mean of each channel, and with it the colour of the image."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels)
 
 
 class ResBlock(nn.Module):
-    """The printed resnet_block of B.2.1: x, emb[, skip] -> x + h, all maps (B, C, H, W).
+    """The printed resnet_block of B.2.1: (x, emb[, skip]) -> x + h, all maps (B, C, H, W).
 
     # Paper: B.2.1 prints no dropout in it, but B.1 has dropout. We put it where Ho et al. 2020 do.
     """
@@ -171,7 +127,7 @@ class ResBlock(nn.Module):
     def forward(self, x, emb, skip=None):
         h = self.norm1(x)
         if self.norm_skip is not None:
-            h = (h + self.norm_skip(skip)) / math.sqrt(2)                 # two unit variances add up to one again
+            h = (h + self.norm_skip(skip)) / math.sqrt(2)                 # two maps of variance 1: (1 + 1) / 2 = 1
         h = self.conv1(F.silu(h))
         scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)       # (B, C, 1, 1) each
         h = self.norm2(h) * (1 + scale) + shift
@@ -182,8 +138,9 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """The printed self_attention of B.2.1, with its residual: tokens (B, N, C) -> (B, N, C).
 
-    q and k are normalised (with bias) per head, so their product cannot grow without bound. The scale d^-1/2 stays, as
-    printed; scaled_dot_product_attention applies it. Raises ValueError if num_heads does not divide channels.
+    Layer norm (with bias) normalises q and k per head. So their product stays bounded, however large x grows. Only the
+    learned gains and biases of the two norms can change the bound. The scale d^-1/2 stays, as printed;
+    scaled_dot_product_attention applies it. Raises ValueError if num_heads does not divide channels.
     # Paper: "Normalize" (without bias) is not defined. We take layer norm with a scale and no bias.
     # Paper: the printed function takes text_emb and never uses it. Cross-attention (5.2) is not printed.
     """
@@ -199,7 +156,7 @@ class Attention(nn.Module):
         self.out = starting_at(0, nn.Linear(channels, channels))
 
     def forward(self, x, mask=None):
-        """mask (B, N) bool: True for the tokens that count (text.py). None: all count."""
+        """mask (B, N) bool: True for the tokens that others attend to (text.py). None: all."""
         B, N, C = x.shape
         qkv = self.qkv(self.norm(x)).view(B, N, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.unbind(2)                                           # (B, N, n, d) each
@@ -211,10 +168,10 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Section 5.2: the image's tokens attend to the caption's. x (B, N, C), text -> (B, N, C).
+    """Section 5.2: the tokens of the image attend to those of the caption. x (B, N, C), text -> (B, N, C).
 
-    q comes from the image, k and v from the text (B, T, c), masked (B, T). q and k are normalised as above.
-    # Paper: not printed. text.py has already normalised the text, so it has no norm here.
+    text is the pair (tokens (B, T, c), mask (B, T)). q comes from the image, k and v from these tokens. q and k are
+    normalised as above. # Paper: not printed. text.py has already normalised the tokens, so they have no norm here.
     """
 
     def __init__(self, channels, text_channels, num_heads):
@@ -237,7 +194,7 @@ class CrossAttention(nn.Module):
 
 
 class MapAttention(Attention):
-    """Attend over the positions of a map, then, in models with text, to the text: (B, C, H, W) -> the same."""
+    """Self-attention over the pixels of a map (B, C, H, W), then cross-attention if the model has text."""
 
     def __init__(self, channels, num_heads, text_channels=0):
         super().__init__(channels, num_heads)
@@ -248,20 +205,6 @@ class MapAttention(Attention):
         tokens = super().forward(x.flatten(2).transpose(1, 2))            # (B, H W, C)
         tokens = tokens if self.cross is None else self.cross(tokens, text)
         return tokens.transpose(1, 2).reshape(B, C, H, W)
-
-
-class FeedForward(nn.Module):
-    """What follows each attention in MDM's U-Net, not in simple diffusion's: norm, 1x1 to 4C, gelu, 1x1 to C from zero,
-    with its residual. Maps (B, C, H, W)."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.norm = norm(channels)
-        self.expand = nn.Conv2d(channels, 4 * channels, 1)
-        self.out = starting_at(0, nn.Conv2d(4 * channels, channels, 1))
-
-    def forward(self, x, text=None):
-        return x + self.out(F.gelu(self.expand(self.norm(x))))
 
 
 class Downsample(nn.Module):
@@ -292,10 +235,22 @@ class Upsample(nn.Module):
         return F.interpolate(self.conv(x), scale_factor=2, mode="nearest")
 
 
-# ------------------------------------------------------------------------------------------ the network
+class FeedForward(nn.Module):
+    """Norm, 1x1 convolution to 4C, GELU, 1x1 convolution to C, residual: (B, C, H, W) -> the same. It follows each
+    attention in the U-Net of Matryoshka (MDM). simple diffusion's U-Net has none."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm = norm(channels)
+        self.expand = nn.Conv2d(channels, 4 * channels, 1)
+        self.out = starting_at(0, nn.Conv2d(4 * channels, channels, 1))
+
+    def forward(self, x, text=None):
+        return x + self.out(F.gelu(self.expand(self.norm(x))))
+
 
 class MapSequence(nn.Sequential):
-    """Apply layers (x, text) -> x one after the other. Empty: return x."""
+    """Apply layers (x, text) -> x one after the other. Without layers, return x: a level without attention has this."""
 
     def forward(self, x, text=None):
         for layer in self:
@@ -303,92 +258,146 @@ class MapSequence(nn.Sequential):
         return x
 
 
-def attention_after(channels, num_heads, text_channels, attends, depth=None):
-    """Make what follows one ResBlock: attention if its level attends, else nothing (an empty MapSequence).
+# ------------------------------------------------------------------------------------------ initial weights, sizes
 
-    depth: MDM's U-Net has this many times attention and feed-forward instead; 0 = nothing.
+def starting_at(scale, layer):
+    """Set a factor on the standard deviation of the layer's initial weights. `initialise` reads it.
+
+    0    for the last layer of a residual branch (kernel_init=zeros in B.2.1). Every block then starts as the identity,
+         so signals neither grow nor shrink on their way through many blocks.
+    0.3  for the layers that give scale and shift: 1 + scale then starts near 1. # Paper: silent; ours.
     """
-    if depth is None:
-        return MapAttention(channels, num_heads, text_channels) if attends else MapSequence()
-    pairs = [(MapAttention(channels, num_heads, text_channels), FeedForward(channels)) for _ in range(depth)]
-    return MapSequence(*(layer for pair in pairs for layer in pair))
+    layer.start = scale
+    return layer
 
 
-class Level(nn.ModuleList):
-    """The blocks of one level, down or up: `count` pairs of a new block() and a new attention()."""
+def initialise(network):
+    """Initialise all linear and convolutional layers. Each network calls it once, at the end of its constructor.
 
-    def __init__(self, count, block, attention=MapSequence):
-        super().__init__(nn.ModuleList([block(), attention()]) for _ in range(count))
+    Weights are normal with variance 1 / fan_in, biases zero. JAX, the paper's framework, has this variance by default
+    ("lecun normal", a TRUNCATED normal; ours is not truncated). PyTorch's default has a third of it. With that, each
+    layer on the way would weaken log-SNR and class by sqrt(3) before they reach the blocks.
+    """
+    for layer in network.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            fan_in = layer.weight[0].numel()
+            if isinstance(layer, nn.ConvTranspose2d):                     # kernel size = stride, so each output pixel
+                fan_in = layer.in_channels                                # depends on one input pixel
+            nn.init.normal_(layer.weight, std=getattr(layer, "start", 1.0) * fan_in ** -0.5)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
+
+def at_resolution(height, width, resolution):
+    """Return whether a map of (height, width) counts as a map of that resolution. Square maps: side == resolution.
+
+    # Paper: silent on other shapes. We take the square of equal area, and round its side to the nearest factor of two.
+    """
+    return abs(math.log2(math.sqrt(height * width) / resolution)) < 0.5
+
+
+def at_or_below(height, width, resolution):
+    """Return whether a map of (height, width) has that resolution or a smaller one. Resolution 0: never."""
+    return resolution > 0 and math.log2(math.sqrt(height * width) / resolution) < 0.5
+
+
+def check_size(size, patch, downsamplings):
+    """Return size as a tuple. Raises ValueError if a side is not a multiple of patch * 2^downsamplings."""
+    multiple = patch * 2 ** downsamplings
+    if len(size) != 2 or any(s <= 0 or s % multiple for s in size):
+        raise ValueError(f"size {'x'.join(map(str, size))}: height and width must be multiples of {multiple} "
+                         f"(patching divides them by {patch}, then they are halved {downsamplings} times)")
+    return tuple(size)
+
+
+def check_input(z, size):
+    if tuple(z.shape[-2:]) != size:
+        raise ValueError(f"this model is for {size[0]}x{size[1]}, got an input of {z.shape[-2]}x{z.shape[-1]}")
+
+
+# ------------------------------------------------------------------------------------------ the network
 
 class UNet(nn.Module):
-    """Sections 3.3-3.4, B.1: (z, logsnr, cond) -> v_hat, shaped like z.
+    """Sections 3.3-3.4, B.1: (z (B, in_channels, H, W), logsnr, cond) -> v_hat (B, out_channels, H, W).
 
     size                     (height, width) of the image, px
-    channel_mult             width of each level over base_channels, finest first
-    num_res_blocks           k for each level: k blocks on the way down, k + 1 on the way up
-    attn_resolutions         sides of the feature maps that have attention
-    dropout_from_resolution  largest side of the feature maps that have dropout
-    patching                 none | dwt_1 | dwt_2 | conv_2 | conv_4: the resolutions above count after it
+    channel_mult             channels of each level, as a multiple of base_channels, finest first
+    num_res_blocks           k for each level, finest first: k blocks on the way down, k + 1 on the way up
+    attn_resolutions         sides of the feature maps, after patching, that have attention
+    dropout_from_resolution  largest side of the feature maps, after patching, that have dropout
+    patching                 none | dwt_1 | dwt_2 | dwt_3 | conv_2 | conv_4 | conv_8
     logsnr_min, logsnr_max   end points of the (shifted!) schedule
-    attn_layers              MDM, instead of attn_resolutions: how often attention and feed-forward follow each block,
-                             one count a level. () = simple diffusion's attention
-    middle                   have the block, attention, block at the bottom. Outer levels of nested_unet.py have none
-    text, text_channels      module of text.py that reads the captions, and the width of its tokens. None: no text
-    portrait                 have a portrait flag among the conditions
-    guidance_max             largest guidance scale of a distilled model (distill.py). 0: the scale is no condition
-    Raises ValueError where sizes, widths, counts, patching and heads do not fit together.
+    Raises ValueError if sizes, widths, counts, patching and heads do not fit together.
+
+    For later files:
+    in_channels              6 for super-resolution (cascade.py)
+    attn_layers              Matryoshka, instead of attn_resolutions: how many times attention and feed-forward follow
+                             each block, one count per level. (): simple diffusion's attention
+    middle                   False: no middle (block, attention, block), for the outer levels of nested_unet.py
+    text_channels            width c of the tokens of the captions; 0: no cross-attention
+    text, portrait, guidance_max: see `Embedding`
     """
 
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, attn_resolutions=(8, 16),
                  num_heads=4, dropout=0.1, dropout_from_resolution=16, patching="none", num_classes=0,
                  logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, attn_layers=(), middle=True,
-                 text=None, text_channels=0, portrait=False, guidance_max=0.0):
+                 text_channels=0, text=None, portrait=False, guidance_max=0.0):
         super().__init__()
         if len(channel_mult) != len(num_res_blocks):
-            raise ValueError(f"{len(channel_mult)} widths but {len(num_res_blocks)} block counts: one of each a level")
+            raise ValueError(f"{len(channel_mult)} widths but {len(num_res_blocks)} block counts: want one per level")
         if attn_layers and len(attn_layers) != len(channel_mult):
             raise ValueError(f"{len(channel_mult)} widths but {len(attn_layers)} counts of attention layers")
         self.size = check_size(size, patch_factor(patching), len(channel_mult) - 1)
-        height, width = (s // patch_factor(patching) for s in size)
         self.widths = widths = [base_channels * m for m in channel_mult]
-        last = len(widths) - 1
-        self.first_map, self.last_map = (height, width), (height >> last, width >> last)        # finest, coarsest map
+        height, width = (s // patch_factor(patching) for s in size)
+        coarsest, sizes = len(widths) - 1, [(height >> i, width >> i) for i in range(len(widths))]
+        self.first_map, self.last_map = sizes[0], sizes[-1]               # size of the finest and of the coarsest map
+
+        def block(level, skip=False):
+            level_dropout = dropout if at_or_below(*sizes[level], dropout_from_resolution) else 0.0
+            return ResBlock(widths[level], emb_channels, level_dropout, skip)
+
+        def attention(level):
+            layers = []
+            if attn_layers:                                               # Matryoshka
+                for _ in range(attn_layers[level]):
+                    layers += [MapAttention(widths[level], num_heads, text_channels), FeedForward(widths[level])]
+            elif any(at_resolution(*sizes[level], r) for r in attn_resolutions):
+                return MapAttention(widths[level], num_heads, text_channels)
+            return MapSequence(*layers)
+
+        def pair(level, skip=False):
+            return nn.ModuleList([block(level, skip), attention(level)])
+
         self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait,
                                guidance_max=guidance_max)
         self.input = EmbedInput(in_channels, widths[0], patching)
         self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
-        for level, (channels, blocks) in enumerate(zip(widths, num_res_blocks)):
-            h, w = height >> level, width >> level
-            drop = dropout if at_or_below(h, w, dropout_from_resolution) else 0.0
-            attends = any(at_resolution(h, w, r) for r in attn_resolutions)
-            depth = attn_layers[level] if attn_layers else None
-            block = partial(ResBlock, channels, emb_channels, drop)
-            attention = partial(attention_after, channels, num_heads, text_channels, attends, depth)
-            self.down.append(Level(blocks, block, attention))
-            up.append(Level(blocks + 1, partial(block, skip=True), attention))
-            if level < last:
-                self.downsample.append(Downsample(channels, widths[level + 1]))
-                upsample.append(Upsample(widths[level + 1], channels))
+        for level, k in enumerate(num_res_blocks):
+            self.down.append(nn.ModuleList(pair(level) for _ in range(k)))
+            up.append(nn.ModuleList(pair(level, skip=True) for _ in range(k + 1)))
+            if level < coarsest:
+                self.downsample.append(Downsample(widths[level], widths[level + 1]))
+                upsample.append(Upsample(widths[level + 1], widths[level]))
         self.middle = nn.ModuleList()
-        if middle:                                                        # block, attention, block, at the coarsest map
-            self.middle.extend([*Level(1, block, attention), *Level(1, block)])
+        if middle:                                                        # block, attention, block
+            self.middle.extend([pair(coarsest), nn.ModuleList([block(coarsest), MapSequence()])])
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))   # coarsest first
         self.output = ProjectOutput(widths[0], out_channels, patching)
         initialise(self)
 
     def forward(self, z, logsnr, cond):
-        return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))             # (B, 3, H, W)
+        return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))  # (B, out_channels, H, W)
 
     def features(self, z, emb, text=None, f=None):
-        """Run all but the last layer. f: a map that an outer level adds to the first one (nested_unet.py)."""
+        """Run all layers but the last. f (nested_unet.py): the outer level's map, added to the first layer's output."""
         h, skips = self.descend(z, emb, text, f)
         for block, attention in self.middle:
             h = attention(block(h, emb), text)
         return self.ascend(h, skips, emb, text)                           # (B, C0, H, W)
 
     def descend(self, z, emb, text=None, f=None):
-        """Run the way down. Return the coarsest map and the skips."""
+        """Run the way down. Return the coarsest map and the skips, k + 1 per level: its input and its block outputs."""
         check_input(z, self.size)
         h = self.input(z)                                                 # (B, C0, H, W)
         h = h if f is None else h + f
@@ -399,10 +408,11 @@ class UNet(nn.Module):
                 skips.append(h)
             if level < len(self.downsample):
                 h = self.downsample[level](h)
-                skips.append(h)                                           # so there are k + 1 skips a level
+                skips.append(h)                                           # the input of the next level
         return h, skips
 
     def ascend(self, h, skips, emb, text=None):
+        """Run the way up, from the coarsest map to the finest. Each block takes the last skip that is left."""
         for level, blocks in enumerate(self.up):
             for block, attention in blocks:
                 h = attention(block(h, emb, skips.pop()), text)
@@ -411,37 +421,23 @@ class UNet(nn.Module):
         return h
 
 
-def check_size(size, patch, halvings):
-    """Return (height, width) as a tuple. Raises ValueError naming the multiple that both sides must have."""
-    multiple = patch * 2 ** halvings
-    if len(size) != 2 or any(s <= 0 or s % multiple for s in size):
-        raise ValueError(f"size {'x'.join(map(str, size))}: height and width must be multiples of {multiple} "
-                         f"(patching {patch}, {halvings} halvings)")
-    return tuple(size)
-
-
-def check_input(z, size):
-    if tuple(z.shape[-2:]) != size:
-        raise ValueError(f"this model is for {size[0]}x{size[1]}, got an input of {z.shape[-2]}x{z.shape[-1]}")
-
-
-# ------------------------------------------------------------------------------------------ the page of the lecture
+# ------------------------------------------------------------------------------------------ table 1, levels, a picture
 
 def table_1():
     """Print table 1 recomputed: a convolutional layer at 256^2 x 128 and at 16^2 x 1024, batch 1024.
 
-    # Paper: its units come out only as binary ones, with five copies of the kernel (weight, gradient, Adam's two
-    # states, EMA) in 32 bits, features in 16 bits, a multiply-add counted once, and compute in units of 2^40.
+    # Paper: it prints MB, GB and TFLOPS. Its numbers come out only with 2^20, 2^30 and 2^40. They count five copies of
+    # the kernel (weight, gradient, Adam's two states, EMA) in 32 bits, features in 16 bits, a multiply-add once.
     """
     side, channels = torch.tensor([256, 16]), torch.tensor([128, 1024])
     kernel = 3 * 3 * channels ** 2 * 4 * 5                                # bytes
     features = 1024 * side ** 2 * channels * 2
     compute = 1024 * side ** 2 * 9 * channels ** 2
     print("Table 1 (batch 1024)           256x256x128   16x16x1024     paper")
-    for name, (a, b), paper in (("Conv kernel memory, MB", kernel / 2 ** 20, "2.8 / 180"),
-                                ("Feature map memory, GB", features / 2 ** 30, "16 / 0.5"),
-                                ("Total memory, GB", (kernel + features) / 2 ** 30, "16 / 0.7"),
-                                ("Compute, T multiply-adds", compute / 2 ** 40, "9 / 2.3")):
+    for name, (a, b), paper in (("Conv kernel memory, MiB", kernel / 2 ** 20, "2.8 / 180"),
+                                ("Feature map memory, GiB", features / 2 ** 30, "16 / 0.5"),
+                                ("Total memory, GiB", (kernel + features) / 2 ** 30, "16 / 0.7"),
+                                ("Compute, 2^40 multiply-adds", compute / 2 ** 40, "9 / 2.3")):
         print(f"{name:28s} {a:13.3g} {b:12.3g}     {paper}")
 
 
@@ -452,19 +448,23 @@ def print_levels():
         model = UNet((128, 128), 128, 1024, (1, 2, 4, 8, 8), (3, 4, 4, 12, 4), attn_resolutions=(8, 16), num_heads=4,
                      dropout=0.1, dropout_from_resolution=16, num_classes=1000, logsnr_min=-15 + shift,
                      logsnr_max=15 + shift)
-    count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6
+    count = lambda *modules: sum(p.numel() for module in modules for p in module.parameters()) / 1e6
     print("\nimagenet128_unet: where the parameters are (\"scaling the architecture\")")
     print("level   side   width   blocks down + up   attention   dropout   parameters, M")
     for i, (down, up) in enumerate(zip(model.down, reversed(model.up))):
         block, attention = down[0]
         print(f"{i:5d}   {128 >> i:4d}   {model.widths[i]:5d}   {f'{len(down)} + {len(up)}':>16s}   "
               f"{'yes' if isinstance(attention, MapAttention) else 'no':>9s}   {block.dropout.p:7.1f}   "
-              f"{count(down) + count(up):13.1f}")
-    print(f"middle {count(model.middle):.1f} M, in all {count(model):.1f} M")
+              f"{count(down, up):13.1f}")
+    other = count(model.embed, model.input, model.downsample, model.upsample, model.output)
+    print(f"{'middle: block, attention, block':62s} {count(model.middle):13.1f}")
+    print(f"{'embedding, down- and upsampling, input, output':62s} {other:13.1f}")
+    print(f"{'in all':62s} {count(model):13.1f}")
 
 
 def draw_features(path):
-    """Draw the size of the features of a random (untrained) network: how coarsely each level sees a letter."""
+    """Draw the feature map of each level in an untrained network, as the RMS over its channels. At initialisation every
+    block is the identity. So the picture shows only the first convolution and those between the levels."""
     from data import Glyphs
     from plumbing.pictures import pyplot, save_figure, show_image
     torch.manual_seed(0)
@@ -487,7 +487,7 @@ def main():
     table_1()
     print_levels()
     draw_features("figures/unet_features.png")
-    print("wrote figures/unet_features.png (size of the features, level by level, at initialisation)")
+    print("wrote figures/unet_features.png (RMS of the features of each level, at initialisation)")
 
 
 if __name__ == "__main__":

@@ -270,8 +270,8 @@ MUTANTS = {
         ("skips.append(h)",
          "skips.append(downsample(h) if False else self.input(z) if h.shape[-1] == z.shape[-1] else h)",
          "the skip of the finest level is the input map, not the block's output"),
-        ("h = upsample(h)\n            for block, attention in blocks:\n                h = block(h, emb, skips.pop())",
-         "h = upsample(h)\n            for block, attention in blocks:\n                h = block(h, emb, "
+        ("h = upsample(h)\n            for block, _ in blocks:\n                h = block(h, emb, skips.pop())",
+         "h = upsample(h)\n            for block, _ in blocks:\n                h = block(h, emb, "
          "skips.pop(0) if len(skips) == 2 else skips.pop())",
          "skips from the wrong end within a level"),
         ("block(x, emb, text)", "block(x, emb)",

@@ -383,7 +383,9 @@ def test_the_page_of_the_unet_shows_where_it_attends_and_table_1(tmp_path, monke
         ["128", "128", "3", "+", "4", "no", "0.0"], ["64", "256", "4", "+", "5", "no", "0.0"],
         ["32", "512", "4", "+", "5", "no", "0.0"], ["16", "1024", "12", "+", "13", "yes", "0.1"],
         ["8", "1024", "4", "+", "5", "yes", "0.1"]]
-    assert f"in all {COUNTS['imagenet128_unet'] / 1e6:.1f} M" in printed
+    assert float(rows["in"][-1]) == round(COUNTS["imagenet128_unet"] / 1e6, 1)
+    parts = [float(rows[name][-1]) for name in (*"01234", "middle:", "embedding")]
+    assert sum(parts) == pytest.approx(float(rows["in"][-1]), abs=0.05 * 8)                     # eight rounded numbers
     assert (tmp_path / "figures" / "unet_features.png").exists()
     assert [rows[name][-5:-3] for name in ("Conv", "Feature", "Total", "Compute")] == [
         ["2.81", "180"], ["16", "0.5"], ["16", "0.676"], ["9", "2.25"]]   # the paper's: 2.8/180 16/0.5 16/0.7 9/2.3
@@ -396,6 +398,7 @@ def test_the_page_of_the_uvit_shows_figure_7_and_its_cost(capsys):
     assert [line.split()[:5] for line in lines if line.startswith(("down", "up"))] == [
         ["down", "0", "128", "128", "2"], ["down", "1", "64", "256", "2"], ["down", "2", "32", "512", "2"],
         ["up", "2", "32", "512", "2"], ["up", "1", "64", "256", "2"], ["up", "0", "128", "128", "2"]]
+    assert [line.split()[0] for line in lines if "512x512x3" in line] == ["input", "output"]
     for name in ("imagenet128_uvit", "imagenet256_uvit", "imagenet512_uvit"):
         row = next(line for line in lines if line.startswith(name)).split()
         flops = cost.cost_of(C.PRESETS[name]).flops
