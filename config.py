@@ -127,7 +127,7 @@ class Config:
         return bool(self.num_classes or self.text_encoder)
 
     @property
-    def calls(self):
+    def evaluations(self):
         """Network evaluations a sampling step: two with guidance, one if the guidance scale is a condition."""
         return 2 if self.guidable and self.guidance != 1 and not self.guidance_max else 1
 

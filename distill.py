@@ -156,32 +156,32 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
     os.makedirs(folder, exist_ok=True)
     source, seed = open_run(config), derive_seed(config.seed, 2, steps)    # each round sees its own examples and noise
     schedules, places = make_schedules(config), range(config.batch)
-    micro = micro_batches(config.batch, config.accumulate)
+    parts = micro_batches(config.batch, config.accumulate)
     run = Run(folder, config, source, student, student, optimizer, step, interrupt=interrupt)
     stream = batches(source, config.batch, seed, step, workers=max(1, cores() // 2), flip=config.flip)
     teacher.eval()
     student.eval()                                                        # no dropout
     for step, batch in run.steps(stream):
         x = batch["image"].to(device)
-        u_t, eps, u = draw(seed, step, places, noise_shapes(config), device)
+        u_t, noises, u = draw(seed, step, places, noise_shapes(config), device)
         t = time_of(u_t, steps) if steps else u_t
         dropped = torch.zeros_like(u).bool() if config.guidance_max else u < config.cond_drop
         cond = conditions(config, batch, dropped, encoder)
         if config.guidance_max:
             cond["guidance"] = 1 + (config.guidance_max - 1) * u
         if config.low_size:
-            cond |= low_res_conditions(config, x, eps[-1], draw_augmentation(seed, step, places, device))
-        levels = zip(pyramid(x, config.sizes), eps, schedules)
+            cond |= low_res_conditions(config, x, noises[-1], draw_augmentation(seed, step, places, device))
+        levels = zip(pyramid(x, config.sizes), noises, schedules)
         z = [diffuse(x_r, eps_r, schedule(t)) for x_r, eps_r, schedule in levels]
 
         lr = config.lr * (1 - step / config.steps)                        # linearly to zero within the round
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("share", 1)
         step_loss = 0.0
-        for rows in micro:                                                # micro-batches: their gradients add up
+        for part in parts:                                                # micro-batches: their gradients add up
             with autocast(config.precision, device):
-                loss = round_loss(config, teacher, student, schedules, select(z, rows), t[rows], select(cond, rows),
-                                  steps) / len(micro)
+                loss = round_loss(config, teacher, student, schedules, select(z, part), t[part], select(cond, part),
+                                  steps) / len(parts)
             loss.backward()
             step_loss = step_loss + loss.detach()
         grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip)
@@ -278,7 +278,7 @@ def plan(args, config, step, device):
     run, first = os.path.normpath(args.run), args.first or config.distilled_steps or 256
     rounds = ladder(first, args.to)
     check_teacher(args, config)
-    if not args.guided and config.calls == 2:
+    if not args.guided and config.evaluations == 2:
         print(f"guidance {config.guidance:g} is left out, as the students have none; --guided distils it too")
         config = dataclasses.replace(config, guidance=1.0)
     out = os.path.normpath(args.out or run + ("-guided" if args.guided else "") + "-distilled")

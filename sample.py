@@ -33,15 +33,20 @@ from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
 
 # ------------------------------------------------------------------------------------------ one step (appendix A)
 
+def ddim_step(z_t, x_hat, logsnr_t, logsnr_s):
+    """Take the deterministic step, DDIM (Song, Meng & Ermon 2020): z_s = alpha_s x_hat + sigma_s eps_hat."""
+    return diffuse(x_hat, eps_from_x(z_t, x_hat, logsnr_t), logsnr_s)
+
+
 def ddpm_step(z_t, x_hat, logsnr_t, logsnr_s, noise_param=0.2, noise=None):
     """Take the ancestral step z_t -> z_s: draw z_s from q(z_s | z_t, x = x_hat), eq. 3, with an interpolated variance.
 
     This is `ddpm_sampler_step` of appendix A, but it takes x_hat, not v. noise: N(0, I), drawn here if None.
 
-    Let c = 1 - exp(lambda_t - lambda_s). q(z_t | z_s) has variance sigma^2_{t|s} = c sigma_t^2. q(z_s | z_t, x) has
-    variance c sigma_s^2. The variance of the true reverse step lies between the two. The first is exact for
-    x ~ N(0, I), the second if all data are one image. noise_param = nu interpolates their logs, from the second
-    (nu = 0) to the first (nu = 1). The paper takes 0.2, and 1.0 for its FID on COCO.
+    There are two choices of variance, with c = 1 - exp(lambda_t - lambda_s). The lower one is c sigma_s^2, that of
+    q(z_s | z_t, x): exact if all data are one image. The upper one is c sigma_t^2 = sigma^2_{t|s}, that of
+    q(z_t | z_s): exact if x ~ N(0, I). The truth lies between. noise_param = nu interpolates their logs, from the lower
+    (nu = 0) to the upper (nu = 1). The paper takes 0.2, and 1.0 for its FID on COCO.
 
     # Paper: prints the log variances as (1 - exp(..)) + log_sigmoid(..). The first term must be log(1 - exp(..)). It
     # names them min_lvar, then min_logvar, and does not define alpha_st: it is alpha_s / alpha_t.
@@ -50,19 +55,13 @@ def ddpm_step(z_t, x_hat, logsnr_t, logsnr_s, noise_param=0.2, noise=None):
     alpha_t, sigma_t = alpha_sigma_for(z_t, logsnr_t)
     alpha_s, sigma_s = alpha_sigma_for(z_t, logsnr_s)
     r = (sigma_s * alpha_t / (alpha_s * sigma_t)) ** 2                    # exp(lambda_t - lambda_s), < 1
-    # c = 1 - r, but by expm1: it stays exact for short steps, where r is near 1. These four logs broadcast over the
-    # images; lambda_t - lambda_s, of shape (B,), does not.
+    # c = 1 - r. alpha and sigma have the shape (B, 1, 1, 1); lambda_t - lambda_s, of shape (B,), would not broadcast.
     c = -torch.expm1(2 * (torch.log(sigma_s) + torch.log(alpha_t) - torch.log(alpha_s) - torch.log(sigma_t)))
     mean = r * (alpha_s / alpha_t) * z_t + c * alpha_s * x_hat
     log_variance = (noise_param * (torch.log(c) + 2 * torch.log(sigma_t))
                     + (1 - noise_param) * (torch.log(c) + 2 * torch.log(sigma_s)))
     noise = torch.randn_like(z_t) if noise is None else noise
     return mean + torch.exp(0.5 * log_variance) * noise
-
-
-def ddim_step(z_t, x_hat, logsnr_t, logsnr_s):
-    """Take the deterministic step, DDIM (Song, Meng & Ermon 2020): z_s = alpha_s x_hat + sigma_s eps_hat."""
-    return diffuse(x_hat, eps_from_x(z_t, x_hat, logsnr_t), logsnr_s)
 
 
 # ------------------------------------------------------------------------------------------ clipping and guidance
@@ -75,7 +74,7 @@ def clip_static(x):
 def clip_dynamic(x, percentile=0.995):
     """Threshold dynamically (Imagen). For each image, s = max(1, quantile of |x|). Clip x to [-s, s], divide by s.
 
-    percentile: which quantile, as a share: 0.995 is the 99.5th percentile. Strong guidance drives most pixels out of
+    percentile: a number in [0, 1]; 0.995 is the 99.5th percentile. Strong guidance drives most pixels out of
     [-1, 1]. Static clipping sends them all to -1 or 1, so the colours saturate. Division keeps their differences.
     """
     s = torch.quantile(x.abs().flatten(1), percentile, dim=1).clamp(min=1)
@@ -125,10 +124,9 @@ def sample(model, schedule, cond, shape, seeds, steps=256, sampler="ddpm", guida
     guidance     w of eq. 7; 1 = off
     noise_param  nu of ddpm_step
     clip         how to clip x_hat: a key of CLIPS
-    lowest_idx   0 or 1, the index of the last time. There the network predicts x, and sample() returns it without
-                 noise. With 0 the loop goes on to t = 0, where z is almost clean (sigma = 5.5e-4 at logsnr 15). This
-                 costs one evaluation more
-    on_step      called as on_step(k, z, x_hat) after prediction k = 1, 2, ...
+    lowest_idx   index i of the last prediction, at time i / N. 1: return the x_hat of t = 1 / N. 0: predict once more,
+                 at t = 0, where z is almost clean (sigma = 5.5e-4 at logsnr 15)
+    on_step      called as on_step(k, z, x_hat) after prediction k = 1, 2, ...; the last time z is x_hat
     negative     conditions used for v_null. Guidance leads away from them. Default: none, as in eq. 7
 
     # Paper: does not say the number of steps; 256 is ours. Its last lines use an alpha_t and a sigma_t that are never
@@ -157,7 +155,7 @@ def sampler_step(z_t, x_hat, logsnr, i, sampler, noise_param, generators):
     if sampler == "ddpm":
         return ddpm_step(z_t, x_hat, logsnr[i], logsnr[i - 1], noise_param, noise)
     if sampler == "stochastic":
-        return renoise_step(z_t, x_hat, logsnr[i], logsnr[max(i - 2, 0)], logsnr[i - 1], noise)
+        return renoise_step(z_t, x_hat, logsnr[i], logsnr[max(i - 2, 0)], logsnr[i - 1], noise)  # distilled models
     raise ValueError(f"sampler {sampler!r}: want ddpm, ddim or stochastic")
 
 
@@ -231,7 +229,7 @@ def sample_truncated(model, schedule, cond, shape, seeds, stop, steps=256, sampl
     """Sample down to the time `stop` in (0, 1) and return z there, still noisy. Other arguments as in sample().
 
     This is the handoff "truncated" (3.2). The steps are as long as in sample(). So it takes (1 - stop) N of them,
-    rounded, at least one. The last "stochastic" step has no time below `stop` to go to: it is deterministic.
+    rounded, at least one. With the sampler "stochastic" the last step is a plain DDIM step.
     """
     steps, generators = max(1, round(steps * (1 - stop))), make_generators(seeds)
     logsnr = schedule(stop + (1 - stop) * torch.arange(steps + 1) / steps).to(device)           # from stop to 1
@@ -303,11 +301,11 @@ def sample_run(model, config, cond, seeds, device, precision, on_step=None, nega
     levels           for a nested model: return all levels side by side, not only the highest
     """
     options = dict(steps=config.sample_steps, sampler=config.sampler, noise_param=config.noise_param,
-                   clip=config.clip_x, device=device, guidance=config.guidance if config.calls == 2 else 1.0)
+                   clip=config.clip_x, device=device, guidance=config.guidance if config.evaluations == 2 else 1.0)
     if config.guidance_max:                                               # this distilled model takes w as a condition
         cond = dict(cond, guidance=torch.full((len(seeds),), config.guidance))
     sample_batch, shape, to_images = sample, (3, *config.size), lambda z: z
-    if config.outer_channels:                                             # here z is a list, one entry for each level
+    if config.is_nested:                                                  # here z is a list, one entry for each level
         sample_batch, shape = sample_levels, [(3, *size) for size in config.sizes]
         to_images = side_by_side if levels else lambda z: z[0]
     if stop:
@@ -329,17 +327,17 @@ def sample_run(model, config, cond, seeds, device, precision, on_step=None, nega
 # ------------------------------------------------------------------------------------------ the program
 
 def main():
-    # What is asked for: runs (the stages of a cascade, lowest first), their settings, and the images of a sheet.
+    # Read the arguments, load the models (of a cascade all stages), choose the images to draw.
     args = parse(sys.argv[1:])
     handoff, handoff_times = parse_handoffs(args)
-    device, why = choose_device(args.device)
+    device, device_reason = choose_device(args.device)
     models, configs = zip(*(load_run(run, device) for run in args.runs))
     configs = apply_settings(sys.argv[1:], configs)
     check_cascade(configs, args.runs, handoff, handoff_times, args.lowest_idx)
     sheet = choose_sheet(args, configs[-1], choose_captions(args, configs))
     n, precisions = len(sheet.labels), [choose_precision(config.precision, device) for config in configs]
     predictions = count_predictions(configs, handoff, handoff_times, args.lowest_idx)
-    introduce(n, configs, predictions, precisions, device, why)
+    introduce(n, configs, predictions, precisions, device, device_reason)
 
     # The conditions of each stage, then the images.
     conds = [make_conditions(config, sheet.labels, device, sheet.captions, args.portrait) for config in configs]

@@ -7,12 +7,14 @@ Needs: schedule.py, a network (uvit.py or unet.py), config.py. Next: sample.py.
 One step of the loop in main(), at the end of this file:
 
     draw t and eps for a batch of images x; drop the condition of one example in ten
-    loss = mean square of eps_hat - eps, where the network predicts v from z_t     (appendix A)
+    the network predicts v from z_t; the loss is the mean square error of v, or of the eps that v implies
     clip the gradient, take a step of Adam, update the EMA weights
 
-The random numbers of an example depend only on the seed, the step and the example's index in the global batch. So a
-resumed run gives the same weights, to the bit on a CPU, and the noise does not depend on the number of processes.
-Two things do depend on it: dropout, and which images --mixed-ratio leaves without a high level.
+README.md has the same loop in ten lines. What makes this one longer: micro-batches, several processes, a cascade.
+
+An example's t, eps and dropped condition depend only on the seed, the step and its place in the global batch. So a
+resumed run gives the same weights, to the bit on a CPU, and any number of processes trains on the same noise. Dropout
+masks, and which images --mixed-ratio leaves without a high level, depend on the process and its micro-batches.
 
     python train.py                                      letters at 64 x 64, about ten minutes on two cores
     python train.py --data photos/ --size 64             your own folder of images
@@ -48,11 +50,11 @@ from schedule import diffuse, eps_from_v, v_from_x_eps
 # ------------------------------------------------------------------------------------------ the losses
 
 def simple_loss(model, x, cond, t, eps, schedule, loss="eps_mse", multiscale=0):
-    """Appendix A: noise the images to time t, predict v, measure the error. -> scalar.
+    """Appendix A, the paper's `loss`: noise the images to time t, predict v, measure the error. -> scalar.
 
     nested_loss (nested_unet.py) does this for several levels, super_resolution_loss (cascade.py) for a cascade's stage.
 
-    # Paper: the printed `loss` computes logsnr_t and uses logsnr, predicts v_pred and uses v_t.
+    # Paper: it computes logsnr_t and uses logsnr, predicts v_pred and uses v_t.
     """
     logsnr = schedule(t)                                                  # (B,)
     z = diffuse(x, eps, logsnr)
@@ -60,11 +62,13 @@ def simple_loss(model, x, cond, t, eps, schedule, loss="eps_mse", multiscale=0):
 
 
 def prediction_loss(v, z, x, eps, logsnr, loss="eps_mse", multiscale=0):
-    """Mean square error of the network's prediction v: of the eps that v implies (appendix A, w(t) = 1), or of v itself
-    (B.2). multiscale > 0: through multiscale_mse, with this base. -> scalar.
+    """Mean square error of the network's prediction v. -> scalar.
+
+    loss        "eps_mse": of the eps that v implies (appendix A, w(t) = 1); "v_mse": of v itself (B.2)
+    multiscale  base of multiscale_mse, which then takes the mean; 0 = the plain mean
 
     For each example eps_mse = SNR / (1 + SNR) * v_mse. So eps_mse has a small weight near t = 1, where the global
-    structure of the image is decided.
+    structure of the image is decided. B.2 reports only minor differences between the two.
 
     # Paper: 3.2 defines the multiscale loss on eps. With v_mse we apply it to the error of v.
     """
@@ -77,11 +81,11 @@ def multiscale_mse(error, base):
 
     D_s averages the image down to s x s. D_s is linear, so D_s[eps] - D_s[eps_hat] = D_s[eps - eps_hat]. Most values of
     a large image are fine detail, so detail dominates the plain loss. The averaged terms give weight to the coarse
-    structure. s = d, d/2, d/4, ... from the side d of the image, while s >= base and both sides of the image divide.
+    structure. s = d, d/2, d/4, ... from the side d of the image, while s >= base and k = d / s divides both sides.
     For an image that is not square d = sqrt(H W). Raises ValueError unless 0 < base <= d.
 
     # Paper: L^{s x s} divides by s^2, the number of pixels; we take the mean over pixels and channels. D is
-    # "downsampling", no more; we average, as section 3.1 does. Section 5.1 says "Figure 6" and means table 6.
+    # "downsampling", no more; we average, as section 3.1 does.
     """
     d, loss, k = (error.shape[-2] * error.shape[-1]) ** 0.5, 0.0, 1
     if not 0 < base <= d:
@@ -92,47 +96,49 @@ def multiscale_mse(error, base):
     return loss
 
 
-def training_loss(config, model, x, cond, t, eps):
+def training_loss(config, model, x, cond, t, noises):
     """The loss of this configuration: simple_loss, or that of a nested or a super-resolution model. -> scalar.
 
-    eps: the noises in the order of noise_shapes(config). A super-resolution model finds its low-res images in
+    noises: a list of eps, in the order of noise_shapes(config). A super-resolution model finds its low-res images in
     cond["low_res"] and their noise level in cond["aug_logsnr"].
     """
-    schedule = make_schedule(config)
-    measure = functools.partial(prediction_loss, loss=config.loss, multiscale=config.multiscale)
+    schedule = make_schedule(config)                                      # of a nested model: a list, one per level
+    loss_function = functools.partial(prediction_loss, loss=config.loss, multiscale=config.multiscale)
     if config.is_nested:
-        rows = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
+        level_counts = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
         weights = numbers(config.level_weights, ":")
-        return nested_loss(model, pyramid(x, config.sizes), cond, t, eps, schedule, measure, weights, rows)
+        levels = pyramid(x, config.sizes)
+        return nested_loss(model, levels, cond, t, noises, schedule, loss_function, weights, level_counts)
     if config.is_super_resolution:
         cond = dict(cond)
         low_res, aug_logsnr = cond.pop("low_res"), cond.pop("aug_logsnr")
-        return super_resolution_loss(model, x, low_res, aug_logsnr, cond, t, eps[0], schedule, measure)
-    return simple_loss(model, x, cond, t, eps[0], schedule, config.loss, config.multiscale)
+        return super_resolution_loss(model, x, low_res, aug_logsnr, cond, t, noises[0], schedule, loss_function)
+    return simple_loss(model, x, cond, t, noises[0], schedule, config.loss, config.multiscale)
 
 
 # ------------------------------------------------------------------------------------------ what a step needs
 
-HELD_OUT = 2 ** 62                                                        # `step` of the held-out loss's random numbers
+HELD_OUT = 2 ** 62                                                        # `step` in `draw` for the held-out images;
+                                                                          # no training step is that large
 
 
 def draw(seed, step, places, shapes, device):
-    """Draw t (B,), eps [(B, *shape), ...] and u (B,), for the examples with these places in the global batch.
+    """Draw t (B,), noises [(B, *shape), ...] and u (B,), for the examples with these places in the global batch.
 
     Each example has its own generator, seeded by (seed, step, place). So no random state is saved, and the numbers do
     not depend on how the batch is split over processes. u ~ U(0, 1) decides whether the condition is dropped.
     """
     generator = torch.Generator(device if device.type == "cuda" else "cpu")
-    on = generator.device
-    t, eps, u = [], [], []
+    options = dict(generator=generator, device=generator.device)
+    t, noises, u = [], [], []
     for place in places:
-        state = np.random.SeedSequence((seed, step, place)).generate_state(1, np.uint64)[0]
-        generator.manual_seed(int(state >> np.uint64(1)))                 # 63 bits: PyTorch takes no larger seed
-        t.append(torch.rand((), generator=generator, device=on))
-        u.append(torch.rand((), generator=generator, device=on))
-        eps.append([torch.randn(shape, generator=generator, device=on) for shape in shapes])
-    eps = [torch.stack(level).to(device) for level in zip(*eps)]          # independent noise for each level
-    return torch.stack(t).to(device), eps, torch.stack(u).to(device)
+        example_seed = np.random.SeedSequence((seed, step, place)).generate_state(1, np.uint64)[0]
+        generator.manual_seed(int(example_seed >> np.uint64(1)))
+        t.append(torch.rand((), **options))
+        u.append(torch.rand((), **options))
+        noises.append([torch.randn(shape, **options) for shape in shapes])
+    noises = [torch.stack(level).to(device) for level in zip(*noises)]    # independent noise for each level
+    return torch.stack(t).to(device), noises, torch.stack(u).to(device)
 
 
 def draw_augmentation(seed, step, places, device):
@@ -142,7 +148,8 @@ def draw_augmentation(seed, step, places, device):
 
 
 def noise_shapes(config):
-    """Return the shapes of eps: one per level, highest first; for a super-resolution model also its low-res image."""
+    """Return the shape of each noise: of the image; of a nested model, of each level, highest first; of a
+    super-resolution model, of the image and the low-res image."""
     return [(3, *size) for size in (*config.sizes, *([config.low_size] if config.is_super_resolution else []))]
 
 
@@ -176,18 +183,18 @@ def micro_batches(batch, accumulate):
     return [slice(first, first + size) for first in range(0, batch, size)]
 
 
-def select(tensors, rows):
-    """Return these rows of each tensor of a dict or a list."""
+def select(tensors, part):
+    """Return this slice of each tensor of a dict or a list."""
     if isinstance(tensors, dict):
-        return {key: value[rows] for key, value in tensors.items()}
-    return [value[rows] for value in tensors]
+        return {key: value[part] for key, value in tensors.items()}
+    return [value[part] for value in tensors]
 
 
 # ------------------------------------------------------------------------------------------ EMA, held-out loss
 
 @torch.no_grad()
 def update_ema(ema, model, decay, step):
-    """ema <- decay ema + (1 - decay) model, after the optimizer's step; before it, the EMA would lag by one step.
+    """ema <- decay ema + (1 - decay) model. Call it after the optimizer's step; before it, the EMA lags by one.
 
     # Paper: the decay is fixed. We ramp it up from 0.1, so that a short run forgets its random initialisation.
     """
@@ -208,16 +215,16 @@ def make_held_out_loss(config, ema, source, encoder, device, n=32):
         raise UserError(f"--held-out {config.held_out}: no image in it can be read")
     x = batch["image"].to(device)
     t = (torch.arange(n, device=device) + 0.5) / n
-    _, eps, u = draw(config.seed, HELD_OUT, places, noise_shapes(config), device)
+    _, noises, u = draw(config.seed, HELD_OUT, places, noise_shapes(config), device)
     cond = conditions(config, batch, torch.zeros_like(u).bool(), encoder)
     if config.is_super_resolution:
-        cond |= low_res_conditions(config, x, eps[1], draw_augmentation(config.seed, HELD_OUT, places, device))
+        cond |= low_res_conditions(config, x, noises[1], draw_augmentation(config.seed, HELD_OUT, places, device))
     config = dataclasses.replace(config, mixed_ratio="")                  # all images at all levels
 
     @torch.no_grad()
     def held_out_loss():
         with autocast(config.precision, device):
-            return training_loss(config, ema, x, cond, t, eps).item()
+            return training_loss(config, ema, x, cond, t, noises).item()
     return held_out_loss
 
 
@@ -227,55 +234,59 @@ def main():
     args, config, checkpoint = start.read_command_line()                  # checkpoint: that of --resume, else None
     rank, world, device, device_reason = start_processes(args.device)
     config, source, inner_checkpoint = start.resolve(config, checkpoint, args, device, world)
-    local = start.resolve_machine(config, device, args.world_size or world)  # "auto" decided; not saved
+    # config is the run's and is saved. machine is config with each "auto" decided for this machine, and is not saved.
+    machine = start.resolve_machine(config, device, args.world_size or world)
     if args.dry_run:
-        return start.dry_run(local, device, device_reason, args.world_size or world) if rank == 0 else None
+        return start.dry_run(machine, device, device_reason, args.world_size or world) if rank == 0 else None
     encoder, held_out = start.open_encoder(config, source, device), start.open_held_out(config, source)
     folder = start.run_folder(args, checkpoint, rank, world)
 
     # ---- model, EMA weights, optimizer: new, resumed (--resume) or grown (--grow-from)
     torch.manual_seed(config.seed)                                        # the same weights on every rank
-    layout = torch.channels_last if local.channels_last == "on" else torch.contiguous_format
-    with torch.device(("meta" if rank else "cpu") if local.shard else device):   # sharded: only rank 0 has them whole
+    layout = torch.channels_last if machine.channels_last == "on" else torch.contiguous_format
+    # With --shard only rank 0 has real weights; the other ranks have shapes, and get their shards in restore().
+    with torch.device(("meta" if rank else "cpu") if machine.shard else device):
         model = build_model(config).to(memory_format=layout)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = make_optimizer(model, config)
-    model, ema, optimizer, step = start.restore(model, ema, optimizer, checkpoint, inner_checkpoint, local, device)
+    model, ema, optimizer, step = start.restore(model, ema, optimizer, checkpoint, inner_checkpoint, machine, device)
     if config.recompute:
         shard.checkpoint_activations(model)
-    # `net` trains: `model`, or a wrapper around it. We save and sample `model`, which keeps plain parameter names.
-    net = torch.compile(model) if local.compile == "on" and not local.shard else model
-    if world > 1 and not local.shard:
+    # `net` trains: it is `model` or a wrapper around it. Checkpoints hold `model` and `ema`; samples come from `ema`.
+    net = torch.compile(model) if machine.compile == "on" and not machine.shard else model
+    if world > 1 and not machine.shard:
         net = DistributedDataParallel(net, gradient_as_bucket_view=True)
 
     local_batch = config.batch // world                                   # images of this rank
     places = range(rank * local_batch, (rank + 1) * local_batch)          # their places in the global batch
-    micro = micro_batches(local_batch, config.accumulate)
+    parts = micro_batches(local_batch, config.accumulate)
     run = Run(folder, config, source, model, ema, optimizer, step, rank, world,
               held_out_loss=make_held_out_loss(config, ema, held_out, encoder, device),
               sheet=functools.partial(draw_sheet, ema, config, device, encoder))
     run.print_header(device, device_reason)
 
     # ---- the loop
-    stream = batches(source, config.batch, config.seed, step, rank, world, local.workers, config.flip)
+    stream = batches(source, config.batch, config.seed, first_step=step, rank=rank, world=world,
+                     workers=machine.workers, flip=config.flip)
     model.train()
     for step, batch in run.steps(stream):
         x = batch["image"].to(device, non_blocking=True, memory_format=layout)                  # (B, 3, H, W)
-        t, eps, u = draw(config.seed, step, places, noise_shapes(config), device)
+        t, noises, u = draw(config.seed, step, places, noise_shapes(config), device)
         cond = conditions(config, batch, u < config.cond_drop, encoder)
         if config.is_super_resolution:
-            cond |= low_res_conditions(config, x, eps[1], draw_augmentation(config.seed, step, places, device))
-        torch.manual_seed(config.seed * 1_000_003 + step * world + rank)  # for dropout: no random state is saved
+            cond |= low_res_conditions(config, x, noises[1], draw_augmentation(config.seed, step, places, device))
+        torch.manual_seed(config.seed * 1_000_003 + step * world + rank)  # dropout: no random state to be saved
 
         lr = config.lr * min(1, (step + 1) / max(1, config.warmup))       # linear warm-up
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("share", 1)                      # text layers learn more slowly (config.py)
         step_loss = 0.0
-        for rows in micro:                                                # micro-batches: their gradients add up
+        for part in parts:                                                # micro-batches: their gradients add up
             if world > 1:
-                net.require_backward_grad_sync = rows is micro[-1]        # DDP exchanges gradients once, at the end
+                net.require_backward_grad_sync = part is parts[-1]        # DDP exchanges gradients once, at the end
             with autocast(config.precision, device):
-                loss = training_loss(config, net, x[rows], select(cond, rows), t[rows], select(eps, rows)) / len(micro)
+                loss = training_loss(config, net, x[part], select(cond, part), t[part], select(noises, part))
+                loss = loss / len(parts)
             loss.backward()
             step_loss = step_loss + loss.detach()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)

@@ -78,7 +78,7 @@ def judge(args):
     for what, w, steps, folder, sampler in rows_of(run):
         trained.append(opened(folder, device, sample_steps=steps, sampler=sampler, guidance=w))
         scores, samples = evaluate.measure(trained[-1], yardstick, ("fd", "read"))
-        rows.append(dict(what=what, w=w, steps=steps, calls=steps * trained[-1].config.calls, **scores))
+        rows.append(dict(what=what, w=w, steps=steps, calls=steps * trained[-1].config.evaluations, **scores))
         sheets[what, w, steps] = samples["images"]
         print(f"{what:15s} w {w}  {steps:4d} steps  {rows[-1]['calls']:4d} calls  FD {scores['fd_held_out']:6.2f} ± "
               f"{scores['fd_held_out_pm']:.2f}  read {scores['read_rate']:.1%}", flush=True)

@@ -222,7 +222,7 @@ def choose_captions(args, configs):
     if args.labels:
         raise UserError(f"--labels {args.labels}: {args.runs[-1]} was trained with text; say it with --text")
     captions = (args.text or []) + (read_prompts(args.prompts) if args.prompts is not None else [])
-    if args.negative and all(config.calls == 1 for config in readers):
+    if args.negative and all(config.evaluations == 1 for config in readers):
         raise UserError("--negative: without guidance nothing leads away from it; want --guidance above 1")
     check_captions([*captions, args.negative or ""], readers)
     return captions or list(configs[-1].examples or readers[0].examples) or [""]
@@ -352,4 +352,4 @@ def introduce(n, configs, predictions, precisions, device, why):
     for config, count, precision in zip(configs, predictions, precisions):
         guidance = f"{config.guidance:g}" if config.guidable else "none, as there are no classes"
         print(f"{n} images of {config.size[0]}x{config.size[1]}, {config.sampler}, {config.sample_steps} steps, "
-              f"guidance {guidance}: {count * config.calls} evaluations each, on {device} ({why}), {precision}")
+              f"guidance {guidance}: {count * config.evaluations} evaluations each, on {device} ({why}), {precision}")

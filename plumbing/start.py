@@ -306,8 +306,8 @@ def check_inner(model, trained):
         raise ValueError("; ".join(faults))
 
 
-def restore(model, ema, optimizer, checkpoint, inner, here, device):
-    """Load the checkpoint of the resumed run, or the weights of the inner network; with here.shard, split the result.
+def restore(model, ema, optimizer, checkpoint, inner, machine, device):
+    """Load the checkpoint of the resumed run, or the weights of the inner network. With machine.shard, split them.
 
     Return (model, ema, optimizer, step). Before the split only rank 0 holds the whole model.
     """
@@ -319,8 +319,8 @@ def restore(model, ema, optimizer, checkpoint, inner, here, device):
             load_weights(model, checkpoint["model"], checkpoint["path"])
             load_weights(ema, checkpoint["ema"], checkpoint["path"])
             load_weights(optimizer, checkpoint["optimizer"], checkpoint["path"])
-    if here.shard:
-        model, ema, optimizer = shard.split(model, ema, optimizer, here, device)
+    if machine.shard:
+        model, ema, optimizer = shard.split(model, ema, optimizer, machine, device)
     if checkpoint and "model" not in checkpoint:                          # a sharded one
         shard.load(checkpoint, model, ema, optimizer)
     return model, ema, optimizer, checkpoint["step"] if checkpoint else 0

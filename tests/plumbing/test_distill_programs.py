@@ -46,7 +46,7 @@ def test_the_ladder_leaves_run_folders_that_know_themselves_and_resume(teacher, 
         assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])         # to the bit
     config = runs.read_checkpoint(str(out / "2"))["config"]
     assert (config.sampler, config.sample_steps, config.guidance_max) == ("ddim", 2, 4.0)
-    assert config.distilled_from == f"{out / '4'}, step 4" and config.guidance == 4.0 and config.calls == 1
+    assert config.distilled_from == f"{out / '4'}, step 4" and config.guidance == 4.0 and config.evaluations == 1
     assert json.loads((out / "guided" / "config.json").read_text())["distilled_from"] == f"{teacher}, step 3"
     calls, forward = [], P.sample
     monkeypatch.setattr(P, "sample", lambda *args, **kw: calls.append((args, kw)) or forward(*args, **kw))
@@ -76,7 +76,7 @@ def test_without_guided_the_students_have_no_guidance(teacher, tmp_path):
     passed on; a distilled run that cannot be distilled further."""
     assert run_here(D, [teacher, *SHORT, "--out", tmp_path / "o"]) == (None, "")
     config = runs.read_checkpoint(str(tmp_path / "o" / "2"))["config"]
-    assert config.guidance == 1 and config.calls == 1 and not config.guidance_max
+    assert config.guidance == 1 and config.evaluations == 1 and not config.guidance_max
     assert run_here(D, [tmp_path / "o" / "2", "--to", 1, "--steps", 2]) == (None, "")           # its steps are known
 
 
