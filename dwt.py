@@ -3,22 +3,20 @@
 Paper: simple diffusion, section 3.3 ("Avoiding high resolution feature maps") and figure 6.
 Needs: schedule.py. Next: unet.py, which takes its first and its last layer from this file.
 
-A U-Net spends much memory at full resolution and learns little there. So the first layer splits the image into four
-maps of half the side (one low-pass, three high-pass), or into sixteen maps of a quarter of the side. The last layer
-puts such maps together again. The 5/3 (LeGall) wavelet of JPEG 2000 is linear and invertible. In one dimension it works
-by "lifting", in two steps. Let x be the samples:
+Feature maps of full resolution take much memory, and the paper's networks without them were even better. So the first
+layer splits the image into four maps of half the side (one low-pass, three high-pass), or into sixteen of a quarter of
+the side. The last layer puts such maps together again. The 5/3 (LeGall) wavelet of JPEG 2000 is linear and invertible.
+In one dimension it works by "lifting", in two steps. Let x be the samples:
 
     predict   d[n] = x[2n+1] - (x[2n] + x[2n+2]) / 2      high-pass: each odd sample minus its prediction
     update    s[n] = x[2n]   + (d[n-1] + d[n]) / 4        low-pass:  5 taps (-1, 2, 6, 2, -1) / 8
 
-The inverse does the two steps in reverse order with opposite signs. It is exact for any coefficients. At the borders
-the signal is mirrored about its end samples: x[-1] = x[1], x[N] = x[N-2] (whole-sample symmetric, as in JPEG 2000).
+The inverse does the two steps in reverse order with opposite signs. It would be an inverse with any numbers in place
+of 1/2 and 1/4. The signal is mirrored about its end samples, as in JPEG 2000: x[-1] = x[1], x[N] = x[N-2].
 
 # Paper: the gain is not stated. We take JPEG 2000's, which is 1: a constant signal gives the same constant in the low
 # band. So the low band is a local average. It stays in [-1, 1], except for a small overshoot at sharp edges (ringing).
-# Along one axis, white noise of variance 1 has variance 46/64 = 0.72 in the low band and 3/2 in the high band. Along
-# both axes, it has 1.078 in LH1 and HL1, 2.250 in HH1, and 0.189 in LL2 (the digit is the level). The transform is not
-# orthogonal. Diffusion is not affected: it adds noise to pixels, and the wavelet is only a layer of the network.
+# The transform is not orthogonal. Diffusion is not affected: it adds noise to pixels, and the wavelet is only a layer.
 
 Shapes: B batch, C image channels, H, W pixels, L levels. Each side is divided by factor = 2^L.
 `python dwt.py` draws figure 6. It prints the reconstruction error and the share of energy in each band.
@@ -35,7 +33,7 @@ def _split(x):
     even, odd = x[..., 0::2], x[..., 1::2]
     next_even = torch.cat([even[..., 1:], even[..., -1:]], -1)            # x[2n+2]; mirrored: x[N] = x[N-2]
     high = odd - 0.5 * (even + next_even)                                 # predict
-    previous_high = torch.cat([high[..., :1], high[..., :-1]], -1)        # d[n-1]; mirrored: d[-1] = d[0]
+    previous_high = torch.cat([high[..., :1], high[..., :-1]], -1)  # d[n-1]; d[-1] = d[0] as x[-1] = x[1], x[-2] = x[2]
     low = even + 0.25 * (previous_high + high)                            # update
     return low, high
 
@@ -72,12 +70,12 @@ def dwt(x, levels):
 
     (B, C, H, W) -> (B, C 4^levels, H / 2^levels, W / 2^levels). Raise ValueError unless 2^levels divides H and W.
     Channel order: first LL of the coarsest level, then the details (LH, HL, HH) of each level, from the coarsest to the
-    finest. In the coarsest level each band has C channels. A finer band has more pixels: space-to-depth moves them into
-    more channels of the coarsest size (in the paper, 256^2 becomes 128^2 x 4).
+    finest. A band of the coarsest level has C channels. A finer band has more pixels: space-to-depth turns each 2 x 2
+    (or 4 x 4) of them into channels of one pixel of the coarsest size (in the paper, 256^2 becomes 128^2 x 4).
     """
     factor = 2 ** levels
     if x.shape[-2] % factor or x.shape[-1] % factor:
-        raise ValueError(f"dwt: {x.shape[-2]}x{x.shape[-1]} does not divide by {factor} ({levels} levels)")
+        raise ValueError(f"dwt: {x.shape[-2]}x{x.shape[-1]} is not divisible by {factor} ({levels} levels)")
     details = []
     for level in range(levels):
         x, lh, hl, hh = _analyse(x)
@@ -86,9 +84,9 @@ def dwt(x, levels):
 
 
 def idwt(y, levels):
-    """Invert dwt: (B, C 4^levels, h, w) -> (B, C, h 2^levels, w 2^levels). Raise ValueError if C is not an integer."""
+    """Invert dwt: (B, C 4^levels, h, w) -> (B, C, h 2^levels, w 2^levels). ValueError if the channels do not fit."""
     if y.shape[1] % 4 ** levels:
-        raise ValueError(f"idwt: {y.shape[1]} channels do not divide by {4 ** levels} ({levels} levels)")
+        raise ValueError(f"idwt: {y.shape[1]} channels are not divisible by {4 ** levels} ({levels} levels)")
     channels = y.shape[1] // 4 ** levels
     sizes = [channels] + [3 * channels * 4 ** i for i in range(levels)]   # LL, then details, coarse to fine
     x, *details = torch.split(y, sizes, 1)
@@ -116,8 +114,8 @@ def patch_factor(patching):
 class EmbedInput(nn.Module):
     """Map an image (B, in_channels, H, W) to the first feature map (B, channels, H/factor, W/factor).
 
-    none and dwt_L have a 3x3 convolution, of the pixels or of the wavelet coefficients. conv_d has one d x d
-    convolution of stride d, "what is called patching in transformer literature".
+    none: a 3x3 convolution of the pixels. dwt_L: the same of the wavelet coefficients. conv_d: a d x d convolution of
+    stride d, "what is called patching in transformer literature".
     """
 
     def __init__(self, in_channels, channels, patching):
@@ -134,7 +132,7 @@ class EmbedInput(nn.Module):
 
 
 class ProjectOutput(nn.Module):
-    """Map the last feature map (B, channels, h, w) to the prediction (B, out_channels, h factor, w factor)."""
+    """Map the last feature map (B, channels, H/factor, W/factor) to the prediction (B, out_channels, H, W)."""
 
     def __init__(self, channels, out_channels, patching):
         super().__init__()
@@ -145,8 +143,8 @@ class ProjectOutput(nn.Module):
         else:
             self.conv = nn.Conv2d(channels, out_channels * factor ** 2, 3, padding=1)
 
-    def forward(self, h):
-        y = self.conv(h)
+    def forward(self, features):
+        y = self.conv(features)
         # The inverse wavelet computes the final pixels, and it is cheap. So it runs in float32 even under autocast.
         return idwt(y.float(), self.levels) if self.levels else y.float()
 
@@ -156,8 +154,8 @@ class ProjectOutput(nn.Module):
 def adjoint(y, levels):
     """Return W^T y for the matrix W of dwt: (B, C 4^levels, h, w) -> (B, C, h 2^levels, w 2^levels).
 
-    sum(dwt(x) y) = sum(x adjoint(y)). W is not orthogonal, so this is not the inverse. If e is 1 at one coefficient and
-    0 elsewhere, then W^T e is its row of W. White noise of variance 1 gives this coefficient the variance |W^T e|^2.
+    For all x and y, sum(dwt(x) y) = sum(x adjoint(y)). W is not orthogonal, so W^T is not the inverse. If e is 1 at one
+    coefficient and 0 elsewhere, then W^T e is the row of W that computes this coefficient.
     """
     factor = 2 ** levels
     x = y.new_zeros(y.shape[0], y.shape[1] // factor ** 2, y.shape[2] * factor, y.shape[3] * factor, requires_grad=True)
@@ -165,7 +163,9 @@ def adjoint(y, levels):
 
 
 def band_noise_variances():
-    """Return the variance of white noise in LL2, LH2, HL2, HH2, LH1, HL1, HH1: |W^T e|^2, one coefficient for each."""
+    """Return the variance of white noise in LL2, LH2, HL2, HH2, LH1, HL1, HH1: |W^T e|^2, one coefficient for each.
+    White noise of variance 1 gets, per axis, variance 0.72 (low) or 1.5 (high). In two dimensions these multiply: HH1
+    2.25, LH1 and HL1 1.078; LL2 0.189. (The digit is the level.)"""
     unit = torch.zeros(16, 16, 8, 8)                                      # e for each channel; images of 32 x 32 pixels
     unit[range(16), range(16), 4, 4] = 1
     return adjoint(unit, 2).square().sum((1, 2, 3))[[0, 1, 2, 3, 4, 8, 12]]  # the first channel of each band
@@ -186,7 +186,7 @@ def draw_bands(x, level_1, level_2, path):
 
 
 def main():
-    from data import Glyphs                                               # imported here: only this page needs a scene
+    from data import Glyphs                                               # imported here: only main() needs an image
     x = Glyphs(size=(512, 512)).image(10)[None]                           # (1, 3, 512, 512)
     error = (idwt(dwt(x, 2), 2) - x).abs().max().item()
     print(f"largest reconstruction error, two levels, float32: {error:.1e}")

@@ -14,7 +14,7 @@ Only the ratio of alpha to sigma matters. So one number describes the noise leve
 Conventions of the whole project:
     images         float32, (B, C, H, W), in [-1, 1]
     x, eps, v, z   (B, C, H, W), all four of the same shape
-    t              (B,) or a scalar, in [0, 1]. In this file a scalar may be a float or a 0-d tensor
+    t              (B,) or a scalar, in [0, 1]. A scalar is a 0-d tensor; only in this file it may also be a float
     logsnr         (B,), one noise level for each image, or a scalar, one for all of them. Natural logarithm
 
 # Paper: section 2 defines the SNR twice, as alpha_t / sigma_t and as its square. We use the square.
@@ -33,9 +33,9 @@ from plumbing.pictures import pyplot, save_figure, show_image
 # ------------------------------------------------------------------------------------------ the process (2, eq. 1)
 
 def alpha_sigma(logsnr):
-    """Return alpha and sigma of the variance preserving process, each shaped like logsnr, each in (0, 1]."""
+    """Return alpha and sigma of the variance preserving process, each shaped like logsnr. +inf gives 1 and 0."""
     logsnr = torch.as_tensor(logsnr)
-    # We do not compute sigma^2 as 1 - alpha^2. Near t = 0, from logsnr = 17 on, float32 rounds alpha to 1.
+    # Do not write sigma = sqrt(1 - alpha^2): in float32 alpha is exactly 1 from logsnr = 17 on, and sigma would be 0.
     return torch.sqrt(torch.sigmoid(logsnr)), torch.sqrt(torch.sigmoid(-logsnr))
 
 
@@ -44,8 +44,8 @@ def alpha_sigma_for(image, logsnr):
     logsnr = torch.as_tensor(logsnr, dtype=image.dtype, device=image.device)
     if logsnr.ndim and tuple(logsnr.shape) not in [(1,), (len(image),)]:
         raise ValueError(f"logsnr must be a scalar or ({len(image)},), not {tuple(logsnr.shape)}")
-    axes = (1,) * (image.ndim - 1) if logsnr.ndim else ()
-    return alpha_sigma(logsnr.reshape(logsnr.shape + axes))               # (B, 1, 1, 1), or a scalar
+    ones = (1,) * (image.ndim - 1) if logsnr.ndim else ()
+    return alpha_sigma(logsnr.reshape(logsnr.shape + ones))               # (B, 1, 1, 1), or a scalar
 
 
 def diffuse(x, eps, logsnr):
@@ -59,11 +59,11 @@ def diffuse(x, eps, logsnr):
 def logsnr_cosine(t, logsnr_min=-15.0, logsnr_max=15.0):
     """Return the log-SNR of the cosine schedule alpha_t = cos(pi t / 2), cut off at both ends. Appendix A.
 
-    t: tensor in [0, 1], any shape. The result has that shape. It is logsnr_max at t = 0 and logsnr_min at t = 1.
-    In float32 the value at t = 1 has an error of about 1e-5 (2e-2 for logsnr_min = -25). This does no harm.
+    t: float or tensor in [0, 1], any shape. The result has that shape. It is logsnr_max at t = 0, logsnr_min at t = 1.
+    The tangent is steep near t = 1: float32 gives a harmless error of 1e-5 there (2e-2 for logsnr_min = -25).
     """
     t = torch.as_tensor(t)
-    t_min = math.atan(math.exp(-0.5 * logsnr_max))
+    t_min = math.atan(math.exp(-0.5 * logsnr_max))                        # t_min and t_max are angles, not times
     t_max = math.atan(math.exp(-0.5 * logsnr_min))
     return -2.0 * torch.log(torch.tan(t_min + t * (t_max - t_min)))
 
@@ -76,7 +76,7 @@ def logsnr_shifted(t, image_d, noise_d, logsnr_min=-15.0, logsnr_max=15.0):
     We want it to follow the cosine schedule. So the full image gets the cosine's SNR divided by s^2. In logs the whole
     curve moves by 2 log(noise_d / image_d), BOTH END POINTS INCLUDED: by -1.386 for 128 pixels at noise_d = 64.
 
-    image_d: side of the image, px. noise_d: the reference resolution, px (papers: 64, 32).
+    image_d: side of the image, px. noise_d: the reference resolution, px (papers: 64, 32). Larger noise_d: less noise.
     # Paper: it does not say what image_d is if H and W differ. We take sqrt(H W), the side of a square of equal area.
     """
     return logsnr_cosine(t, logsnr_min, logsnr_max) + 2.0 * math.log(noise_d / image_d)
@@ -85,13 +85,13 @@ def logsnr_shifted(t, image_d, noise_d, logsnr_min=-15.0, logsnr_max=15.0):
 def logsnr_interpolated(t, image_d, noise_d_low, noise_d_high, logsnr_min=-15.0, logsnr_max=15.0):
     """Move from the schedule of noise_d_high at t = 0 to the schedule of noise_d_low at t = 1. Appendix A.
 
-    A shifted schedule spends little time on fine detail. This one spends more: near t = 0 it has less noise, because
-    noise_d_low <= noise_d_high. The paper's example for 512 px has noise_d = 256 at t = 0 and 32 at t = 1. The paper
-    advises this schedule where guidance is used.
+    A larger noise_d means less noise. At t = 0 this schedule uses the larger noise_d, so images stay clean for longer
+    and more of the time goes to fine detail. The paper advises it where guidance is used. Its example for 512 px has,
+    in our reading, noise_d = 256 at t = 0 and 32 at t = 1. Its name 32 → 256 is in the order of sampling, from t = 1.
 
-    # Paper: eq. 6 weights noise_d_high by t. The code of appendix A weights noise_d_low by t. We follow the code, for
-    # three reasons. Sampling begins at t = 1, and section 3.1 speaks of "starting at shift 32". The curve covers the
-    # wider range of log-SNR. And it falls everywhere. With eq. 6 it does not, once high / low > e^pi, about 23.
+    # Paper: eq. 6 weights noise_d_high by t, the code of appendix A noise_d_low. We follow the code, for three reasons.
+    # Section 3.1 speaks of "starting at shift 32". From t = 0 to t = 1 the log-SNR falls further than with eq. 6. And
+    # it falls everywhere. With eq. 6 it does not, once high / low > e^pi, about 23.
     # Paper: the code gives this function the name of the shifted one.
     """
     t = torch.as_tensor(t)
@@ -101,8 +101,8 @@ def logsnr_interpolated(t, image_d, noise_d_low, noise_d_high, logsnr_min=-15.0,
 
 
 # ------------------------------------------------------------ x, eps and v: three ways to state one prediction (2)
-# If z is known, each of x, eps and v gives the other two (section 2, "Parametrization"). The reason is a rotation: turn
-# the pair (x, eps) by the angle phi with tan phi = sigma / alpha, and you get the pair (z, v).
+# If z is known, each of x, eps and v gives the other two (section 2, "Parametrization"). The reason is a rotation: z
+# and v are the coordinates of the point (x, eps) in axes turned by the angle phi, where tan phi = sigma / alpha.
 #
 #       z =  alpha x + sigma eps            x   = alpha z - sigma v
 #       v = -sigma x + alpha eps            eps = sigma z + alpha v
@@ -158,7 +158,7 @@ def v_from_eps(z, eps, logsnr):
 def snr_before_and_after_pooling(x, logsnr, window, generator=None):
     """Measure eq. 4: return the SNR of z and the SNR of its averages over window x window pixels, as two floats.
 
-    SNR means alpha^2 / (variance of z - alpha x), as if x had power 1. The second is about window^2 times the first.
+    SNR: alpha^2 / (the measured variance of the noise z - alpha x). The second is about window^2 times the first.
     x: (B, C, H, W). window divides H and W.
     """
     alpha, _ = alpha_sigma(logsnr)
@@ -199,7 +199,7 @@ def draw_noised_scene(x, path):
 
 
 def main():
-    from data import Glyphs                                               # imported here: only this page needs a scene
+    from data import Glyphs                                               # imported here: only main() needs an image
     x = Glyphs(size=(512, 512)).image(10)[None]                           # (1, 3, 512, 512)
     draw_schedules("figures/schedule_logsnr.png")
     draw_noised_scene(x, "figures/schedule_noise.png")

@@ -1,10 +1,10 @@
-"""The U-Net of simple diffusion (most blocks at 16 x 16), and the building blocks of all networks in this project.
+"""The U-Net of simple diffusion, and the building blocks of all networks in this project.
 
 Paper: simple diffusion, sections 3.3 and 3.4, appendix B.1 (settings) and B.2.1 (the printed ResBlock).
 Needs: dwt.py (the first and the last layer). Next: uvit.py (the same blocks around a transformer).
 
 The main differences from the U-Net of Ho et al. 2020, which you may know:
-  - Most blocks are at 16 x 16, only a few above it ("scaling the architecture", table 4): see `num_res_blocks`.
+  - More blocks are at 16 x 16 than at any other size ("scaling the architecture", table 4): see `num_res_blocks`.
   - Skips are added, not concatenated. Both sides are normalised, and their sum is divided by sqrt(2).
   - Dropout acts only on maps of side <= dropout_from_resolution (3.4, table 3).
   - The attention has several heads and normalises q and k. Average pooling halves the maps.
@@ -16,7 +16,8 @@ n heads, d = C / n channels per head. Feature maps are (B, C, H, W), tokens (B, 
 z is (B, in_channels, H, W), logsnr (B,) or a scalar. cond is a dict, see `Embedding`.
 `text` in a forward pass is the pair (tokens (B, T, c), mask (B, T)) that text.py makes of the captions, or None.
 
-# Paper: "NormalizeWithBias" is not defined. For maps we take group norm (32 groups), for q and k layer norm per head.
+# Paper: "NormalizeWithBias" is not defined. For maps we take group norm (with 32 groups if 128 divides the number of
+# channels, else fewer: `norm`), for q and k layer norm per head.
 # Paper: the attention is printed for the U-ViT only. That the U-Net also normalises q and k is our reading.
 # Paper: the U-Net's code is not printed. As in the U-ViT's, only down- and upsampling change the width. From Ho et al.
 # 2020 we take the middle (block, attention, block) and, in levels with attention, attention after every ResBlock.
@@ -32,11 +33,21 @@ import torch.nn.functional as F
 from dwt import EmbedInput, ProjectOutput, patch_factor
 
 
+def starting_at(scale, layer):
+    """Mark the layer: `initialise` will multiply its initial weights by `scale`.
+
+    0    for the last layer of a residual branch (kernel_init=zeros in B.2.1). Every block then starts as the identity,
+         so signals neither grow nor shrink on their way through many blocks.
+    0.3  for the layers that give scale and shift: 1 + scale then starts near 1. # Paper: silent; ours.
+    """
+    layer.start = scale
+    return layer
+
+
 # ------------------------------------------------------------------------------------------ log-SNR and conditions
-# `starting_at(0, layer)`: the weights of this layer start at zero. "initial weights, sizes" below says why.
 
 def sinusoid(x, channels):
-    """Return the Transformer's sinusoidal embedding of 1000 x, for x (B,) in [0, 1]. -> (B, channels)."""
+    """Embed x (B,), in [0, 1], as a Transformer embeds position 1000 x, in sines and cosines. -> (B, channels)."""
     frequency = torch.exp(torch.linspace(0, -math.log(10000.0), channels // 2, device=x.device))
     angle = 1000.0 * x[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], 1)
@@ -45,58 +56,58 @@ def sinusoid(x, channels):
 class Embedding(nn.Module):
     """Embed logsnr and the conditions: -> emb (B, E), from which every block takes its scale and shift.
 
-    The input is (logsnr - logsnr_min) / (logsnr_max - logsnr_min), in [0, 1]. The two ends are those of the SHIFTED
-    schedule, for the shift moves them (appendix A warns of it). With -15 and 15, it would leave [0, 1].
+    The input is (logsnr - logsnr_min) / (logsnr_max - logsnr_min), in [0, 1]. Take the end points of the SHIFTED
+    schedule: the shift moves them (appendix A warns of it). With -15 and 15, the input would leave [0, 1].
     # Paper: B.2 says only 'linear', B.1 nothing, and get_logsnr_emb is not printed. This scaling, the sinusoidal
     # embedding and two layers are our reading, for both networks.
 
-    cond["label"]  (B,) long, the class. Negative, or no such key: dropped. A dropped class gets the null embedding, the
-                   last row of the table. It learns from the 10 % of examples whose class training drops.
-    num_classes    0: only the null embedding. None: no table; `forward` then fails, only `of_logsnr` may be called
+    cond["label"]  (B,) long, the class. A negative number, or no such key, means no class: the null embedding, the last
+                   row of the table. Training teaches it by dropping the class of 10 % of the examples.
+    num_classes    0: a table with only the null embedding. None: no table, and only `of_logsnr` may be called
 
     For later files, each with its optional keys of cond:
     text           module (cond, B) -> tokens, mask, pooled: text.py. Keys text (B, T[, c]) and text_mask (B, T)
-    portrait       have a flag. Key portrait (B,) long, 1 = the image was upright and has been turned (data.py). It says
-                   how z lies, not what z shows, so it is never dropped. # Paper: silent on dropping it.
+    portrait       True: have a flag. Key portrait (B,) long: 1 if the image was upright and data.py has turned it.
+                   Never dropped: it tells the format of z, not the content. # Paper: silent on dropping it.
     guidance_max   largest guidance scale of a student of distill.py; 0: none. Key guidance (B,) in [1, guidance_max].
                    The weights of its embedding start at zero, so a student starts as its teacher.
     """
 
-    def __init__(self, channels, logsnr_min, logsnr_max, num_classes, width=256, text=None, portrait=False,
+    def __init__(self, channels, logsnr_min, logsnr_max, num_classes, sinusoid_channels=256, text=None, portrait=False,
                  guidance_max=0.0):
         super().__init__()
         self.logsnr_min, self.logsnr_max = float(logsnr_min), float(logsnr_max)
-        self.num_classes, self.width, self.guidance_max = num_classes, width, guidance_max
-        self.time = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.num_classes, self.sinusoid_channels, self.guidance_max = num_classes, sinusoid_channels, guidance_max
+        self.time = nn.Sequential(nn.Linear(sinusoid_channels, channels), nn.SiLU(), nn.Linear(channels, channels))
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, channels)
         self.text = text
         # The flag starts as large as a class embedding. From zero, the network still ignored it after 2000 steps.
         self.portrait = nn.Parameter(torch.randn(channels)) if portrait else None
-        self.guide = starting_at(0, nn.Linear(width, channels, bias=False)) if guidance_max else None
+        self.guide = starting_at(0, nn.Linear(sinusoid_channels, channels, bias=False)) if guidance_max else None
 
-    def forward(self, logsnr, cond, batch):
+    def forward(self, logsnr, cond, batch_size):
         """Return emb (B, E), and the pair (tokens, mask) for the cross-attention or None."""
-        condition, text = self.of_cond(cond, batch)
-        return self.of_logsnr(logsnr, batch) + condition, text
+        condition, text = self.of_cond(cond, batch_size)
+        return self.of_logsnr(logsnr, batch_size) + condition, text
 
-    def of_logsnr(self, logsnr, batch):
-        logsnr = logsnr.float().expand(batch)                             # (B,)
-        place = (logsnr - self.logsnr_min) / (self.logsnr_max - self.logsnr_min)
-        return self.time(sinusoid(place, self.width))                     # (B, E)
+    def of_logsnr(self, logsnr, batch_size):
+        logsnr = logsnr.float().expand(batch_size)                        # (B,)
+        fraction = (logsnr - self.logsnr_min) / (self.logsnr_max - self.logsnr_min)
+        return self.time(sinusoid(fraction, self.sinusoid_channels))      # (B, E)
 
-    def of_cond(self, cond, batch):
+    def of_cond(self, cond, batch_size):
         """Return the part of emb (B, E) that comes from cond, and the pair (tokens, mask) or None."""
         label, text = cond.get("label"), None
         if label is None:
-            label = torch.full((batch,), -1, device=self.label.weight.device)
+            label = torch.full((batch_size,), -1, device=self.label.weight.device)
         condition = self.label(torch.where(label < 0, self.num_classes, label))  # the last row is the null embedding
         if self.portrait is not None and "portrait" in cond:
             condition = condition + cond["portrait"][:, None] * self.portrait
         if self.guide is not None and "guidance" in cond:
-            place = (cond["guidance"].float() - 1) / (self.guidance_max - 1)
-            condition = condition + self.guide(sinusoid(place, self.width))
+            fraction = (cond["guidance"].float() - 1) / (self.guidance_max - 1)
+            condition = condition + self.guide(sinusoid(fraction, self.sinusoid_channels))
         if self.text is not None:
-            tokens, mask, pooled = self.text(cond, batch)
+            tokens, mask, pooled = self.text(cond, batch_size)
             condition, text = condition + pooled, (tokens, mask)
         return condition, text
 
@@ -104,13 +115,13 @@ class Embedding(nn.Module):
 # ------------------------------------------------------------------------------------------ blocks
 
 def norm(channels):
-    """Return NormalizeWithBias for maps: group norm with 32 groups as usual, in narrow maps fewer. With one channel per
-    group, the norm would remove the mean of each channel, and with it the colour of the image."""
+    """Return NormalizeWithBias for maps: GroupNorm with at least 4 channels in each group. A group of one channel would
+    lose its mean, and so the colour."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels)
 
 
 class ResBlock(nn.Module):
-    """The printed resnet_block of B.2.1: (x, emb[, skip]) -> x + h, all maps (B, C, H, W).
+    """The paper's resnet_block (B.2.1): (x, emb[, skip]) -> x + h, all maps (B, C, H, W).
 
     # Paper: B.2.1 prints no dropout in it, but B.1 has dropout. We put it where Ho et al. 2020 do.
     """
@@ -136,10 +147,10 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """The printed self_attention of B.2.1, with its residual: tokens (B, N, C) -> (B, N, C).
+    """The paper's self_attention (B.2.1), with its residual: tokens (B, N, C) -> (B, N, C).
 
-    Layer norm (with bias) normalises q and k per head. So their product stays bounded, however large x grows. Only the
-    learned gains and biases of the two norms can change the bound. The scale d^-1/2 stays, as printed;
+    Layer norm (with bias) normalises q and k per head. So their product stays bounded, however large the weights of qkv
+    grow. Only the learned gains and biases of the two norms can change the bound. The paper also has the scale d^-1/2:
     scaled_dot_product_attention applies it. Raises ValueError if num_heads does not divide channels.
     # Paper: "Normalize" (without bias) is not defined. We take layer norm with a scale and no bias.
     # Paper: the printed function takes text_emb and never uses it. Cross-attention (5.2) is not printed.
@@ -156,12 +167,12 @@ class Attention(nn.Module):
         self.out = starting_at(0, nn.Linear(channels, channels))
 
     def forward(self, x, mask=None):
-        """mask (B, N) bool: True for the tokens that others attend to (text.py). None: all."""
+        """Attend to the tokens where mask (B, N) is True (text.py). None: attend to all."""
         B, N, C = x.shape
         qkv = self.qkv(self.norm(x)).view(B, N, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.unbind(2)                                           # (B, N, n, d) each
         q, k = self.norm_q(q), self.norm_k(k)                             # over d: per head
-        q, k, v = (a.transpose(1, 2).to(v.dtype) for a in (q, k, v))      # (B, n, N, d)
+        q, k, v = (a.transpose(1, 2).to(v.dtype) for a in (q, k, v))      # (B, n, N, d). Autocast makes norms float32
         mask = None if mask is None else mask[:, None, None]              # (B, 1, 1, N): for every head and query
         h = F.scaled_dot_product_attention(q, k, v, mask)                 # softmax over the keys
         return x + self.out(h.transpose(1, 2).reshape(B, N, C))
@@ -188,7 +199,7 @@ class CrossAttention(nn.Module):
         split = lambda a: a.view(B, -1, self.num_heads, C // self.num_heads)
         k, v = map(split, self.kv(tokens).chunk(2, 2))                    # (B, T, n, d) each
         q, k = self.norm_q(split(self.q(self.norm(x)))), self.norm_k(k)
-        q, k, v = (a.transpose(1, 2).to(v.dtype) for a in (q, k, v))      # (B, n, N or T, d)
+        q, k, v = (a.transpose(1, 2).to(v.dtype) for a in (q, k, v))      # (B, n, N or T, d). .to(): as in Attention
         h = F.scaled_dot_product_attention(q, k, v, mask[:, None, None])
         return x + self.out(h.transpose(1, 2).reshape(B, N, C))
 
@@ -260,23 +271,12 @@ class MapSequence(nn.Sequential):
 
 # ------------------------------------------------------------------------------------------ initial weights, sizes
 
-def starting_at(scale, layer):
-    """Set a factor on the standard deviation of the layer's initial weights. `initialise` reads it.
-
-    0    for the last layer of a residual branch (kernel_init=zeros in B.2.1). Every block then starts as the identity,
-         so signals neither grow nor shrink on their way through many blocks.
-    0.3  for the layers that give scale and shift: 1 + scale then starts near 1. # Paper: silent; ours.
-    """
-    layer.start = scale
-    return layer
-
-
 def initialise(network):
     """Initialise all linear and convolutional layers. Each network calls it once, at the end of its constructor.
 
-    Weights are normal with variance 1 / fan_in, biases zero. JAX, the paper's framework, has this variance by default
-    ("lecun normal", a TRUNCATED normal; ours is not truncated). PyTorch's default has a third of it. With that, each
-    layer on the way would weaken log-SNR and class by sqrt(3) before they reach the blocks.
+    Weights are normal with variance 1 / fan_in, biases zero. Flax, whose layer names B.2.1 uses, has this variance by
+    default ("lecun normal", a TRUNCATED normal; ours is not truncated). PyTorch's default is a third of it. That would
+    weaken log-SNR by sqrt(3) in each of its two layers before the blocks. The class passes none: it is a table row.
     """
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
@@ -291,7 +291,7 @@ def initialise(network):
 def at_resolution(height, width, resolution):
     """Return whether a map of (height, width) counts as a map of that resolution. Square maps: side == resolution.
 
-    # Paper: silent on other shapes. We take the square of equal area, and round its side to the nearest factor of two.
+    # Paper: silent on other shapes. For the square of equal area, side / resolution is between 1/sqrt(2) and sqrt(2).
     """
     return abs(math.log2(math.sqrt(height * width) / resolution)) < 0.5
 
@@ -331,8 +331,8 @@ class UNet(nn.Module):
 
     For later files:
     in_channels              6 for super-resolution (cascade.py)
-    attn_layers              Matryoshka, instead of attn_resolutions: how many times attention and feed-forward follow
-                             each block, one count per level. (): simple diffusion's attention
+    attn_layers              for Matryoshka, one number per level: how many pairs of attention and feed-forward follow
+                             each block. attn_resolutions is then not used. (): only attn_resolutions counts
     middle                   False: no middle (block, attention, block), for the outer levels of nested_unet.py
     text_channels            width c of the tokens of the captions; 0: no cross-attention
     text, portrait, guidance_max: see `Embedding`
@@ -358,15 +358,15 @@ class UNet(nn.Module):
             return ResBlock(widths[level], emb_channels, level_dropout, skip)
 
         def attention(level):
-            layers = []
-            if attn_layers:                                               # Matryoshka
-                for _ in range(attn_layers[level]):
-                    layers += [MapAttention(widths[level], num_heads, text_channels), FeedForward(widths[level])]
-            elif any(at_resolution(*sizes[level], r) for r in attn_resolutions):
-                return MapAttention(widths[level], num_heads, text_channels)
+            if not attn_layers:                                           # simple diffusion
+                has_attention = any(at_resolution(*sizes[level], r) for r in attn_resolutions)
+                return MapAttention(widths[level], num_heads, text_channels) if has_attention else MapSequence()
+            layers = []                                                   # Matryoshka
+            for _ in range(attn_layers[level]):
+                layers += [MapAttention(widths[level], num_heads, text_channels), FeedForward(widths[level])]
             return MapSequence(*layers)
 
-        def pair(level, skip=False):
+        def block_and_attention(level, skip=False):
             return nn.ModuleList([block(level, skip), attention(level)])
 
         self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait,
@@ -374,14 +374,14 @@ class UNet(nn.Module):
         self.input = EmbedInput(in_channels, widths[0], patching)
         self.down, self.downsample, up, upsample = nn.ModuleList(), nn.ModuleList(), [], []
         for level, k in enumerate(num_res_blocks):
-            self.down.append(nn.ModuleList(pair(level) for _ in range(k)))
-            up.append(nn.ModuleList(pair(level, skip=True) for _ in range(k + 1)))
+            self.down.append(nn.ModuleList(block_and_attention(level) for _ in range(k)))
+            up.append(nn.ModuleList(block_and_attention(level, skip=True) for _ in range(k + 1)))
             if level < coarsest:
                 self.downsample.append(Downsample(widths[level], widths[level + 1]))
                 upsample.append(Upsample(widths[level + 1], widths[level]))
         self.middle = nn.ModuleList()
         if middle:                                                        # block, attention, block
-            self.middle.extend([pair(coarsest), nn.ModuleList([block(coarsest), MapSequence()])])
+            self.middle.extend([block_and_attention(coarsest), nn.ModuleList([block(coarsest), MapSequence()])])
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))   # coarsest first
         self.output = ProjectOutput(widths[0], out_channels, patching)
         initialise(self)
@@ -390,7 +390,7 @@ class UNet(nn.Module):
         return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))  # (B, out_channels, H, W)
 
     def features(self, z, emb, text=None, f=None):
-        """Run all layers but the last. f (nested_unet.py): the outer level's map, added to the first layer's output."""
+        """Run all layers but the last. f, only from nested_unet.py: a map to add to the first layer's output."""
         h, skips = self.descend(z, emb, text, f)
         for block, attention in self.middle:
             h = attention(block(h, emb), text)

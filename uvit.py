@@ -3,19 +3,19 @@
 Paper: simple diffusion, sections 3.5, 3.6 and 5.2 (text), appendix B.2 and B.2.1 (pseudo-code), figure 7.
 Needs: unet.py (embedding, ResBlock, attention). Next: text.py, or train.py.
 
-The U-Net of B.1 has attention at 16 x 16 and 8 x 8. The U-ViT ends at 16 x 16, where transformer blocks (MLP block,
-then attention) replace all of that: ResBlocks, attention and middle. They have residual connections only; the ResBlocks
-above keep their skips. The result is easy to scale (36 blocks of width 2048, 2 billion parameters) and keeps
-accelerators busy. For text to image (3.6, 5.2), transformer blocks also have cross-attention to the caption, and at
-32 x 32 self-attention replaces the convolutions, too.
+The coarsest level of the U-ViT (16 x 16 in the paper) has only transformer blocks, without U-Net skips. The finer
+levels have ResBlocks with skips, as before. The result is easy to scale (36 blocks of width 2048, 2 billion parameters)
+and keeps accelerators busy. For text to image (3.6, 5.2), transformer blocks also have cross-attention to the caption,
+and at 32 x 32 self-attention replaces the convolutions, too.
 
 Legend of shapes: B batch, C channels, N = H W tokens of the coarsest map, E emb_channels.
 
 # Paper: its U-ViT code has k ResBlocks on the way up, too, not k + 1. Only the outputs of blocks are skips.
 # Paper: a transformer block is MLP first, then attention, both residual: as printed.
-# Paper: "Dense(emb, mlp_h.shape[2:])": scale and shift act on the 4C hidden features, after the swish.
-# Paper: the printed U-ViT has no norm before ProjectOutput and does not zero-initialise it. We follow this in both
-# networks. With the usual norm, swish and zeros, our small models learnt markedly slower (benchmarks/NOTEBOOK.md).
+# Paper: "DenseGeneral(emb, mlp_h.shape[2:])": scale and shift act on the 4C hidden features, after the swish.
+# Paper: the U-ViT has no norm before ProjectOutput, whose inside is not printed: the paper does not say whether it
+# starts at zero. In both networks ours has no norm and no zeros. With the usual norm, swish and zeros, our small models
+# learnt markedly slower (benchmarks/NOTEBOOK.md).
 
 `python uvit.py` prints figure 7 as a table of blocks, and the parameters and FLOPs of the three ImageNet models.
 """
@@ -32,7 +32,7 @@ from unet import (Attention, CrossAttention, Downsample, Embedding, MapSequence,
 
 
 class MLPBlock(nn.Module):
-    """The printed mlp_block of B.2.1, with its residual: tokens x (B, N, C), emb (B, E) -> (B, N, C). skip, shaped like
+    """The paper's mlp_block (B.2.1), with its residual: tokens x (B, N, C), emb (B, E) -> (B, N, C). skip, shaped like
     x, is only for the AttentionBlock below (text at 32 x 32)."""
 
     def __init__(self, channels, emb_channels, dropout=0.0, skip=False, expansion=4):
@@ -74,8 +74,8 @@ class TransformerBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Section 5.2, for text only: it replaces a ResBlock at 32 x 32. (x, emb[, skip]) -> x, like a ResBlock.
 
-    # Paper: "replaced convolutional layers with self-attention"; no more. We add the MLP, as in the transformer, and
-    # keep the skips. Cross-attention is in the transformer only.
+    # Paper: it says only "replaced convolutional layers with self-attention". We add an MLP block, as in the
+    # transformer, and keep the skips. Only the transformer has cross-attention.
     """
 
     def __init__(self, channels, emb_channels, num_heads, dropout, skip):
@@ -97,8 +97,8 @@ class UViT(nn.Module):
     num_res_blocks           k ResBlocks down and k up, for each level above the transformer
     num_transformer_blocks   blocks of the transformer
     transformer_dropout      dropout in MLP blocks. (`dropout`, by resolution, is for ResBlocks, as in the U-Net)
-    position_std             initial standard deviation of the position embedding. With the paper's normal(0.01) the
-                             tokens differ little at first. Its 500k steps repair that, a laptop's few thousand do not
+    position_std             initial standard deviation of the position embedding. With the paper's 0.01, a token hardly
+                             shows its position at first. 500k steps change that, a laptop's few thousand do not
     The other arguments, and ValueError, are as in the U-Net. Only for later files:
     transformer_resolutions  sides of the maps that have AttentionBlocks INSTEAD OF ResBlocks. 5.2: 32, for text
     """
@@ -116,12 +116,12 @@ class UViT(nn.Module):
         self.widths = widths = [base_channels * m for m in channel_mult]
 
         def pair(level, skip):
-            size = height >> level, width >> level
-            level_dropout = dropout if at_or_below(*size, dropout_from_resolution) else 0.0
+            map_size = height >> level, width >> level
+            level_dropout = dropout if at_or_below(*map_size, dropout_from_resolution) else 0.0
             block = partial(ResBlock, widths[level], emb_channels, level_dropout)
-            if any(at_resolution(*size, r) for r in transformer_resolutions):
+            if any(at_resolution(*map_size, r) for r in transformer_resolutions):
                 block = partial(AttentionBlock, widths[level], emb_channels, num_heads, transformer_dropout)
-            return nn.ModuleList([block(skip=skip), MapSequence()])       # as in the U-Net, without attention
+            return nn.ModuleList([block(skip=skip), MapSequence()])       # the U-Net's pair, but no attention follows
 
         self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait,
                                guidance_max=guidance_max)
@@ -145,13 +145,13 @@ class UViT(nn.Module):
         return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))  # (B, out_channels, H, W)
 
     def features(self, z, emb, text=None, f=None):
-        """Run all layers but the last. f (nested_unet.py): the outer level's map, added to the first layer's output."""
+        """Run all layers but the last. f, only from nested_unet.py: a map to add to the first layer's output."""
         check_input(z, self.size)
         h = self.input(z)                                                 # (B, C0, H, W)
         h = h if f is None else h + f
         skips = []
         for blocks, downsample in zip(self.down, self.downsample):
-            for block, _ in blocks:
+            for block, _ in blocks:                                       # the second of each pair is empty: see `pair`
                 h = block(h, emb)                                         # (B, Ci, H/2^i, W/2^i)
                 skips.append(h)
             h = downsample(h)
@@ -170,7 +170,7 @@ class UViT(nn.Module):
 # ------------------------------------------------------------------------------------------ figure 7, costs
 
 def imagenet_uvit(side, patching):
-    """Build the U-ViT of B.2 for ImageNet at `side` px, shapes only. The schedule's end points are shifted to 64 px."""
+    """Build B.2's U-ViT for ImageNet at `side` px, as shapes without numbers. Its schedule has noise_d = 64."""
     shift = 2 * math.log(64 / side)
     with torch.device("meta"):
         return UViT((side, side), 128, 1024, (1, 2, 4, 16), (2, 2, 2), 36, num_heads=4, transformer_dropout=0.2,

@@ -26,7 +26,7 @@ class LevelEmbedding:
         def slow(layer, logsnr, batch):
             places = [(float(l) - layer.logsnr_min) / (layer.logsnr_max - layer.logsnr_min)
                       for l in logsnr.reshape(-1).expand(batch)]
-            return layer.time(m.unet.sinusoid(torch.tensor(places), layer.width))
+            return layer.time(m.unet.sinusoid(torch.tensor(places), layer.sinusoid_channels))
         return LevelEmbedding.seen(m, r, slow)
 
     def laws(seen):

@@ -76,7 +76,8 @@ EXERCISES = [
     Exercise("2.2", "The velocity", "schedule.v_from_x_eps", 2, 2, 10,
              "simple diffusion, section 2; Salimans & Ho 2022",
              "Take x and eps, shaped like images, and logsnr, (B,) or a scalar. Return v.",
-             "Rotate (x, eps) by the angle whose tangent is sigma / alpha. The first axis becomes z, the second v.",
+             "Turn the axes of (x, eps) by the angle whose tangent is sigma / alpha. The first coordinate is then z, "
+             "the second v.",
              "What must a network that predicts v predict at t = 0, and what at t = 1?"),
     Exercise("2.3", "Noise out of the velocity", "schedule.eps_from_v", 2, 2, 10, "simple diffusion, section 2",
              "Take z and v, shaped like images, and logsnr, (B,) or a scalar. Return eps.",
@@ -130,8 +131,8 @@ EXERCISES = [
              "simple diffusion, appendix A and B.2 ('linear' log-SNR input)",
              "Take logsnr, (B,) or a scalar, and return its embedding (B, E). Scale logsnr linearly: 0 at "
              "self.logsnr_min, 1 at self.logsnr_max, the END POINTS OF THE SCHEDULE IN USE. Send the sinusoid of "
-             "that place through self.time.",
-             "Expand a scalar to the batch: sinusoid(place, self.width) wants (B,).",
+             "that fraction through self.time.",
+             "Expand a scalar to the batch: sinusoid(fraction, self.sinusoid_channels) wants (B,).",
              "A model for 512 px images uses the schedule shifted to 64, but its embedding keeps the ends -15 and "
              "15. Which log-SNRs occur, and what does the embedding make of them?"),
     Exercise("4.2", "The ResBlock: scale, shift and skip", "unet.ResBlock.forward", 5, 8, 40,

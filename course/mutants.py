@@ -180,7 +180,7 @@ MUTANTS = {
          "upside down: the lower end is 0"),
         ("(logsnr - self.logsnr_min) / (self.logsnr_max - self.logsnr_min)", "torch.sigmoid(logsnr)",
          "a sigmoid: B.2's input is 'linear'"),
-        ("self.time(sinusoid(place, self.width))", "self.time(sinusoid(logsnr, self.width))",
+        ("sinusoid(fraction, self.sinusoid_channels)", "sinusoid(logsnr, self.sinusoid_channels)",
          "log-SNR itself, not its place between the ends"),
         ("(self.logsnr_max - self.logsnr_min)", "30.0",
          "divided by 30: the range of the schedule in use is logsnr_max - logsnr_min"),

@@ -56,7 +56,7 @@ def test_constant_has_gain_one_and_ramps_have_no_detail():
 
 
 def test_white_noise_has_the_stated_variance_per_band():
-    """The numbers of the header: 46/64 and 3/2 per axis."""
+    """The numbers of `band_noise_variances`: 46/64 and 3/2 per axis."""
     ll, lh, hl, hh = D._analyse(torch.randn(1, 1, 1024, 1024, generator=torch.Generator().manual_seed(0)))
     for band, want in ((ll, (46 / 64) ** 2), (lh, 46 / 64 * 1.5), (hl, 46 / 64 * 1.5), (hh, 1.5 ** 2)):
         assert band.var().item() == pytest.approx(want, rel=0.02)
@@ -85,7 +85,7 @@ def test_gradient_is_the_adjoint():
 
 
 def test_sizes_and_names_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="divide by 4"):
+    with pytest.raises(ValueError, match="divisible by 4"):
         D.dwt(torch.zeros(1, 3, 10, 8), 2)
     with pytest.raises(ValueError, match="channels"):
         D.idwt(torch.zeros(1, 6, 4, 4), 1)
