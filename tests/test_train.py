@@ -174,7 +174,8 @@ def test_the_held_out_loss_is_that_of_the_ema_weights_and_has_no_noise(tmp_path)
     """It sees 32 fixed images with their labels, every level, and the same noise at each call. Training is the same
     with it and without it.
 
-    Kills: the trained weights; noise drawn anew at each call; dropped labels; an effect on the training."""
+    Kills: the trained weights; noise drawn anew at each call; dropped labels; levels that --mixed-ratio leaves out; an
+    effect on the training."""
     args = [*TINY, "--cond-drop", 1, "--mixed-ratio", "1:1", "--outer-channels", "8,8", "--outer-blocks", "1,1",
             "--patching", "none", "--size", 32, "--steps", 4]
     assert run_here(T, [*args, "--held-out-every", 2, "--out", tmp_path / "r"]) == (None, "")
@@ -185,14 +186,15 @@ def test_the_held_out_loss_is_that_of_the_ema_weights_and_has_no_noise(tmp_path)
     a, b = checkpoint(tmp_path / "r"), checkpoint(tmp_path / "without")
     assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
     model, config = P.load_run(str(tmp_path / "r"))
-    labels = []
+    seen = []
 
     def spy(z, logsnr, cond):
-        labels.append(cond["label"])
+        seen.append((cond["label"], *z))
         return model(z, logsnr, cond)
     loss = T.make_held_out_loss(config, spy, open_run(config, held_out=True), None, CPU)
     assert loss() == loss() == pytest.approx(float(column[-1]), rel=1e-4)
-    assert min(map(int, labels[0])) >= 0 and len(labels[0]) == 32
+    labels, *levels = seen[0]
+    assert labels.min() >= 0 and [len(part) for part in (labels, *levels)] == [32, 32, 32]
 
 
 # ---- one run, however it is cut
