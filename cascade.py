@@ -19,8 +19,8 @@ model learns not to trust it blindly (FID 2.13):
                           condition of the model
     blur (3.1)            a 3x3 Gaussian of sigma ~ U(0.4, 0.6) on half of the examples, never in sampling
 
-So one network learns all levels s. The best s is found after training, by trying some. One stage can give the next
-(`HANDOFFS`):
+So one network learns all levels s. The best s is found after training, by trying some. A stage can pass one of three
+things to the next (`HANDOFFS`):
 
     truncated   its own z_s: its sampling stops at s (3.2)
     renoised    its finished image with fresh noise of level s ("non-truncated", 3.3). The search for s then samples the
@@ -207,7 +207,7 @@ def main():
     low_schedule = lambda t: logsnr_shifted(t, 16, 32)
     low_res = downsample(torch.stack([Glyphs(size).image(i) for i in range(40)]), low_size)
     print("glyphs64_sr, 16x16 -> 64x64: log-SNR of the low-res image at s")
-    print("   s     given   measured   after up-sampling (which averages noise away: the level given is before it)")
+    print("   s     given   measured   after up-sampling (less noise; the model is given the level before it)")
     for s in times:
         given, measured, upsampled = measured_snr(low_res, s, low_schedule, size, torch.Generator().manual_seed(0))
         print(f"{s:4.1f} {given:9.2f} {measured:10.2f} {upsampled:12.2f}")

@@ -3,8 +3,9 @@
 Paper: simple diffusion, appendix B (settings); Matryoshka's released configurations; Cascaded Diffusion, appendix B.
 Needs: unet.py, uvit.py, text.py, nested_unet.py, cascade.py. Next: train.py.
 
-`Config` is one flat block. Each field is a flag of train.py (--lr 1e-4), and the comment behind it is the help of that
-flag. A preset is a Config: `PRESETS` has one for each row of the papers' tables, and small ones for a laptop.
+`Config` is one flat block. A field is a flag of train.py (--lr 1e-4), and the comment behind it is the help of that
+flag; seven fields are set from the data or by distill.py. A preset is a Config: `PRESETS` has one for each row of the
+papers' tables, and small ones for a laptop.
 """
 import math
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ class Config:
     # process (simple diffusion 3.1, A)
     schedule: Literal["cosine", "shifted", "interpolated"] = "shifted"  # log-SNR as a function of time t
     noise_d: float = 64                  # px: image side at which the plain cosine holds; interpolated: the low one
-    noise_d_high: float = 256            # px: the high one of the interpolated schedule, which holds at its clean end
+    noise_d_high: float = 256            # px: noise_d of the interpolated schedule at its clean end, t = 0
     logsnr_min: float = -15.0            # log-SNR of the cosine at t = 1, before the shift
     logsnr_max: float = 15.0             # log-SNR of the cosine at t = 0, before the shift
     # loss (2, 3.2, A)
@@ -133,12 +134,12 @@ class Config:
 
     @property
     def is_nested(self):
-        """Has the model several levels (nested_unet.py)?"""
+        """True if the model has several levels (nested_unet.py)."""
         return bool(self.outer_channels)
 
     @property
     def is_super_resolution(self):
-        """Is the model a later stage of a cascade (cascade.py)?"""
+        """True if the model is a later stage of a cascade (cascade.py)."""
         return bool(self.low_size)
 
     @property
@@ -264,8 +265,8 @@ def outer_network(config, level):
 def parameter_groups(model, config):
     """Return the parameters for Adam. Those that read the text (text.py) are a group with a lower learning rate.
 
-    At first the network does not know what to do with a word, so the word is noise to it. At the full rate the layers
-    that all words share learn within a few hundred steps to be silent, and the letters are not found
+    At first words are only noise to the network. At the full rate the shared text layers learn within a few hundred
+    steps to output nothing, and never learn the letters
     (benchmarks/NOTEBOOK.md). A table of classes has no such layers.
     """
     readers = [module for module in model.modules() if isinstance(module, TextCondition)]

@@ -144,7 +144,7 @@ class Glyphs:
         ground = 1 - coverage                                             # what the letter does not cover
         if s["shadow"]:
             ground = ground * (1 - 0.4 * _letter(s, h, w, offset=0.035)[-1])
-        # The picture is a sum of weights times colours. We average the weights, which are fewer, and then add up.
+        # A pixel is a weighted sum of colours. To average the few weight maps first is cheaper.
         weights = np.stack([ground, ground * pattern] + (ink or [coverage]))
         weights = sum(weights[:, i::k, j::k] for i in range(k) for j in range(k)) / (k * k)     # (..., H, W)
         rgb = s["ground_rgb"]

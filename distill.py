@@ -3,11 +3,11 @@
 Paper: simple diffusion, section 1: "After using existing distillation techniques ... the model can generate an image in
 0.4 seconds"; appendix A ("Distillation"), figure 9. The techniques: progressive distillation (Salimans & Ho 2022, arXiv
 2202.00512) and, before it, guided distillation (Meng et al. 2022, arXiv 2210.03142). Their full texts were not at hand:
-the equations are those of the released code and of notes. What is called unverified is so.
+the equations are those of the released code and of notes.
 Needs: schedule.py, sample.py (guide, ddim_step), train.py. Next: measures.py.
 
-    guided        the student is given the guidance scale w. It predicts in one call the mixture of eq. 7, for which
-                  its teacher needs two
+    guided        the student takes the guidance scale w as input and predicts eq. 7 in one call. Its teacher
+                  needs two
     progressive   a student of N steps learns to land in one DDIM step where its teacher of 2N steps lands in two. Then
                   it becomes the teacher, and N is halved: 128, 64, ... Each round starts from its teacher's weights
 
@@ -210,8 +210,8 @@ def read_round(folder, config):
 
 
 def with_guidance(teacher, config):
-    """Return a student like `teacher` that is given w. The new layer is zero: at first the student says the same for
-    every w."""
+    """Return a student like `teacher` that is given w. The new layer is zero: at first its output does not depend
+    on w."""
     student = build_model(config)
     try:
         missing, excess = student.load_state_dict(teacher.state_dict(), strict=False)
@@ -261,7 +261,7 @@ def parse(argv):
 
 
 def check_teacher(args, config):
-    """Can this run be distilled as asked? Raises UserError."""
+    """Check that this run can be distilled as asked. Raises UserError."""
     if config.distilled_steps and (args.first or config.distilled_steps) != config.distilled_steps:
         raise UserError(f"--from {args.first}: {args.run} was itself distilled to {config.distilled_steps} steps")
     if args.guided and not config.guidable:

@@ -23,8 +23,8 @@ the real images that samples are compared with) and measuring.py (flags, files, 
     memory  how near the samples are to training images, 1 = as near as unseen images are
     bits    bits per dimension of held-out images, at most
 
-All measures but the last are of 8-bit samples, drawn with the EMA weights. Samples and descriptions of real images are
-cached, so a second question about a run draws no second set of samples.
+All measures but the last are of 8-bit samples, drawn with the EMA weights. Samples and features are cached: a second
+evaluation uses them again.
 """
 import math
 import os
@@ -117,7 +117,7 @@ def low_res_images(run, labels, seed):
             return add_noise(images, part)
         return (*sampling_key(below, precision), handoff, s), truncated
 
-    low = draw_samples(below, labels, seed)                               # once for all s: the reason for "renoised"
+    low = draw_samples(below, labels, seed)                               # drawn once and used for every s
     images = low["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
     return (low["name"], handoff, s), lambda part: add_noise(images[part], part)
 

@@ -2,7 +2,6 @@
 
 Paper: Matryoshka Diffusion Models (Gu, Zhai, Zhang, Susskind, Jaitly 2023, arXiv 2310.15111), section 3. We did not
 have its full text. The equations and steps here follow the released code and other people's notes on the paper.
-"Unverified" marks what only the notes say.
 Needs: schedule.py, unet.py. Next: train.py, sample.py.
 
 An image has R levels, from level R, the full image, to level 1, the smallest (eq. 2). Our lists are HIGHEST FIRST:
@@ -71,8 +70,8 @@ def level_schedules(base, sizes, power=2.0):
 
     base    the schedule of the lowest level
     k_r     side of level r / side of the lowest level
-    power   2 is the shift of simple diffusion (eq. 5 there): average all levels to the lowest one, and they have the
-            same SNR at the same t. # Paper: the released 1024 model uses 2, the 256 model 1.
+    power   2 is the shift of simple diffusion (eq. 5 there): after averaging to the lowest size, all levels have the
+            same SNR at each t. # Paper: the released 1024 model uses 2, the 256 model 1.
     # Paper: the released code has 1000 discrete steps of a squared cosine, log-SNR 10 to -20. Our base is continuous.
     """
     side = [math.sqrt(h * w) for h, w in sizes]
@@ -157,7 +156,8 @@ def denoise(network, z, logsnr, condition, text=None, f=None):
     condition   (B, E), added at every level
     text        for the cross-attention. Only the innermost network has it
     f           the map that comes down from the level above. This level adds it to its input
-    In a mixed batch a level above has only the first B_r rows. The other rows get f = 0 and send nothing back up.
+    In a mixed batch a level above has only the first B_r rows. The other images have no
+    higher level: their f is zero, and their output is not used there.
     """
     if not isinstance(network, NestedUNet):                               # the innermost network
         h = network.features(z[0], network.embed.of_logsnr(logsnr[0], len(z[0])) + condition, text, f)
@@ -255,7 +255,7 @@ def nests_in(model):
 def print_costs(name, model):
     """Print the parameters and the FLOPs of each level of a model on device meta.
 
-    A level costs what the nest from there inwards costs, less what the nest below costs. So the adapters count as part
+    The cost of a level is that of its network minus that of the network inside. So the adapters count as part
     of the outer level.
     """
     totals = []

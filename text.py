@@ -8,8 +8,9 @@ There are two encoders (--text-encoder):
     bytes      words made of the caption's UTF-8 bytes, and a transformer over them. It is part of the model and trained
                with it. Nothing to download; enough for short phrases ("a blue serif Q on striped yellow")
     a T5       google/t5-v1_1-xxl (the paper's), google/flan-t5-xl (Matryoshka's), or a local folder: the last hidden
-               states of a frozen encoder in bf16, up to 128 tokens. It needs the package transformers. Its weights are
-               in no checkpoint, no optimizer and no EMA. plumbing/t5.py runs it and can cache its embeddings on disk
+               states of a frozen encoder in bf16, up to 128 tokens. It needs the package transformers. It is not part
+               of the model, so it is not trained, averaged or saved. plumbing/t5.py runs it and can cache its
+               embeddings on disk
 
 Outside the model, plumbing/t5.py's `Encoder` turns captions into conditions:
 
@@ -51,7 +52,8 @@ class ByteEncoder(nn.Module):
     """The small encoder: text (B, T) long in 0..255, mask (B, T) -> words (B, T, c), their mask (B, T).
 
     Each byte sees `reach` neighbours on both sides. The mean over a word's bytes is a token. A transformer runs over
-    the words, not over the bytes: one letter may decide, and it is one byte of forty, but one word of seven.
+    the words, not over the bytes: a single letter can decide the image. It is one of
+    forty bytes but one of seven words, so attention finds it more easily among words.
     """
 
     def __init__(self, channels, length, layers, num_heads, reach=3):
@@ -75,7 +77,7 @@ class ByteEncoder(nn.Module):
         count = belongs.sum(2)                                            # (B, T) bytes of each word
         x = (belongs / count.clamp(min=1)[:, :, None]).to(x.dtype) @ x + self.position[:text.shape[1]]
         mask = count > 0
-        some = mask | ~mask.any(1, keepdim=True)                          # no word: let all in, or softmax sums nothing
+        some = mask | ~mask.any(1, keepdim=True)                          # no word: attend to all, softmax needs one
         for attention, mlp in self.layers:
             x = attention(x, some)
             x = x + mlp(x)
@@ -85,8 +87,8 @@ class ByteEncoder(nn.Module):
 class TextCondition(nn.Module):
     """Read the text among the conditions: (cond, B) -> tokens (B, T, c), mask (B, T), pooled (B, E).
 
-    cond["text"] and cond["text_mask"] come from `Encoder`. Without the keys, text is dropped for the whole batch. Where
-    the mask has no True, the null embedding is the first token and the only visible one, whatever the text.
+    cond["text"] and cond["text_mask"] come from `Encoder`. Without these keys the whole batch is unconditional. An
+    example with an empty mask sees one token, the null embedding.
 
     encoder  a ByteEncoder, or None if the embeddings come from outside
     pooled   also add the sum of the tokens to the embedding of log-SNR
@@ -111,7 +113,7 @@ class TextCondition(nn.Module):
             mask = torch.ones(batch, 1, dtype=torch.bool, device=tokens.device)
         if self.pool is None:
             return tokens, mask, 0.0
-        # Divide by the root of their number. A mean over many tokens would be small, and one word would hardly count.
+        # Divide by the root of their number. A plain mean would make each word's share small.
         return tokens, mask, self.pool((tokens * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).sqrt())
 
 
@@ -150,6 +152,8 @@ def print_costs():
 
 
 def main():
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        return print(__doc__)
     if len(sys.argv) > 1:
         print("text.py: takes no arguments; to cache the embeddings of captions: python -m plumbing.t5",
               file=sys.stderr)

@@ -41,7 +41,7 @@ from cascade import augment, downsample, super_resolution_loss
 from config import build_model, make_low_schedule, make_optimizer, make_schedule, numbers
 from data import batches
 from nested_unet import mixed_rows, nested_loss, pyramid
-from plumbing import UserError, shard, start
+from plumbing import shard, start
 from plumbing.runs import autocast, main_program, start_processes
 from plumbing.training import Run, draw_sheet
 from schedule import diffuse, eps_from_v, v_from_x_eps
@@ -202,18 +202,16 @@ def update_ema(ema, model, decay, step):
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
-def make_held_out_loss(config, ema, source, encoder, device, n=32):
-    """Return a function () -> the loss of the EMA weights on n images of `source`, which training never sees.
+def make_held_out_loss(config, ema, batch, encoder, device):
+    """Return a function () -> the loss of the EMA weights on this batch, which training never sees; None without one.
 
     All calls use the same images, times and noise, so a difference comes from the weights alone. The times are the
-    middles of n equal intervals of [0, 1]. Return None without a source.
+    middles of n equal intervals of [0, 1], n the number of images.
     """
-    if source is None:
+    if batch is None:
         return None
-    batch, places = next(batches(source, n, config.seed, workers=0)), range(n)
-    if batch["image"] is None:
-        raise UserError(f"--held-out {config.held_out}: no image in it can be read")
     x = batch["image"].to(device)
+    n, places = len(x), range(len(x))
     t = (torch.arange(n, device=device) + 0.5) / n
     _, noises, u = draw(config.seed, HELD_OUT, places, noise_shapes(config), device)
     cond = conditions(config, batch, torch.zeros_like(u).bool(), encoder)
@@ -238,7 +236,8 @@ def main():
     machine = start.resolve_machine(config, device, args.world_size or world)
     if args.dry_run:
         return start.dry_run(machine, device, device_reason, args.world_size or world) if rank == 0 else None
-    encoder, held_out = start.open_encoder(config, source, device), start.open_held_out(config, source)
+    encoder = start.open_encoder(config, source, device)
+    held_out, held_out_encoder = start.open_held_out(config, source, device)
     folder = start.run_folder(args, checkpoint, rank, world)
 
     # ---- model, EMA weights, optimizer: new, resumed (--resume) or grown (--grow-from)
@@ -261,7 +260,7 @@ def main():
     places = range(rank * local_batch, (rank + 1) * local_batch)          # their places in the global batch
     parts = micro_batches(local_batch, config.accumulate)
     run = Run(folder, config, source, model, ema, optimizer, step, rank, world,
-              held_out_loss=make_held_out_loss(config, ema, held_out, encoder, device),
+              held_out_loss=make_held_out_loss(config, ema, held_out, held_out_encoder, device),
               sheet=functools.partial(draw_sheet, ema, config, device, encoder))
     run.print_header(device, device_reason)
 

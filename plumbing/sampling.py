@@ -121,7 +121,8 @@ def parse_handoffs(args):
             raise UserError("--handoff and --s are for the stages of a cascade: give their runs, the lowest first")
         return None, []
     if not args.handoff:
-        raise UserError(f"{len(args.runs)} runs are a cascade: say --handoff {', '.join(HANDOFFS)}")
+        raise UserError(f"{len(args.runs)} runs are a cascade: say --handoff {', '.join(HANDOFFS)} (evaluate.py "
+                        "compares runs)")
     if args.handoff == "clean":
         if args.s:
             raise UserError("--handoff clean has no noise: leave out --s")

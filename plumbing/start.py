@@ -5,11 +5,12 @@ Each function takes one step of train.py's main() before its loop, and raises Us
 import dataclasses
 import itertools
 import os
+import sys
 
 import torch
 
 from config import PRESETS, Config, build_model, make_schedules, numbers
-from data import Glyphs, open_run, open_source
+from data import Glyphs, batches, open_run, open_source
 from nested_unet import grow, mixed_rows
 from plumbing import UserError, cost, shard
 from plumbing.files import writable_folder
@@ -120,6 +121,7 @@ def resolve(config, checkpoint, args, device, world):
     check_batch(config, args.world_size or world)
     check_sharding(config)
     source = open_run(config) if config.data else None
+    check_held_out(config, source, checkpoint)
     if source:
         config = fit_to_data(config, source, checkpoint, args)
     precision = choose_precision(config.precision, device)
@@ -129,7 +131,7 @@ def resolve(config, checkpoint, args, device, world):
 
 
 def check_batch(config, world):
-    """Does the batch divide over the processes and their micro-batches?"""
+    """Check that the batch divides over the processes and their micro-batches. Raises UserError."""
     if config.batch % (world * config.accumulate):
         parts = f" and {config.accumulate} parts (--accumulate)" if config.accumulate > 1 else ""
         raise UserError(f"--batch {config.batch}: does not divide over {world} processes{parts}")
@@ -204,18 +206,26 @@ def open_encoder(config, source, device):
     return encoder
 
 
-def open_held_out(config, source):
-    """Return images that training never sees, or None: unseen scenes, or the folder --held-out."""
-    if not config.held_out_every:
-        return None
-    if isinstance(source, Glyphs):
-        if config.held_out:
-            raise UserError(f"--held-out {config.held_out}: not with {config.data}, whose unseen scenes are drawn")
-        return open_run(config, held_out=True)
-    if not config.held_out:
-        return None
-    if not os.path.isdir(config.held_out):
-        raise UserError(f"--held-out {config.held_out}: no such folder of images")
+def open_held_out(config, source, device, n=32):
+    """Return (batch, encoder): n images that training never sees, and the encoder of their captions.
+
+    They are unseen scenes, or come from the folder --held-out. (None, None) if there are none.
+    """
+    if not config.held_out_every or not (config.held_out or isinstance(source, Glyphs)):
+        return None, None
+    held_out = open_unseen_folder(config) if config.held_out else open_run(config, held_out=True)
+    config = dataclasses.replace(config, data=config.held_out or config.data)                   # its cache of captions
+    encoder = open_encoder(config, held_out, device)
+    batch = next(batches(held_out, n, config.seed, workers=0))
+    for message in (*(f"{path}: {reason}" for path, reason in getattr(held_out, "skipped", [])), *batch["broken"]):
+        print(f"skipped {message}", file=sys.stderr)
+    if batch["image"] is None:
+        raise UserError(f"--held-out {config.held_out}: no image in it can be read")
+    return batch, encoder
+
+
+def open_unseen_folder(config):
+    """Open the folder --held-out. Raises UserError if it does not fit the training data."""
     seen, unseen = (os.path.realpath(path) for path in (config.data, config.held_out))
     if os.path.commonpath([seen, unseen]) in (seen, unseen):
         raise UserError(f"--held-out {config.held_out}: it shares images with --data {config.data}")
@@ -223,6 +233,16 @@ def open_held_out(config, source):
     if not config.text_encoder and tuple(held_out.classes) != config.class_names:
         raise UserError(f"--held-out {config.held_out}: its classes are not those of {config.data}")
     return held_out
+
+
+def check_held_out(config, source, checkpoint):
+    """Refuse a --held-out that cannot be used."""
+    if config.held_out and isinstance(source, Glyphs):
+        raise UserError(f"--held-out {config.held_out}: not with {config.data}, whose unseen scenes are drawn")
+    if config.held_out and not os.path.isdir(config.held_out):
+        raise UserError(f"--held-out {config.held_out}: no such folder of images")
+    if config.held_out and not config.held_out_every and checkpoint is None:
+        raise UserError(f"--held-out {config.held_out}: never used, as --held-out-every is 0")
 
 
 def run_folder(args, checkpoint, rank, world):

@@ -102,7 +102,7 @@ class Run:
             yield self.step, batch
 
     def finite(self, grad_norm):
-        """Is the norm of the gradient a finite number? Asked before the optimizer changes the weights."""
+        """Return whether the norm of the gradient is finite. Call it before the optimizer changes the weights."""
         return bool(torch.isfinite(grad_norm))
 
     def fail(self):
@@ -264,7 +264,7 @@ def captioned_low_res(source, config, captions):
 # ------------------------------------------------------------------------------------------ the log
 
 def is_number_row(row):
-    """Is this a whole row of log.csv? A crash may leave half of one."""
+    """Return whether this is a whole row of log.csv. A crash may leave half of one."""
     try:
         return int(row["step"]) >= 0 and all(math.isfinite(float(row[column])) for column in LOG_COLUMNS[:-1])
     except (KeyError, TypeError, ValueError):

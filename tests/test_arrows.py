@@ -4,7 +4,7 @@ import os
 
 from programs import ROOT
 
-# A lecture file imports only what stands before it. data.py comes first: pages draw their pictures with its scenes.
+# The order of imports: a file imports only what stands before it. data.py comes first, as pages draw its scenes.
 LECTURE = ("data", "schedule", "dwt", "unet", "uvit", "text", "nested_unet", "cascade", "config", "measures", "train",
            "sample", "distill", "evaluate")
 

@@ -14,7 +14,7 @@ import config as C
 import sample as P
 import schedule as S
 import train as T
-from data import open_run
+from data import batches, open_run
 from plumbing import training
 from plumbing.settings import override
 from programs import TINY, checkpoint, log_column, program, run_here, train_tiny
@@ -186,12 +186,12 @@ def test_the_held_out_loss_is_that_of_the_ema_weights_and_has_no_noise(tmp_path)
     a, b = checkpoint(tmp_path / "r"), checkpoint(tmp_path / "without")
     assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
     model, config = P.load_run(str(tmp_path / "r"))
-    seen = []
+    seen, batch = [], next(batches(open_run(config, held_out=True), 32, config.seed, workers=0))
 
     def spy(z, logsnr, cond):
         seen.append((cond["label"], *z))
         return model(z, logsnr, cond)
-    loss = T.make_held_out_loss(config, spy, open_run(config, held_out=True), None, CPU)
+    loss = T.make_held_out_loss(config, spy, batch, None, CPU)
     assert loss() == loss() == pytest.approx(float(column[-1]), rel=1e-4)
     labels, *levels = seen[0]
     assert labels.min() >= 0 and [len(part) for part in (labels, *levels)] == [32, 32, 32]

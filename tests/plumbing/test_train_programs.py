@@ -75,11 +75,16 @@ def test_the_held_out_loss_of_a_folder(tmp_path):
     assert log_column(tmp_path / "without", "held_out") == ["", ""]
     assert run_here(T, [*args, "--held-out", tmp_path / "unseen", "--out", tmp_path / "with"]) == (None, "")
     assert all(float(value) > 0 for value in log_column(tmp_path / "with", "held_out"))
+    (tmp_path / "unseen" / "c0" / "torn.png").write_bytes(b"no image")    # is skipped by name
+    done = program("train.py", *args, "--held-out", tmp_path / "unseen", "--out", tmp_path / "torn")
+    assert done.returncode == 0 and "torn.png" in done.stderr
     (tmp_path / "other" / "c7").mkdir(parents=True)
     Image.new("RGB", (20, 20)).save(tmp_path / "other" / "c7" / "a.png")
     for more, wanted in ((["--held-out", tmp_path / "seen" / "c0"], "shares images"),
                          (["--held-out", tmp_path / "other"], "its classes are not those"),
                          (["--held-out", tmp_path / "none"], "none: no such folder of images"),
+                         (["--dry-run", "--held-out", tmp_path / "none"], "none: no such folder of images"),
+                         (["--held-out", tmp_path / "unseen", "--held-out-every", 0], "--held-out-every is 0"),
                          (["--data", "glyphs", "--held-out", tmp_path / "unseen"], "unseen scenes are drawn")):
         status, line = run_here(T, [*args, *more, "--out", tmp_path / "x"])
         assert status == 2 and wanted in line and line.count("\n") == 1, line
