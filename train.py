@@ -249,6 +249,7 @@ def main():
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = make_optimizer(model, config)
     model, ema, optimizer, step = start.restore(model, ema, optimizer, checkpoint, inner_checkpoint, machine, device)
+    del checkpoint, inner_checkpoint                                      # loaded: let go of the mapped files
     if config.recompute:
         shard.checkpoint_activations(model)
     # `net` trains: it is `model` or a wrapper around it. Checkpoints hold `model` and `ema`; samples come from `ema`.
