@@ -4,7 +4,7 @@ Paper: simple diffusion, appendix B (settings); Matryoshka's released configurat
 Needs: unet.py, uvit.py, text.py, nested_unet.py, cascade.py. Next: train.py.
 
 `Config` is one flat block. A field is a flag of train.py (--lr 1e-4), and the comment behind it is the help of that
-flag; seven fields are set from the data or by distill.py. A preset is a Config: `PRESETS` has one for each row of the
+flag; eight fields are set from the data or by distill.py. A preset is a Config: `PRESETS` has one for each row of the
 papers' tables, and small ones for a laptop.
 """
 import math
@@ -18,6 +18,7 @@ from cascade import SuperResolutionUNet
 from dwt import patch_factor
 from nested_unet import NestedUNet, level_schedules
 from plumbing import UserError
+from precondition import Preconditioned
 from schedule import logsnr_cosine, logsnr_interpolated, logsnr_shifted
 from text import ByteEncoder, TextCondition
 from unet import UNet
@@ -43,6 +44,7 @@ class Config:
     # loss (2, 3.2, A)
     loss: Literal["eps_mse", "v_mse"] = "eps_mse"  # error of eps (paper: U-Net) or of v (U-ViT); v is always predicted
     multiscale: int = 0                  # px: smallest side in the multiscale loss, paper 32; 0 = off
+    precondition: Literal["none", "bands"] = "none"  # bands: the network predicts what is left of v (precondition.py)
     cond_drop: float = 0.1               # share of examples trained without their class or caption
     # network (B.1, B.2)
     model: Literal["unet", "uvit"] = "uvit"  # network of unet.py or of uvit.py
@@ -89,6 +91,7 @@ class Config:
     lr: float = 5e-5                     # Adam: learning rate
     text_lr: float = 0.1                 # Adam: learning rate of text.py's layers, as a share of lr
     warmup: int = 10_000                 # steps of linear warm-up of the learning rate
+    lr_decay: float = 0.0                # share of the steps, the last ones, in which the learning rate falls to 0
     beta1: float = 0.9                   # Adam: decay of the running mean of the gradient
     beta2: float = 0.99                  # Adam: decay of the running mean of its square; 0.999 for ImageNet 128
     adam_eps: float = 1e-12              # Adam: added to the denominator
@@ -119,6 +122,7 @@ class Config:
     distilled_from: str = ""             # set by distill.py: the teacher's run and its step
     distilled_steps: int = 0             # set by distill.py: number of sampling steps that it learned; 0 = any
     distill_weight: str = ""             # set by distill.py: weighting of the loss
+    band_rms: str = ""                   # set from the data, for precondition: 0.64,0.08,0.09,0.04/0.6, level by level
     class_names: tuple[str, ...] = ()    # set from the data: names of the classes
     examples: tuple[str, ...] = ()       # set from the data: captions that the sheets of samples show
 
@@ -216,10 +220,11 @@ def build_model(config):
         network = plain_network(config)
         if config.low_size:
             low_ends = end_points(make_low_schedule(config))
-            return SuperResolutionUNet(network, config.low_size, low_ends, config.emb_channels, config.low_upsample)
+            network = SuperResolutionUNet(network, config.low_size, low_ends, config.emb_channels, config.low_upsample)
         for level in reversed(range(len(config.sizes) - 1)):              # from the inside out
             network = NestedUNet(network, outer_network(config, level))
-        return network
+        rms = [[float(s) for s in level.split(",")] for level in parts(config.band_rms)]
+        return Preconditioned(network, rms) if rms else network
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -111,6 +111,11 @@ def patch_factor(patching):
     raise ValueError(f"patching {patching!r}: use none, dwt_1, dwt_2, dwt_3, conv_2, conv_4 or conv_8")
 
 
+def wavelet_levels(patching):
+    """Return L of dwt_L, 0 for none and conv_d."""
+    return int(patching[4:]) if patching.startswith("dwt") else 0
+
+
 class EmbedInput(nn.Module):
     """Map an image (B, in_channels, H, W) to the first feature map (B, channels, H/factor, W/factor).
 
@@ -121,7 +126,7 @@ class EmbedInput(nn.Module):
     def __init__(self, in_channels, channels, patching):
         super().__init__()
         factor = patch_factor(patching)
-        self.levels = int(patching[4:]) if patching.startswith("dwt") else 0
+        self.levels = wavelet_levels(patching)
         if patching.startswith("conv"):
             self.conv = nn.Conv2d(in_channels, channels, factor, stride=factor)
         else:
@@ -137,7 +142,7 @@ class ProjectOutput(nn.Module):
     def __init__(self, channels, out_channels, patching):
         super().__init__()
         factor = patch_factor(patching)
-        self.levels = int(patching[4:]) if patching.startswith("dwt") else 0
+        self.levels = wavelet_levels(patching)
         if patching.startswith("conv"):
             self.conv = nn.ConvTranspose2d(channels, out_channels, factor, stride=factor)
         else:
@@ -162,13 +167,20 @@ def adjoint(y, levels):
     return torch.autograd.grad(dwt(x, levels), x, y)[0]                   # the gradient of sum(dwt(x) y)
 
 
-def band_noise_variances():
-    """Return the variance of white noise in LL2, LH2, HL2, HH2, LH1, HL1, HH1: |W^T e|^2, one coefficient for each.
+def band_sizes(levels):
+    """Return the number of channels of each band of a colour image, in the order of dwt: 1 + 3 levels numbers."""
+    return [3] + [3 * 4 ** i for i in range(levels) for _ in range(3)]
+
+
+def band_noise_variances(levels):
+    """Return the variance of white noise in each band, in the order of dwt: |W^T e|^2, e one coefficient of the band.
     White noise of variance 1 gets, per axis, variance 0.72 (low) or 1.5 (high). In two dimensions these multiply: HH1
     2.25, LH1 and HL1 1.078; LL2 0.189. (The digit is the level.)"""
-    unit = torch.zeros(16, 16, 8, 8)                                      # e for each channel; images of 32 x 32 pixels
-    unit[range(16), range(16), 4, 4] = 1
-    return adjoint(unit, 2).square().sum((1, 2, 3))[[0, 1, 2, 3, 4, 8, 12]]  # the first channel of each band
+    first = [sum(band_sizes(levels)[:i]) // 3 for i in range(1 + 3 * levels)]   # a channel of each band; one colour
+    with torch.device("cpu"):                                             # also while a model is built as shapes only
+        unit = torch.zeros(len(first), 4 ** levels, 8, 8)                 # e; images of 8 2^levels pixels
+        unit[range(len(first)), first, 4, 4] = 1
+        return adjoint(unit, levels).square().sum((1, 2, 3))
 
 
 def draw_bands(x, level_1, level_2, path):
@@ -196,7 +208,7 @@ def main():
     bands = level_2 + level_1[1:]
     energy = sum(band.pow(2).sum() for band in bands)
     print("band        size   mean square   share of energy   variance of white noise")
-    for name, band, variance in zip(["LL2", "LH2", "HL2", "HH2", "LH1", "HL1", "HH1"], bands, band_noise_variances()):
+    for name, band, variance in zip(["LL2", "LH2", "HL2", "HH2", "LH1", "HL1", "HH1"], bands, band_noise_variances(2)):
         print(f"{name}    {band.shape[-2]:4d}x{band.shape[-1]:<4d} {band.pow(2).mean():11.5f}   "
               f"{band.pow(2).sum() / energy:15.2%} {variance:25.3f}")
 

@@ -277,7 +277,8 @@ def main():
             cond |= low_res_conditions(config, x, noises[1], draw_augmentation(config.seed, step, places, device))
         torch.manual_seed(config.seed * 1_000_003 + step * world + rank)  # dropout: no random state to be saved
 
-        lr = config.lr * min(1, (step + 1) / max(1, config.warmup))       # linear warm-up
+        lr = config.lr * min(1, (step + 1) / max(1, config.warmup),       # linear warm-up, linear fall at the end
+                             (config.steps - step) / max(1, config.lr_decay * config.steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("share", 1)                      # text layers learn more slowly (config.py)
         step_loss = 0.0

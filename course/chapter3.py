@@ -146,3 +146,35 @@ class Adjoint:
     def picture(seen, axis):
         image(axis, row_of([letter(16)[0, :1], seen["shown"][0]])[0])
         axis.set_xlabel("x, and the adjoint of its wavelet transform, which is not x")
+
+
+@exam("3.5")
+class Coefficients:
+    def see(m, r):
+        logsnr = r.uniform(9, low=-8, high=8)
+        alpha, sigma = m.schedule.alpha_sigma(logsnr)
+        (c, d), (equal_c, equal_d) = (m.precondition.coefficients(alpha, sigma, s, n) for s, n in ((0.09, 1.5), (0.8, 0.8)))
+        images = m.precondition.coefficients(alpha[:, None, None, None], sigma[:, None, None, None], 0.6, 0.7)
+        return dict(c=c, d=d, images=torch.stack(images), equal_c=equal_c, equal_d=equal_d, shown=logsnr)
+
+    def spec(m, r):
+        logsnr = r.uniform(9, low=-8, high=8)
+        a, b = torch.sigmoid(logsnr.double()), torch.sigmoid(-logsnr.double())                  # alpha^2, sigma^2
+
+        def slow(s, n):                                                   # by the moments of v and z
+            vz, zz, vv = (a * b).sqrt() * (n * n - s * s), a * s * s + b * n * n, b * s * s + a * n * n
+            return (vz / zz).float(), (vv - vz ** 2 / zz).sqrt().float()
+        c, d = slow(0.09, 1.5)
+        return dict(c=c, d=d, images=torch.stack(slow(0.6, 0.7))[..., None, None, None], equal_c=torch.zeros(9),
+                    equal_d=torch.full((9,), 0.8), shown=logsnr)
+
+    def laws(seen):
+        yield float(seen["equal_c"].abs().max()) < 1e-5, "s = n: z says nothing about v, so c must be 0"
+        yield float((seen["equal_d"] - 0.8).abs().max()) < 1e-5, "s = n: nothing of v is guessed, so d must be n"
+
+    def picture(seen, axis):
+        order = seen["shown"].argsort()
+        for name in ("c", "d"):
+            axis.plot(seen["shown"][order], seen[name][order], ".-", label=name)
+        axis.set_xlabel("log SNR; s = 0.09, n = 1.5")
+        axis.legend()

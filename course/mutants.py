@@ -172,6 +172,18 @@ MUTANTS = {
         ("dwt(x, levels), x, y)[0]", "dwt(x, levels), x, y)[0] / factor ** 2",
          "divided by the number of bands: the adjoint has no factor"),
     ],
+    "3.5": [
+        ("(n ** 2 - s ** 2)", "(s ** 2 - n ** 2)",
+         "the sign of c: v has alpha eps and -sigma x"),
+        ("return alpha * sigma * (n ** 2 - s ** 2) / variance", "return (n ** 2 - s ** 2) / variance",
+         "c without alpha sigma"),
+        ("alpha ** 2 * s ** 2 + sigma ** 2 * n ** 2", "sigma ** 2 * s ** 2 + alpha ** 2 * n ** 2",
+         "that is the mean square of v, not of z"),
+        ("s * n / variance.sqrt()", "s * n / variance",
+         "d without its root"),
+        ("alpha ** 2 * s ** 2 + sigma ** 2 * n ** 2", "alpha * s ** 2 + sigma * n ** 2",
+         "alpha and sigma are not squared"),
+    ],
     "4.1": [
         ("(logsnr - self.logsnr_min) / (self.logsnr_max - self.logsnr_min)", "(logsnr + 15.0) / 30.0",
          "the ends of the unshifted schedule, -15 and 15: a shifted one leaves [0, 1]"),

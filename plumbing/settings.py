@@ -89,7 +89,7 @@ RANGES = [
      "multiscale warmup sample_every keep_every held_out_every dropout_from_resolution num_transformer_blocks "
      "weight_decay seed text_layers"),
     ("at least 0 and less than 1", lambda v: 0 <= v < 1, "dropout transformer_dropout beta1 beta2 ema"),
-    ("between 0 and 1", lambda v: 0 <= v <= 1, "cond_drop noise_param aug_noise aug_blur"),
+    ("between 0 and 1", lambda v: 0 <= v <= 1, "cond_drop noise_param aug_noise aug_blur lr_decay"),
     ("a positive number", lambda v: 0 < v < math.inf, "lr text_lr clip noise_d noise_d_high adam_eps position_std"),
     ("between 0 and 4", lambda v: 0 <= v <= 4, "level_power"),
     ("a number; 1 is off", math.isfinite, "guidance"),

@@ -9,15 +9,17 @@ import sys
 
 import torch
 
-from config import PRESETS, Config, build_model, make_schedules, numbers
+from config import PRESETS, Config, build_model, make_schedules, numbers, parts
 from data import Glyphs, batches, open_run, open_source
-from nested_unet import grow, mixed_rows
+from dwt import wavelet_levels
+from nested_unet import grow, mixed_rows, pyramid
 from plumbing import UserError, cost, shard
 from plumbing.files import writable_folder
 from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, load_weights,
                            read_checkpoint, sharded_steps)
 from plumbing.settings import Parser, add_fields, override
 from plumbing.t5 import Encoder, check_moved
+from precondition import band_rms
 
 # Settings that may change when a run is resumed.
 ON_RESUME = ("steps", "log_every", "held_out", "held_out_every", "sample_every", "save_every", "keep_every", "workers",
@@ -25,7 +27,7 @@ ON_RESUME = ("steps", "log_every", "held_out", "held_out_every", "sample_every",
              "accumulate", "recompute", "shard", "if_unsaved")
 # Settings without a flag in train.py: the data or distill.py set them.
 SET_ELSEWHERE = ("num_classes", "class_names", "examples", "distilled_from", "distilled_steps", "distill_weight",
-                 "guidance_max")
+                 "guidance_max", "band_rms")
 
 
 # ------------------------------------------------------------------------------------------ the command line
@@ -127,6 +129,8 @@ def resolve(config, checkpoint, args, device, world):
     precision = choose_precision(config.precision, device)
     config = dataclasses.replace(config, precision=broadcast(precision, world))                 # the same on every rank
     inner = read_inner(config) if config.grow_from and checkpoint is None else None
+    if source and config.precondition == "bands" and checkpoint is None:
+        config = dataclasses.replace(config, band_rms=broadcast(measure_bands(config, source, inner), world))
     return config, source, inner
 
 
@@ -174,6 +178,20 @@ def fit_to_data(config, source, checkpoint, args):
         raise UserError(f"--resume {args.resume}: {config.data} had {checkpoint['examples']:,} examples and now has "
                         f"{len(source):,}; their order would change")
     return config
+
+
+def measure_bands(config, source, inner, n=256):
+    """Return config.band_rms: the root mean square of n training images in each wavelet band of each level.
+
+    The inner levels of a grown model keep the numbers that they were trained with.
+    """
+    x = next(batches(source, n, config.seed, workers=0))["image"]
+    if x is None:
+        raise UserError(f"--data {config.data}: none of {n} images can be read")
+    patchings = [config.outer_patching] * (len(config.sizes) - 1) + [config.patching]
+    rms = [",".join(f"{max(s, 1e-4):.4g}" for s in band_rms(level, wavelet_levels(patching)))
+           for level, patching in zip(pyramid(x, config.sizes), patchings)]
+    return "/".join(rms[:1] + parts(inner["config"].band_rms) if inner else rms)
 
 
 def resolve_machine(config, device, world):
@@ -303,8 +321,11 @@ def read_inner(config):
         if not torch.allclose(theirs(t), ours(t)):
             raise UserError(f"--grow-from {path}: its schedule is another (check schedule, noise_d, logsnr_min, "
                             "logsnr_max, level_power)")
+    if run.precondition != config.precondition:
+        raise UserError(f"--grow-from {path}: that run has --precondition {run.precondition}, this one "
+                        f"{config.precondition}")
     with torch.device("meta"):
-        model = build_model(config)
+        model = build_model(dataclasses.replace(config, band_rms=run.band_rms and "1/" + run.band_rms))
     for weights in (state["model"], state["ema"]):
         try:
             check_inner(model, weights)

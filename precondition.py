@@ -1,0 +1,124 @@
+"""Precondition the network, band by band: it predicts only what a linear guess leaves open.
+
+# Beyond the papers: they predict v from the raw output of the network. Karras et al. 2022 (EDM, section 5) give the
+# network's input, output and loss unit variance at each noise level. Here is their idea for v, in the wavelet's bands.
+Needs: schedule.py, dwt.py. Next: config.py.
+
+An image has little energy in its detail bands, white noise has a lot (`python dwt.py` measures both). So in these bands
+v = alpha eps - sigma x is nearly a multiple of z, and a network that predicts v spends its few channels on copying
+noise from its input to its output. What it copies badly is seen as grain.
+
+Take one band. Let s^2 be the mean square of the image there, n^2 that of white noise. The best linear guess of x is
+Wiener's, and v follows from it (schedule.py: v = (alpha z - x) / sigma):
+
+    x_hat = alpha s^2 z / (alpha^2 s^2 + sigma^2 n^2)
+    v_hat = c z,       c = alpha sigma (n^2 - s^2) / (alpha^2 s^2 + sigma^2 n^2)
+
+What is left, v - c z, has mean square d^2 and is uncorrelated with z:
+
+    d = s n / sqrt(alpha^2 s^2 + sigma^2 n^2)
+
+So the network F predicts the rest, in its own unit:  v_hat = c z + d F.  Loss and sampler see v, as before.
+If s = n in each band (an image like white noise), then c = 0, d = n, and this is v-prediction: which shows what
+v-prediction assumes.
+
+Shapes: z, v, F (B, 3, H, W); s, n: a number for each band, in the order of dwt.py. Without wavelet there is one band.
+`python precondition.py` draws c and d, and one detail band of z, v and v - c z.
+"""
+import torch
+import torch.nn as nn
+
+from dwt import band_noise_variances, band_sizes, dwt, idwt
+from plumbing.pictures import pyplot, save_figure, show_image
+from schedule import alpha_sigma, alpha_sigma_for, diffuse, v_from_x_eps
+
+
+def band_rms(x, levels):
+    """Return s of each wavelet band, the root mean square of the images x (B, 3, H, W) there: 1 + 3 levels floats."""
+    return [band.square().mean().sqrt().item() for band in dwt(x, levels).split(band_sizes(levels), 1)]
+
+
+def noise_rms(levels):
+    """Return n of each wavelet band, the root mean square of white noise there: 1 + 3 levels floats."""
+    return band_noise_variances(levels).sqrt().tolist()
+
+
+def coefficients(alpha, sigma, s, n):
+    """Return c and d of a band, shaped like alpha and sigma. s, n > 0."""
+    variance = alpha ** 2 * s ** 2 + sigma ** 2 * n ** 2                  # the mean square of z
+    return alpha * sigma * (n ** 2 - s ** 2) / variance, s * n / variance.sqrt()
+
+
+class Preconditioned(nn.Module):
+    """Wrap a network: (z, logsnr, cond) -> v_hat. It takes and returns lists if the network does (nested_unet.py).
+
+    network   (z, logsnr, cond) -> F, shaped like z
+    rms       s of the bands, from band_rms, for each level of a nested network, highest first: [[s, ...], ...]
+    """
+
+    def __init__(self, network, rms):
+        super().__init__()
+        self.network, self.rms = network, rms
+        self.noise = [noise_rms(len(level) // 3) for level in rms]
+
+    def forward(self, z, logsnr, cond):
+        f = self.network(z, logsnr, cond)
+        if isinstance(z, list):
+            return [v_from_f(*level) for level in zip(f, z, logsnr, self.rms, self.noise)]
+        return v_from_f(f, z, logsnr, self.rms[0], self.noise[0])
+
+    @property
+    def inner(self):
+        """The levels below the highest, with the same weights: what grow (nested_unet.py) loads."""
+        return Preconditioned(self.network.inner, self.rms[1:])
+
+
+def v_from_f(f, z, logsnr, s, n):
+    """Return v = c z + d F, in each band. s, n: a number for each band."""
+    levels, (alpha, sigma) = len(s) // 3, alpha_sigma_for(z, logsnr)
+    bands = []
+    for z_band, f_band, s_band, n_band in zip(*(dwt(y, levels).split(band_sizes(levels), 1) for y in (z, f)), s, n):
+        c, d = coefficients(alpha, sigma, s_band, n_band)
+        bands.append(c * z_band + d * f_band)
+    return idwt(torch.cat(bands, 1), levels)
+
+
+# ------------------------------------------------------------------------------------------ the page of the lecture
+
+def draw_precondition(x, s, n, path):
+    """Draw c and d of each band against log-SNR, and the band HH of z, v and v - c z for one image of x."""
+    logsnr = torch.linspace(-10, 10, 201)
+    figure, axes = pyplot().subplots(1, 5, figsize=(13, 2.9), width_ratios=(1.5, 1.5, 1, 1, 1))
+    for name, s_band, n_band in zip(("LL", "LH", "HL", "HH"), s, n):
+        for axis, coefficient in zip(axes, coefficients(*alpha_sigma(logsnr), s_band, n_band)):
+            axis.plot(logsnr, coefficient, label=name)
+    for axis, title in zip(axes, ("c: the share of z", "d: the unit of F")):
+        axis.set(xlabel="log SNR", title=title)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+
+    level = torch.tensor(2.0)
+    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    z, v = diffuse(x, eps, level), v_from_x_eps(x, eps, level)
+    z, v = (dwt(y, 1)[:1, 9:] for y in (z, v))                            # the band HH
+    c, _ = coefficients(*alpha_sigma(level), s[3], n[3])
+    for axis, title, band in zip(axes[2:], ("z", "v", "v - c z"), (z, v, v - c * z)):
+        show_image(axis, band[0], f"HH of {title}, rms {band.square().mean().sqrt():.2f}", interpolation="nearest")
+    figure.suptitle("Scenes at 64 px, one wavelet level; on the right at log SNR 2", fontsize=10)
+    save_figure(figure, path)
+
+
+def main():
+    from data import Glyphs                                               # imported here: only main() needs images
+    scenes = Glyphs(size=(64, 64))
+    x = torch.stack([scenes.image(i) for i in range(10, 138)])
+    s, n = band_rms(x, 1), noise_rms(1)
+    print("rms at 64 px     LL     LH     HL     HH")
+    for name, values in (("image", s), ("white noise", n)):
+        print(f"{name:13s} " + " ".join(f"{value:6.3f}" for value in values))
+    draw_precondition(x, s, n, "figures/precondition.png")
+    print("wrote figures/precondition.png")
+
+
+if __name__ == "__main__":
+    main()

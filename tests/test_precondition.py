@@ -1,0 +1,124 @@
+"""Laws of precondition.py."""
+import pytest
+import torch
+import torch.nn as nn
+from torch.testing import assert_close
+
+import precondition as P
+from data import Glyphs
+from dwt import band_sizes, dwt
+from nested_unet import NestedUNet, glyphs64_nested, grow
+from schedule import alpha_sigma, diffuse, eps_from_v, v_from_x_eps, x_from_v
+
+LOGSNR = torch.tensor([-15.0, -4.0, 0.0, 3.0, 15.0])
+RMS = {0: [0.6], 1: [0.6, 0.08, 0.09, 0.04], 2: [0.6, 0.15, 0.16, 0.1, 0.08, 0.09, 0.04]}
+
+
+def bands(x, levels):
+    return dwt(x, levels).split(band_sizes(levels), 1)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("levels", RMS)
+def test_a_network_that_says_nothing_gives_wieners_estimate(levels):
+    """Kills: c of another sign or without sigma; s and n exchanged; a band that gets another band's numbers."""
+    s, n = RMS[levels], P.noise_rms(levels)
+    z = randn(5, 3, 16, 24)
+    x_hat = x_from_v(z, P.v_from_f(torch.zeros_like(z), z, LOGSNR.double(), s, n), LOGSNR.double())
+    alpha, sigma = (a[:, None, None, None] for a in alpha_sigma(LOGSNR.double()))
+    for x_band, z_band, s_band, n_band in zip(bands(x_hat, levels), bands(z, levels), s, n):
+        want = alpha * s_band ** 2 * z_band / (alpha ** 2 * s_band ** 2 + sigma ** 2 * n_band ** 2)
+        assert_close(x_band, want, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("levels", RMS)
+def test_for_images_like_white_noise_it_is_v_prediction(levels):
+    """s = n: c = 0 and d = n at every log-SNR, so v is F in the unit of the band."""
+    n = P.noise_rms(levels)
+    z, f = randn(5, 3, 16, 16), randn(5, 3, 16, 16, seed=1)
+    v = P.v_from_f(f, z, LOGSNR, n, n)
+    for v_band, f_band, n_band in zip(bands(v, levels), bands(f, levels), n):
+        assert_close(v_band, n_band * f_band, atol=1e-6, rtol=1e-6)
+    if levels == 0:
+        assert_close(v, f, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("logsnr", [-6.0, -2.0, 0.0, 2.0, 6.0])
+def test_what_is_left_of_v_has_the_unit_d_and_no_share_of_z(logsnr):
+    """Measured on scenes and noise. Kills: a wrong d; a c that leaves a share of z."""
+    x = torch.stack([Glyphs((32, 32)).image(i) for i in range(72)]).double()
+    eps, logsnr = randn(*x.shape), torch.tensor(logsnr, dtype=torch.float64)
+    z, v = diffuse(x, eps, logsnr), v_from_x_eps(x, eps, logsnr)
+    for z_band, v_band, s, n in zip(bands(z, 1), bands(v, 1), P.band_rms(x, 1), P.noise_rms(1)):
+        c, d = P.coefficients(*alpha_sigma(logsnr), s, n)
+        rest = v_band - c * z_band
+        assert rest.square().mean().sqrt().item() == pytest.approx(d.item(), rel=0.03)
+        share = (rest * z_band).mean() / (d * z_band.square().mean().sqrt())
+        assert abs(share) < 0.03
+
+
+def test_band_rms_is_that_of_the_images():
+    """White noise has the numbers of noise_rms; a constant has one in LL only."""
+    noise = torch.randn(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for levels in RMS:
+        assert P.band_rms(noise, levels) == pytest.approx(P.noise_rms(levels), rel=0.04)
+    assert P.band_rms(torch.full((1, 3, 8, 8), 0.5), 1) == pytest.approx([0.5, 0, 0, 0], abs=1e-6)
+
+
+class Fixed(nn.Module):
+    """A network that predicts one F, whatever its input."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, z, logsnr, cond):
+        return self.f
+
+
+def test_the_model_predicts_v():
+    """The three errors relate as they do for v: x by sigma^2, eps by alpha^2. Kills: a wrapper that gives F or x."""
+    x, eps, f = (randn(5, 3, 16, 16, seed=i) for i in range(3))
+    logsnr = LOGSNR.double()
+    z, v = diffuse(x, eps, logsnr), v_from_x_eps(x, eps, logsnr)
+    alpha, sigma = alpha_sigma(logsnr)
+    perfect = torch.cat([(v_b - c * z_b) / d for v_b, z_b, (c, d) in zip(
+        bands(v, 1), bands(z, 1),
+        [P.coefficients(alpha[:, None, None, None], sigma[:, None, None, None], s, n)
+         for s, n in zip(RMS[1], P.noise_rms(1))])], 1)
+    assert_close(P.Preconditioned(Fixed(P.idwt(perfect, 1)), [RMS[1]])(z, logsnr, {}), v, atol=1e-8, rtol=1e-8)
+    v_hat = P.Preconditioned(Fixed(f), [RMS[1]])(z, logsnr, {})
+    error = lambda a, b: (a - b).square().flatten(1).mean(1)
+    assert_close(error(x_from_v(z, v_hat, logsnr), x), sigma ** 2 * error(v_hat, v), atol=1e-12, rtol=1e-6)
+    assert_close(error(eps_from_v(z, v_hat, logsnr), eps), alpha ** 2 * error(v_hat, v), atol=1e-12, rtol=1e-6)
+
+
+def test_each_level_of_a_nested_network_has_its_own_bands():
+    z, f = ([randn(2, 3, 64, 64, seed=i), randn(2, 3, 16, 16, seed=i)] for i in (0, 1))
+    logsnr = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
+    v = P.Preconditioned(Fixed(f), [RMS[1], RMS[0]])(z, logsnr, {})
+    for level in (0, 1):
+        alone = P.Preconditioned(Fixed(f[level]), [(RMS[1], RMS[0])[level]])(z[level], logsnr[level], {})
+        assert_close(v[level], alone, atol=0, rtol=0)
+
+
+def test_a_grown_model_says_at_its_inner_level_what_the_trained_one_says():
+    torch.manual_seed(0)
+    whole = P.Preconditioned(glyphs64_nested(), [RMS[1], RMS[0]]).eval()
+    torch.manual_seed(1)
+    trained = P.Preconditioned(glyphs64_nested().inner, [RMS[0]]).eval()
+    assert isinstance(whole.network, NestedUNet)
+    grow(whole, trained.state_dict())
+    z, logsnr = [torch.randn(2, 3, 64, 64), torch.randn(2, 3, 16, 16)], [torch.zeros(2), torch.ones(2)]
+    with torch.no_grad():
+        inner = whole(z, logsnr, {})[1]
+        assert_close(inner, trained(z[1], logsnr[1], {}), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("logsnr", [-torch.inf, torch.inf])
+def test_the_ends_are_finite(logsnr):
+    c, d = P.coefficients(*alpha_sigma(torch.tensor(logsnr)), 0.1, 1.5)
+    assert c.item() == 0 and d.item() == pytest.approx(1.5 if logsnr > 0 else 0.1)
