@@ -295,8 +295,8 @@ def make_optimizer(model, config):
 GLYPHS = Config(
     model="uvit", patching="dwt_1", base_channels=32, emb_channels=256, channel_mult=(1, 3, 6), num_res_blocks=(1, 1),
     num_transformer_blocks=4, dropout=0.0, transformer_dropout=0.0, position_std=1.0, loss="v_mse", noise_d=32,
-    batch=16, steps=2600, lr=1e-3, warmup=100, ema=0.998, sampler="ddim", sample_steps=24, guidance=5.0,
-    held_out_every=100, sample_every=650, save_every=650)
+    precondition="bands", batch=8, steps=5200, lr=1.1e-3, lr_decay=0.5, warmup=200, ema=0.998, sampler="ddim",
+    sample_steps=24, guidance=3.0, held_out_every=200, sample_every=1300, save_every=1300)
 GLYPHS_16PX = dict(patching="none", base_channels=96, channel_mult=(1, 2), num_res_blocks=(1,))   # alone or innermost
 
 # Simple diffusion, B.1 and B.2.
@@ -340,6 +340,10 @@ CDM_HIGH = replace(CDM, base_channels=128, attn_resolutions=(16,), num_heads=1, 
                    batch=1024, steps=500_000, sample_steps=100, aug_noise=0.0, aug_blur=0.5)
 
 PRESETS = {
+    # letters: two cores, one minute
+    "minute": replace(GLYPHS, size=(16, 16), patching="none", base_channels=64, channel_mult=(1, 2), num_res_blocks=(1,),
+                      batch=16, steps=1000, lr=2e-3, warmup=50, ema=0.99, sample_every=0),
+
     # letters: two cores, ten minutes
     "glyphs64": GLYPHS,
     "glyphs64_unet": replace(GLYPHS, model="unet", num_res_blocks=(1, 1, 2), attn_resolutions=(8,)),
@@ -349,7 +353,7 @@ PRESETS = {
     "glyphs64_sr": replace(GLYPHS, low_size=(16, 16), guidance=1.0),
     "glyphs64_text": replace(
         GLYPHS, num_classes=0, text_encoder="bytes", text_length=48, withhold=True, schedule="interpolated",
-        noise_d=32, noise_d_high=64, guidance=3.0, steps=5200, sample_every=1300, save_every=1300),
+        noise_d=32, noise_d_high=64, guidance=3.0, steps=10_400, sample_every=2600, save_every=2600),
 
     # ImageNet, B.1. The 512 px rows are those of table 5; the paper's own model is dwt2.
     #                                  side patching  channel_mult           num_res_blocks

@@ -180,7 +180,7 @@ def fit_to_data(config, source, checkpoint, args):
     return config
 
 
-def measure_bands(config, source, inner, n=256):
+def measure_bands(config, source, inner, n=64):
     """Return config.band_rms: the root mean square of n training images in each wavelet band of each level.
 
     The inner levels of a grown model keep the numbers that they were trained with.

@@ -16,7 +16,7 @@ from plumbing import runs
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = ("--size 16 --base-channels 8 --emb-channels 16 --channel-mult 1,2 --num-res-blocks 1 "
         "--num-transformer-blocks 1 --num-heads 2 --batch 4 --log-every 1 --sample-every 0 "
-        "--sample-steps 2 --workers 0 --precision float32 --device cpu").split()
+        "--sample-steps 2 --workers 0 --precision float32 --device cpu --lr-decay 0").split()
 
 
 def text_of(name):

@@ -59,15 +59,15 @@ def test_mistakes_of_nested_runs(run16, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     state = torch.load(run16 / "checkpoint.pt", weights_only=True)
-    others = {"part": dict(state, ema={k: v for k, v in state["ema"].items() if k != "position"}),
-              "null": dict(state, ema=None), "number": dict(state, model=dict(state["model"], position=1))}
+    others = {"part": dict(state, ema={k: v for k, v in state["ema"].items() if k != "network.position"}),
+              "null": dict(state, ema=None), "number": dict(state, model=dict(state["model"], **{"network.position": 1}))}
     for name, value in others.items():
         (tmp_path / name).mkdir()
         torch.save(value, tmp_path / name / "checkpoint.pt")
-    del state["model"]["position"]
+    del state["model"]["network.position"]
     torch.save(state, broken / "checkpoint.pt")
     cases = [([*nested, "--grow-from", tmp_path / "none"], "no such run"),
-             ([*nested, "--grow-from", broken], "not the inner network of this model (missing: position)"),
+             ([*nested, "--grow-from", broken], "not the inner network of this model (missing: network.position)"),
              ([*nested, "--base-channels", "8", "--grow-from", run16], "another shape"),
              ([*nested, "--base-channels", "8", "--grow-from", run16, "--dry-run"], "another shape"),
              *[([*nested, "--grow-from", tmp_path / name], "not the inner network") for name in others],
@@ -75,6 +75,7 @@ def test_mistakes_of_nested_runs(run16, tmp_path):
                                                                        "--outer-blocks", "1,1/"], "a width or more"),
              ([*nested, "--size", "64", "--grow-from", run16], "is of 16x16, the inner levels are 32x32"),
              ([*nested, "--noise-d", "64", "--grow-from", run16], "its schedule is another"),
+             ([*nested, "--precondition", "none", "--grow-from", run16], "has --precondition bands, this one none"),
              ([*TINY, "--out", tmp_path / "new", "--grow-from", run16], "--outer-channels is empty"),
              ([*nested, "--outer-blocks", "1"], "--outer-blocks 1: want a number of blocks for each width"),
              ([*nested, "--outer-channels", "8,x"], "--outer-channels 8,x: want whole numbers"),

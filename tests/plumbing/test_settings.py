@@ -118,7 +118,7 @@ def test_the_edges_of_the_ranges(name, right, wrong):
     (dict(NESTED, level_weights="1:1:1"), "--level-weights 1:1:1: want a number for each of the 2 levels, like 1:1"),
     (dict(NESTED, level_weights="1:-1"), "--level-weights 1:-1: want whole numbers, 1 or more"),
     (dict(mixed_ratio="2:1"), "--mixed-ratio 2:1: want a number for each of the 1 levels, like 1"),
-    (dict(NESTED, mixed_ratio="1:1000"), "mixed ratio 1:1000 of 16 images leaves none for the highest level"),
+    (dict(NESTED, mixed_ratio="1:1000"), "mixed ratio 1:1000 of 8 images leaves none for the highest level"),
     (dict(NESTED, size=(62,)), "size 62x62: level 62x62 does not divide by 4"),
     (dict(NESTED, outer_channels="32", outer_blocks="1", outer_patching="none"), "level 64x64 is not below 64x64"),
     (dict(NESTED, outer_patching="haar"), "patching 'haar'")])

@@ -280,7 +280,7 @@ def test_mistakes(unbroken, pieces, tmp_path):
             (T, ["--shard", "--keep-every", 2, "--out", tmp_path / "x"], "last two"),
             (T, ["--shard", "--channels-last", "on", "--out", tmp_path / "x"], "--channels-last on"),
             (T, ["--shard", "--if-unsaved", "go-on", "--out", tmp_path / "x"], "--if-unsaved go-on"),
-            (T, ["--accumulate", 3, "--out", tmp_path / "x"], "--batch 16: does not divide"),
+            (T, ["--accumulate", 3, "--out", tmp_path / "x"], "--batch 8: does not divide"),
             (T, ["--auto-resume"], "--out"), (T, ["--resume", unbroken, "--auto-resume"], "--resume"),
             (T, ["--world-size", 2, "--out", tmp_path / "x"], "--dry-run"), (P, [pieces], "plumbing.shard")]:
         status, line = run_here(module, args)

@@ -13,9 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+import data
 import sample as P
 import train as T
+from config import PRESETS
 from plumbing import UserError, training
+from precondition import band_rms
 from programs import ROOT, TINY, checkpoint, log_column, program, run_here, train_tiny
 
 
@@ -45,6 +48,32 @@ def test_a_run_is_a_folder(six_steps):
     state = checkpoint(six_steps)
     assert state["step"] == 6 and not any("_orig_mod" in k or "module." in k for k in state["model"])
     assert any(not torch.equal(state["model"][k], state["ema"][k]) for k in state["model"])
+
+
+def test_the_bands_of_the_data_are_measured_once_and_kept(tmp_path):
+    """They are a function of data and seed. Kills: losing them on resume; a level without its own; a model that ignores them."""
+    run, nested, none = (tmp_path / name for name in ("run", "nested", "none"))
+    assert run_here(T, [*TINY, "--patching", "dwt_1", "--steps", 1, "--out", run]) == (None, "")
+    text = checkpoint(run)["config"]["band_rms"]
+    images = torch.stack([data.Glyphs((16, 16)).image(i) for i in range(400, 464)])             # other scenes
+    assert [float(number) for number in text.split(",")] == pytest.approx(band_rms(images, 1), rel=0.25)
+    assert run_here(T, ["--resume", run, "--steps", 2]) == (None, "")
+    assert checkpoint(run)["config"]["band_rms"] == text
+    assert run_here(T, [*TINY, "--patching", "none", "--size", 32, "--outer-channels", "8,16", "--outer-blocks", "1,1",
+                        "--outer-patching", "none", "--steps", 1, "--out", nested]) == (None, "")
+    assert [len(level.split(",")) for level in checkpoint(nested)["config"]["band_rms"].split("/")] == [1, 1]
+    assert run_here(T, [*TINY, "--precondition", "none", "--steps", 1, "--out", none]) == (None, "")
+    assert checkpoint(none)["config"]["band_rms"] == "" and "position" in checkpoint(none)["model"]
+    assert "network.position" in checkpoint(run)["model"]
+
+
+@pytest.mark.parametrize("share, want", [(0.5, [0.5, 1, 1, 1, 2 / 3, 1 / 3]), (0, [0.5, 1, 1, 1, 1, 1])])
+def test_the_learning_rate_warms_up_and_falls(tmp_path, share, want):
+    """Two steps of warm-up; the last half falls. Kills: zero before the end; a fall from the start, or without share."""
+    args = [*TINY, "--steps", 6, "--warmup", 2, "--lr-decay", share, "--out", tmp_path / "r"]
+    assert run_here(T, args) == (None, "")
+    lr = PRESETS["glyphs64"].lr
+    assert [float(rate) / lr for rate in log_column(tmp_path / "r", "lr")] == pytest.approx(want, rel=1e-4)
 
 
 @pytest.mark.long
