@@ -4,6 +4,7 @@ Decoding files safely and opening odd fonts are tested in plumbing/test_images.p
 """
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -114,9 +115,9 @@ def test_chosen_characters_are_the_classes(data, characters, tmp_path, monkeypat
     assert unseen.classes == source.classes
     assert not {source.draw(i).tobytes() for i in range(60)} & {unseen.draw(i).tobytes() for i in range(60)}
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "DejaVuSans.ttf").write_bytes(b"no font")
-    with pytest.raises(UserError, match="not a font"):
-        D.open_source("DejaVuSans.ttf", (32, 32), characters="A")
+    shutil.copy(fonts.find_font("cmr10.ttf"), "DejaVuSans.ttf")
+    with pytest.raises(UserError, match="does not draw 😻"):
+        D.open_source("DejaVuSans.ttf", (32, 32), characters="😻")
 
 
 @pytest.mark.parametrize("data, characters, wanted", [
