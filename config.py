@@ -29,6 +29,7 @@ from uvit import UViT
 class Config:
     # data
     data: str = "glyphs"                 # glyphs (scenes drawn on the fly), a font file, or a folder of images
+    characters: str = ""                 # the classes of a font file or of glyphs; empty = every character it draws
     size: tuple[int, ...] = (64, 64)     # px: height,width of the images; one number: square
     scenes: int = 100_000                # number of different training scenes, of glyphs or a font file
     held_out: str = ""                   # folder of images never trained on, for the held-out loss; scenes need none
@@ -346,6 +347,9 @@ PRESETS = {
 
     # letters: two cores, ten minutes
     "glyphs64": GLYPHS,
+    "faces64": replace(                                                   # faces, animals, chess pieces
+        GLYPHS, data="DejaVuSans.ttf", characters="😀😂😆😇😈😉😋😍😎😐😛😠😭😱😴😵😶😷😸😻😾🙀"
+                                                  "🐭🐮🐵♚♛♜♝♞♟☻☠♥★☂"),
     "glyphs64_unet": replace(GLYPHS, model="unet", num_res_blocks=(1, 1, 2), attn_resolutions=(8,)),
     "glyphs16": replace(GLYPHS, **GLYPHS_16PX, size=(16, 16)),
     "glyphs64_nested": replace(GLYPHS, **GLYPHS_16PX, outer_channels="32,64", outer_blocks="1,1",

@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from plumbing import UserError
-from plumbing.fonts import drawn_characters, glyph_tile, matplotlib_fonts, open_font
+from plumbing.fonts import drawings, drawn_characters, find_font, glyph_tile, matplotlib_fonts, open_font
 from plumbing.images import BrokenImage, list_images, load_image, read_captions
 from plumbing.workers import heed_parent_only
 
@@ -74,13 +74,16 @@ class Glyphs:
     size: (height, width) in px, 16 to 1024 each. count: number of scenes. seed: all scenes depend on it.
     held_out: the scenes after the training scenes (indices count, count + 1, ...). No run trains on them.
     pairs: which pairs of character and colour occur: "all", "seen" (without the `withheld` ones) or "withheld" (only
-    these). portrait: for each character, every second scene is upright, (width, height).
+    these). portrait: for each character, every second scene is upright, (width, height). characters: the classes, some
+    of CHARACTERS; empty: all.
     """
 
-    def __init__(self, size=(64, 64), count=100_000, seed=0, held_out=False, pairs="all", portrait=False):
+    def __init__(self, size=(64, 64), count=100_000, seed=0, held_out=False, pairs="all", portrait=False,
+                 characters=""):
         folder = matplotlib_fonts()
         self.fonts = [(os.path.join(folder, name), style) for name, style in FONTS]
-        self.classes = tuple(CHARACTERS)
+        self.classes = tuple(characters or CHARACTERS)
+        check_characters(self.classes, {character: character for character in CHARACTERS}, "glyphs")
         self.size, self.count, self.seed = tuple(size), count, seed
         self.offset, self.pairs, self.portrait = count if held_out else 0, pairs, portrait
 
@@ -191,13 +194,14 @@ def _letter(s, h, w, offset=0.0):
 
 
 class FontFile(Glyphs):
-    """Any font file, in the same scenes as Glyphs: one class for each character that the font really draws."""
+    """Any font file, in the same scenes as Glyphs: one class for each of `characters`, or for each that it draws."""
 
-    def __init__(self, path, size=(64, 64), **options):
+    def __init__(self, path, size=(64, 64), characters="", **options):
         super().__init__(size, **options)
-        self.fonts, self.classes = [(str(path), "")], tuple(drawn_characters(str(path)))
+        self.fonts, self.classes = [(str(path), "")], tuple(characters or drawn_characters(str(path)))
         if not self.classes:
             raise UserError(f"{path}: this font draws no character")
+        check_characters(characters, drawings(str(path), characters), os.path.basename(path))
 
     def caption(self, i):
         s = self.scene(i)
@@ -205,6 +209,20 @@ class FontFile(Glyphs):
         _, is_colour = open_font(s["font"])
         colour = "" if is_colour else f"{s['letter']} "                   # a colour font brings its own colours
         return f"{colour}{name} on {s['texture']} {s['ground']}"
+
+
+def check_characters(characters, shapes, data):
+    """Refuse characters that are not in `shapes`, {character: its drawing}, and those that look like an earlier one."""
+    def named(some):
+        return ", ".join(f"{c} U+{ord(c):04X}" if c.isprintable() else f"U+{ord(c):04X}" for c in dict.fromkeys(some))
+
+    missing = [c for c in characters if c not in shapes]
+    if missing:
+        raise UserError(f"--characters: {data} does not draw {named(missing)}")
+    first = {}
+    again = [c for i, c in enumerate(characters) if first.setdefault(shapes[c], i) != i]
+    if again:
+        raise UserError(f"--characters: want each once; there is one before that looks the same as {named(again)}")
 
 
 def _to_tensor(array):
@@ -269,22 +287,28 @@ def turned_back(image):
     return torch.rot90(image, -1, (-2, -1))
 
 
-def open_source(data, size, count=100_000, seed=0, held_out=False, pairs="all", portrait=False):
+def open_source(data, size, count=100_000, seed=0, held_out=False, pairs="all", portrait=False, characters=""):
     """Open what --data names: "glyphs", a font file, or a folder of images. Raises UserError."""
     if data == "glyphs":
-        return Glyphs(size, count, seed, held_out, pairs, portrait)
-    if os.path.isfile(data):
+        return Glyphs(size, count, seed, held_out, pairs, portrait, characters)
+    path = find_font(data)
+    if os.path.isfile(path):
         if not data.lower().endswith((".ttf", ".otf", ".ttc", ".otc")):
             raise UserError(f"--data {data}: want glyphs, a font file (.ttf, .otf, .ttc) or a folder of images")
-        return FontFile(data, size, count=count, seed=seed, held_out=held_out, pairs=pairs, portrait=portrait)
+        return FontFile(path, size, characters, count=count, seed=seed, held_out=held_out, pairs=pairs,
+                        portrait=portrait)
+    if characters:
+        raise UserError(f"--characters: want a font file, or glyphs, not --data {data}")
     if os.path.isdir(data):
         return ImageFolder(data, size, portrait)
-    raise UserError(f"--data {data}: no such file or folder")
+    fonts = ", ".join(sorted(os.listdir(matplotlib_fonts()))[:4])
+    raise UserError(f"--data {data}: no such file or folder, and no font of matplotlib (which has {fonts}, ...)")
 
 
 def open_run(config, **options):
     """Open the source that a run with this Config learns from. options: of open_source; they replace the Config's."""
-    options = dict(pairs="seen" if config.withhold else "all", portrait=config.portrait) | options
+    options = dict(pairs="seen" if config.withhold else "all", portrait=config.portrait,
+                   characters=config.characters) | options
     return open_source(config.data, config.size, config.scenes, config.seed, **options)
 
 

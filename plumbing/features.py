@@ -335,9 +335,9 @@ class Yardstick:
         if only_sources:
             return
         files = [file for source in (self.source, self.held_out_source) for file in getattr(source, "files", [])]
-        files += [config.data] if isinstance(self.source, FontFile) else []
+        files += [self.source.fonts[0][0]] if isinstance(self.source, FontFile) else []
         files = [(file, os.path.getsize(file), os.path.getmtime(file)) for file in files]
-        data_id = fingerprint(FORMAT, config.data, config.size, files)
+        data_id = fingerprint(FORMAT, config.data, config.size, files, *config.characters)
         self._open_network(features_file, data_id, device)
         name = fingerprint(data_id, config.scenes, config.seed, config.withhold, self.network_id, n_real,
                            n if self.is_drawn else 0)
@@ -383,7 +383,8 @@ class Yardstick:
 
     def trained(self, config, scenes=16_000, check=3600):
         """Train our network. Return its weights, and its share of right answers on held-out characters."""
-        source, unseen = (open_source(config.data, config.size, held_out=held_out) for held_out in (False, True))
+        source, unseen = (open_source(config.data, config.size, held_out=held_out, characters=config.characters)
+                          for held_out in (False, True))
         indices = np.arange(scenes)
         images = torch.cat([images for _, images in real_images(source, indices, "features: drawing scenes")])
         answers = [scene_answers(source, int(i)) for i in indices]

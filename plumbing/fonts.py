@@ -82,20 +82,39 @@ def drawn_characters(path):
     Left out: characters that the font maps but draws as nothing or as its "missing" box, characters drawn like an
     earlier one (A in Latin, Greek, Cyrillic), and small letters whose capital is there.
     """
-    font, is_colour = open_font(path)
-    if not is_colour:
-        font = font.font_variant(size=48)
-    kinds = {character: unicodedata.category(character) for character in _mapped_characters(path)}
-    seen, folded, characters = {_drawing(font, c, is_colour) for c in "\U0010FFFE\U0010FFFF"}, set(), []
-    for character in sorted(kinds, key=lambda c: (kinds[c] == "Ll", c)):  # a capital before its small letter
-        if kinds[character][0] in "ZM" or kinds[character] in ("Cc", "Cf", "Cs", "Cn"):  # spaces, marks, controls
-            continue
-        size, bitmap = _drawing(font, character, is_colour)
-        if any(bitmap) and (size, bitmap) not in seen and character.casefold() not in folded:
-            seen.add((size, bitmap))
+    shapes, seen, folded, characters = drawings(path, _mapped_characters(path)), set(), set(), []
+    for character in sorted(shapes, key=lambda c: (unicodedata.category(c) == "Ll", c)):        # a capital comes first
+        if shapes[character] not in seen and character.casefold() not in folded:
+            seen.add(shapes[character])
             folded.add(character.casefold())
             characters.append(character)
     return sorted(characters)
+
+
+def drawings(path, characters):
+    """Return {character: its drawing} for those that the font really draws. Equal drawings look the same.
+
+    Left out: spaces, marks, controls, and what the font draws as nothing or as its "missing" box.
+    """
+    font, is_colour = open_font(path)
+    if not is_colour:
+        font = font.font_variant(size=48)
+    missing, shapes = {_drawing(font, c, is_colour) for c in "\U0010FFFE\U0010FFFF"}, {}
+    for character in characters:
+        kind = unicodedata.category(character)
+        if kind[0] not in "ZM" and kind not in ("Cc", "Cf", "Cs", "Cn"):
+            size, bitmap = _drawing(font, character, is_colour)
+            if any(bitmap) and (size, bitmap) not in missing:
+                shapes[character] = size, bitmap
+    return shapes
+
+
+def find_font(name):
+    """Return the path of a font file: the file of this name, or else the font of this name inside matplotlib."""
+    inside = os.path.join(matplotlib_fonts(), name)
+    if os.path.exists(name) or not os.path.isfile(inside):
+        return name
+    return inside
 
 
 def _mapped_characters(path):

@@ -5,6 +5,8 @@ import os
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from plumbing.fonts import find_font
+
 
 def pyplot():
     """Return matplotlib.pyplot, set to write files only. It ignores MPLBACKEND, which a notebook may have set."""
@@ -43,6 +45,13 @@ def to_uint8(images):
     return ((images.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def label_font(texts, size):
+    """Return a font for these texts: Pillow's own, which draws little but Latin, or one that draws faces and Greek."""
+    if all(text.isascii() for text in texts):
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(find_font("DejaVuSans.ttf"), size)
+
+
 def grid(images, columns, names=None, blocks=1):
     """Arrange images (N, 3, H, W) in rows of `columns` as a Pillow picture. Images below 32 px are enlarged.
 
@@ -55,7 +64,7 @@ def grid(images, columns, names=None, blocks=1):
     height, width = tiles.shape[1:3]
     rows_a_block, margin = math.ceil(rows / blocks), 0
     if names:
-        font = ImageFont.load_default(max(10, min(28, height // 3)))
+        font = label_font(names, max(10, min(28, height // 3)))
         margin = 12 + max(int(font.getlength(name)) for name in names)
     stride = margin + columns * width + (8 if blocks > 1 else 0)
     sheet = Image.new("RGB", (blocks * stride, rows_a_block * height), "white")
@@ -74,7 +83,7 @@ def captioned(images, columns, captions, blocks=3):
     """Arrange images in rows of `columns` with a caption under each row, `blocks` rows side by side."""
     rows = [grid(row, columns) for row in images.split(columns)]
     width, height = rows[0].size
-    font = ImageFont.load_default(max(11, min(24, height // 6)))
+    font = label_font(captions, max(11, min(24, height // 6)))
     texts = []
     for caption in captions:                                              # break it into lines that fit
         lines = [""]

@@ -4,6 +4,7 @@ Decoding files safely and opening odd fonts are tested in plumbing/test_images.p
 """
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +101,37 @@ def test_font_file_has_a_class_a_character_it_draws():
     i = source.classes.index("∞")
     assert "infinity on" in source.caption(i) and source.label(i) == i
     assert source.image(i).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("data, characters", [("DejaVuSans.ttf", "😻Ωa♞7"), ("glyphs", "7BA")])
+def test_chosen_characters_are_the_classes(data, characters, tmp_path, monkeypatch):
+    """In the order in which they are given. A font of matplotlib needs no path; a file of this name comes first.
+
+    Kills: characters that are ignored; sorted; left out as small letters; the wrong picture; scenes of another run."""
+    source = D.open_source(data, (32, 32), count=60, seed=1, characters=characters)
+    assert source.classes == tuple(characters)
+    assert [source.scene(i)["character"] for i in range(len(characters))] == list(characters)
+    unseen = D.open_source(data, (32, 32), count=60, seed=1, characters=characters, held_out=True)
+    assert unseen.classes == source.classes
+    assert not {source.draw(i).tobytes() for i in range(60)} & {unseen.draw(i).tobytes() for i in range(60)}
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(fonts.find_font("cmr10.ttf"), "DejaVuSans.ttf")
+    with pytest.raises(UserError, match="does not draw 😻"):
+        D.open_source("DejaVuSans.ttf", (32, 32), characters="😻")
+
+
+@pytest.mark.parametrize("data, characters, wanted", [
+    ("DejaVuSans.ttf", "A漢😀漢\u200d", "DejaVuSans.ttf does not draw 漢 U+6F22, U+200D$"),
+    ("DejaVuSans.ttf", "A \udcff", "does not draw   U+0020, U+DCFF$"),
+    ("DejaVuSans.ttf", "ABA", "looks the same as A U+0041$"),
+    ("DejaVuSans.ttf", "AΑ", "looks the same as Α U+0391$"),              # Latin and Greek
+    ("glyphs", "ABa", "glyphs does not draw a U+0061$"), ("glyphs", "77", "looks the same as 7 U+0037$"),
+    (".", "AB", "--characters: want a font file, or glyphs, not --data .$"),
+    ("DejaVuSan.ttf", "", r"no such file or folder, and no font of matplotlib .*DejaVuSans.ttf")])
+def test_characters_that_cannot_be_classes_are_named(data, characters, wanted):
+    """Kills: a class drawn as a box or as nothing; two classes that nobody can tell apart; a name left out or twice."""
+    with pytest.raises(UserError, match=wanted.replace("U+", r"U\+")):
+        D.open_source(data, (32, 32), characters=characters)
 
 
 def test_classes_captions_and_broken_captions(tmp_path):

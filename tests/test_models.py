@@ -259,6 +259,7 @@ def test_scalar_and_batched_logsnr_agree():
 # Parameters of every preset, counted on the meta device: a change of architecture shows here.
 COUNTS = {
     "glyphs64": 4_407_500,
+    "faces64": 4_407_500,
     "glyphs64_unet": 7_525_196,
     "glyphs16": 4_280_195,
     "glyphs64_nested": 4_993_071,

@@ -153,6 +153,16 @@ def test_rows_of_a_sheet():
     assert sheet.picture(torch.zeros(10, 3, 32, 32)).size == (256, 64)
 
 
+def test_names_beside_a_sheet_are_drawn():
+    """Kills: every face written as the same empty box; another font beside letters."""
+    for names in ("😀😻♞", "αβγ"):
+        sheets = [pictures.grid(torch.zeros(1, 3, 64, 64), 1, [name]).tobytes() for name in names]
+        assert len(set(sheets)) == 3
+    words = [pictures.captioned(torch.zeros(1, 3, 64, 64), 1, [f"a {name}"]).tobytes() for name in "😀😻♞"]
+    assert len(set(words)) == 3
+    assert pictures.label_font(["A", "B"], 20).getname() == pictures.ImageFont.load_default(20).getname()
+
+
 def test_a_student_is_sampled_at_its_own_steps():
     config = override(C.PRESETS["glyphs16"], distilled_steps=4, sample_steps=4, sampler="ddim")
     sampling.check_student(config, "run", stop=0.25)

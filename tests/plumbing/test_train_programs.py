@@ -119,6 +119,29 @@ def test_the_held_out_loss_of_a_folder(tmp_path):
         assert status == 2 and wanted in line and line.count("\n") == 1, line
 
 
+def test_chosen_characters_in_a_run(tmp_path):
+    """The run keeps them, goes on with them, and is sampled by their names. A checkpoint without them still loads.
+
+    Kills: a resumed run with every character of the font, or with others; no held-out loss for unseen scenes."""
+    args = [*TINY, "--data", "DejaVuSans.ttf", "--characters", "😻♞B", "--held-out-every", 2]
+    assert run_here(T, [*args, "--steps", 2, "--out", tmp_path / "r"]) == (None, "")
+    assert json.load(open(tmp_path / "r" / "config.json"))["class_names"] == ["😻", "♞", "B"]
+    assert run_here(T, ["--resume", tmp_path / "r", "--steps", 4, "--device", "cpu"]) == (None, "")
+    assert float(log_column(tmp_path / "r", "held_out")[-1]) > 0
+    status, line = run_here(T, ["--resume", tmp_path / "r", "--steps", 6, "--characters", "AB"])
+    assert status == 2 and "--characters would make it another" in line
+    options = ["--n", 1, "--steps", 2, "--device", "cpu", "--out", tmp_path / "a.png"]
+    assert run_here(P, [tmp_path / "r", "--labels", "♞,😻", *options]) == (None, "")
+    status, line = run_here(P, [tmp_path / "r", "--labels", "A", *options])
+    assert status == 2 and "this run knows 😻, ♞, B" in line
+    assert run_here(T, [*TINY, "--steps", 2, "--out", tmp_path / "old"]) == (None, "")
+    path = tmp_path / "old" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["config"]["characters"]
+    torch.save(state, path)
+    assert run_here(T, ["--resume", tmp_path / "old", "--steps", 4, "--device", "cpu"]) == (None, "")
+
+
 def test_a_log_from_before_the_held_out_loss_is_continued(tmp_path):
     """An older log.csv has no column held_out. Kills: new rows with a column more than the header."""
     assert run_here(T, [*TINY, "--steps", 2, "--held-out-every", 2, "--out", tmp_path / "r"]) == (None, "")
