@@ -27,7 +27,7 @@ from plumbing.images import BrokenImage
 from plumbing.pictures import pyplot
 from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, save_checkpoint
 from plumbing.sampling import make_conditions, make_sheet
-from plumbing.watch import PAGE, EarlySheets, Page, clock, sheet_name
+from plumbing.watch import PAGE, Page, clock, sheet_name
 from sample import image_seeds, sample_run
 
 LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "seconds", "held_out"]
@@ -216,12 +216,57 @@ class Run:
         self.log.say(f"done: {self.folder}/{', '.join(files)}{skipped}")
         join = f"python -m plumbing.shard {self.folder}, then " if self.config.shard else ""
         self.log.say(f"draw more with: {join}python sample.py {self.folder}")
-        commands = ["plumbing.shard"] if self.config.shard else []
-        self.page.write("done", [*(shlex.join(["python", "-m", name, self.folder]) for name in commands),
-                                 *(shlex.join(["python", name, self.folder]) for name in ("sample.py", "evaluate.py"))])
+        self.page.write("done", self.next_commands())
+
+    def next_commands(self):
+        """Return what the user may type when the run is complete."""
+        stages = [self.folder]
+        if self.config.is_super_resolution:
+            stages = ["RUN-OF-LOW-RES-IMAGES", self.folder, "--handoff", "clean"]
+        join = [["-m", "plumbing.shard", self.folder]] if self.config.shard else []
+        return [shlex.join(["python", *words]) for words in (*join, ["sample.py", *stages], ["evaluate.py", *stages])]
 
 
 # ------------------------------------------------------------------------------------------ sheets of samples
+
+def early_time(seconds):
+    """Return the first of 15, 30, 60, 120 ... seconds that is still to come."""
+    return 15 * 2 ** max(0, math.floor(math.log2(max(seconds, 1) / 15)) + 1)
+
+
+class EarlySheets:
+    """Say when the first sheets are due: after 15 and 30 seconds, 1, 2, 4, 8 ... minutes, until --sample-every's first.
+
+    They have few sampling steps and one image or more of each class or caption. All of them together cost less than
+    5 % of the time. So a sheet that would cost too much has fewer images, or waits until the time has doubled again.
+    """
+    SHARE, STEPS, MOST, LEAST = 0.05, 8, 36, 4
+
+    def __init__(self, config, seconds_before):
+        self.config, self.seconds_before = config, seconds_before         # seconds before the run was resumed
+        self.next, self.spent, self.an_image = early_time(seconds_before), 0.0, None            # in seconds
+
+    def due(self, step, seconds, seconds_a_step):
+        """Return (images of a class, classes) of the sheet to draw now, or None.
+
+        A forward pass takes about a third of a training step. We reckon with a half; the first sheet measures it.
+        """
+        config = self.config
+        if step >= config.sample_every or seconds < self.next:
+            return None
+        self.next = early_time(seconds)
+        guess = self.STEPS * config.evaluations * seconds_a_step / (2 * config.batch)
+        budget = self.SHARE * (seconds - self.seconds_before) - self.spent
+        n = min(self.MOST, int(budget / (self.an_image or guess)))
+        if n < self.LEAST:
+            return None
+        classes = min(n, len(config.examples) or len(config.class_names) or n)
+        return min(4, n // classes), classes
+
+    def drawn(self, images, seconds):
+        """Note what a sheet cost."""
+        self.spent, self.an_image = self.spent + seconds, seconds / images
+
 
 def draw_sheet(ema, config, device, encoder, a_class, classes=36, steps=None):
     """Draw samples of each class or caption with the EMA weights; a super-resolution model enlarges real images.

@@ -1,9 +1,8 @@
-"""Watch a run: index.html in its folder, a page that reloads itself, and when to draw the sheets of the first minutes.
+"""index.html in a run's folder: a page that shows the run while it trains, and reloads itself.
 
-The page is plain HTML: no script, nothing from elsewhere. A browser opens it as a file.
+It is plain HTML: no script, nothing from elsewhere. A browser opens it as a file.
 """
 import html
-import math
 import os
 import re
 import shlex
@@ -13,46 +12,39 @@ import time
 import numpy as np
 from PIL import Image
 
-from plumbing.files import whole_file
+from plumbing.files import reason_of, whole_file
 from plumbing.pictures import pyplot
 
 PAGE, RELOAD = "index.html", 5                                            # seconds from one version to the next
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #fcfcfa; --ink: #23231f; --soft: #6f6f68; --line: #e3e2dc; --card: #fff;
-  --accent: #2f6f6a; }
-@media (prefers-color-scheme: dark) { :root { --paper: #171816; --ink: #e6e5df; --soft: #96968e; --line: #31322e;
-  --card: #20211e; --accent: #7cc0b8; } .loss img { filter: invert(.9) hue-rotate(180deg); } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
+:root { color-scheme: light dark; --paper: #fcfcfa; --ink: #23231f; --soft: #6f6f68; --line: #e3e2dc; --sea: #2f6f6a; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #171816; --ink: #e6e5df; --soft: #96968e; --line: #31322e; --sea: #7cc0b8; }
+  .loss img { filter: invert(.9) hue-rotate(180deg); outline-color: #ccc; } }
+body { margin: 0 auto; max-width: 58rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; }
 header { display: flex; flex-wrap: wrap; align-items: baseline; justify-content: space-between; gap: 0 1rem; }
-h1 { margin: 0; font-size: 1.4rem; font-weight: 600; letter-spacing: -.01em; overflow-wrap: anywhere; }
+h1 { margin: 0; font-size: 1.4rem; font-weight: 600; overflow-wrap: anywhere; }
 h2 { margin: 2.5rem 0 .75rem; font-size: .8rem; font-weight: 600; color: var(--soft); }
-.state { color: var(--accent); font-weight: 600; }
-progress { appearance: none; display: block; width: 100%; height: 3px; margin: .9rem 0 1.4rem; border: 0;
-  background: var(--line); }
-progress::-webkit-progress-bar { background: var(--line); }
-progress::-webkit-progress-value { background: var(--accent); }
-progress::-moz-progress-bar { background: var(--accent); }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)); gap: 1rem; margin: 0; }
-dt { font-size: .8rem; color: var(--soft); }
-dd { margin: 0; font-size: 1.2rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
+header span { color: var(--sea); font-weight: 600; }
+.bar { height: 3px; margin: .9rem 0 1.4rem; background: var(--line); }
+.bar div { height: 100%; background: var(--sea); }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)); gap: 1rem; margin: 0 0 2rem; }
+dt, figcaption, footer { font-size: .8rem; color: var(--soft); }
+dd { margin: 0; font-size: 1.2rem; }
+dd, figcaption { font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 0; }
-figcaption { margin-top: .4rem; font-size: .8rem; color: var(--soft); font-variant-numeric: tabular-nums; }
-img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
-.newest img, .earlier img { background: #fff; border: 1px solid var(--line); }
-.newest { margin-top: 2rem; }
-.loss { width: fit-content; max-width: 100%; border: 1px solid var(--line); border-radius: 4px; overflow: hidden; }
+pre + figure { margin-top: 2rem; }
+img { display: block; max-width: 100%; height: auto; margin-bottom: .4rem; border-radius: 4px;
+  outline: 1px solid var(--line); }
 .zoomed { image-rendering: pixelated; }
-.earlier { display: flex; gap: 1rem; padding-bottom: .75rem; overflow-x: auto; }
-.earlier figure { flex: none; }
-.earlier img { height: 8.5rem; width: auto; max-width: none; }
-.earlier figcaption { white-space: nowrap; }
+.row { display: flex; gap: 1rem; padding: 1px 1px .75rem; overflow-x: auto; }
+.row img { height: 8.5rem; width: auto; max-width: none; }
 pre { margin: 0 0 .5rem; padding: .75rem 1rem; border: 1px solid var(--line); border-radius: 6px;
-  background: var(--card); font: .85rem/1.6 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
-a { color: var(--accent); text-underline-offset: .2em; }
-footer { margin-top: 2.5rem; font-size: .8rem; color: var(--soft); }
+  font: .85rem/1.6 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+a { color: var(--sea); text-underline-offset: .2em; }
+footer { margin-top: 2.5rem; }
 """
 
 
@@ -64,45 +56,6 @@ def clock(seconds):
 
 def sheet_name(step):
     return f"samples_{step:07d}.png"
-
-
-def early_time(seconds):
-    """Return the first of 15, 30, 60, 120 ... seconds that is still to come."""
-    return 15 * 2 ** max(0, math.floor(math.log2(max(seconds, 1) / 15)) + 1)
-
-
-class EarlySheets:
-    """Say when the first sheets are due: after 15 and 30 seconds, 1, 2, 4, 8 ... minutes, until --sample-every's first.
-
-    They have few sampling steps and one image or more of each class or caption. All of them together cost less than
-    5 % of the time. So a sheet that would cost too much has fewer images, or waits until the time has doubled again.
-    """
-    SHARE, STEPS, MOST, LEAST = 0.05, 8, 36, 4
-
-    def __init__(self, config, seconds_before):
-        self.config, self.seconds_before = config, seconds_before         # seconds before the run was resumed
-        self.next, self.spent, self.an_image = early_time(seconds_before), 0.0, None            # in seconds
-
-    def due(self, step, seconds, seconds_a_step):
-        """Return (images of a class, classes) of the sheet to draw now, or None.
-
-        A forward pass takes about a third of a training step. That tells the first sheet's cost; it is measured then.
-        """
-        config = self.config
-        if step >= config.sample_every or seconds < self.next:
-            return None
-        self.next = early_time(seconds)
-        guess = self.STEPS * config.evaluations * seconds_a_step / (3 * config.batch)
-        budget = self.SHARE * (seconds - self.seconds_before) - self.spent
-        n = min(self.MOST, int(budget / (self.an_image or guess)))
-        if n < self.LEAST:
-            return None
-        classes = min(n, len(config.examples) or len(config.class_names) or n)
-        return min(4, n // classes), classes
-
-    def drawn(self, images, seconds):
-        """Note what a sheet cost."""
-        self.spent, self.an_image = self.spent + seconds, seconds / images
 
 
 def after(draw, least=0):
@@ -159,7 +112,7 @@ class Page:
             with whole_file(self.path(PAGE), "w", encoding="utf-8", errors="replace") as file:
                 file.write(self.text(state, what_next))
         except OSError as error:                                          # a full disk: the run goes on
-            self.log.say(f"{PAGE}: {error.strerror}")
+            self.log.say(f"{PAGE}: {reason_of(error)}")
 
     def text(self, state, what_next):
         """Build the page."""
@@ -176,13 +129,13 @@ class Page:
             f'<meta http-equiv="refresh" content="{RELOAD}">' if running else "",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{100 * step // steps} % {name}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-            f'<header><h1>{name}</h1><span class="state">{html.escape(state)}</span></header>',
-            f'<progress value="{step}" max="{steps}"></progress>\n<dl>',
+            f'<header><h1>{name}</h1><span>{html.escape(state)}</span></header>',
+            f'<div class="bar"><div style="width: {100 * step / steps:.1f}%"></div></div>\n<dl>',
             *(f"<div><dt>{what}</dt><dd>{value or '–'}</dd></div>" for what, value in facts.items()), "</dl>",
             "<h2>What to type next</h2>" if what_next else "",
             *(f"<pre>{html.escape(words)}</pre>" for words in what_next),
-            self.figure(newest, "newest") if newest else '<p class="newest">No sheet of samples yet.</p>',
-            '<h2>Earlier sheets</h2>\n<div class="earlier">' if earlier else "",
+            self.figure(newest, 928) if newest else "<p>No sheet of samples yet.</p>",
+            '<h2>Earlier sheets</h2>\n<div class="row">' if earlier else "",
             *(self.figure(step) for step in earlier), "</div>" if earlier else "", self.loss(),
             f"<h2>Command</h2>\n<pre>{html.escape(command)}</pre>",
             '<p>Every setting is in <a href="config.json">config.json</a>, every logged step in '
@@ -190,13 +143,13 @@ class Page:
             f"<footer>Written {time.strftime('%Y-%m-%d %H:%M:%S')}.</footer>\n</body>\n</html>\n"]
         return "\n".join(filter(None, parts))
 
-    def figure(self, step, kind=""):
-        """A sheet with its step and time. The newest one is enlarged by a whole number if it is small."""
+    def figure(self, step, room=0):
+        """A sheet with its step and time. A small one is enlarged by a whole number, up to `room` pixels wide."""
         name = sheet_name(step)
         with Image.open(self.path(name)) as picture:
             width, height = picture.size
-        zoom = max(1, 928 // width) if kind == "newest" else 1
-        return (f'<figure class="{kind}"><a href="{name}"><img src="{name}" alt="samples of step {step:,}" '
+        zoom = max(1, room // width)
+        return (f'<figure><a href="{name}"><img src="{name}" alt="samples of step {step:,}" '
                 f'width="{zoom * width}" height="{zoom * height}"{" class=zoomed" if zoom > 1 else ""}></a>'
                 f"<figcaption>step {step:,} · {clock(self.sheets[step])}</figcaption></figure>")
 

@@ -12,8 +12,8 @@ from PIL import Image
 import train as T
 from config import PRESETS, Config
 from plumbing import training, watch
-from plumbing.training import Log, Run
-from plumbing.watch import EarlySheets, Page
+from plumbing.training import EarlySheets, Log, Run
+from plumbing.watch import Page
 from programs import TINY, checkpoint, run_here
 
 
@@ -176,8 +176,8 @@ def test_sheets_come_at_15_seconds_and_whenever_the_time_has_doubled():
 @pytest.mark.parametrize("step_seconds", (0.02, 0.2, 2, 20, 200))
 @pytest.mark.parametrize("batch, guidance", ((16, 5.0), (16, 1.0), (2048, 1.0)))
 def test_the_first_sheets_cost_less_than_a_twentieth_of_the_time(step_seconds, batch, guidance):
-    """At any speed, if a forward pass takes what is guessed; later ones also if it takes three times that. Kills: a
-    cost that forgets guidance or the steps; sheets that are drawn whatever they cost."""
+    """At any speed, if a forward pass takes a third of a step. If it takes a whole one, the first sheet costs twice
+    what was reckoned, and the next ones wait. Kills: a cost that forgets guidance or the steps, or what is spent."""
     config = replace(LONG, batch=batch, guidance=guidance)
     image = EarlySheets.STEPS * config.evaluations * step_seconds / (3 * batch)
     found, worst = drawn_sheets(config, step_seconds, image, 2000 * max(step_seconds, 1))
@@ -185,7 +185,7 @@ def test_the_first_sheets_cost_less_than_a_twentieth_of_the_time(step_seconds, b
     assert all(4 <= columns * rows <= 36 for _, columns, rows in found)
     assert found == sorted(found) and found[-1][2] == 36                  # in the end all classes
     _, worst = drawn_sheets(config, step_seconds, 3 * image, 2000 * max(step_seconds, 1))
-    assert worst <= 0.15
+    assert worst <= 0.1
 
 
 def test_few_classes_have_more_images_each():
