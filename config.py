@@ -117,7 +117,7 @@ class Config:
     if_unsaved: Literal["stop", "go-on"] = "stop"  # what to do when a checkpoint cannot be written (full disk)
     log_every: int = 20                  # steps between rows of the log
     held_out_every: int = 1000           # steps between measurements of the held-out loss; 0 = never
-    sample_every: int = 50_000           # steps between sheets of samples; 0 = only at the end
+    sample_every: int = 50_000           # steps between sheets, quick ones before the first; 0 = only at the end
     save_every: int = 10_000             # steps between checkpoints
     keep_every: int = 0                  # steps between checkpoints that stay, for curves; 0 = only the last two stay
     distilled_from: str = ""             # set by distill.py: the teacher's run and its step

@@ -284,7 +284,9 @@ class Sheet:
         """Arrange the images (N, 3, H, W) as a Pillow picture."""
         if self.captions:
             return captioned(images, self.columns, self.names, blocks=max(1, min(3, 12 // self.columns)))
-        return grid(images, self.columns, self.names, math.ceil(len(self.names) / 12) if self.names else 1)
+        rows = len(self.names or [])
+        blocks = math.ceil(rows ** 0.5 if self.columns == 1 else rows / 12)                     # one column: a square
+        return grid(images, self.columns, self.names, max(1, blocks))
 
 
 def make_sheet(config, columns, classes=(), captions=None, n=64):

@@ -1,7 +1,8 @@
 """A run while it trains: its log, its checkpoints, its sheets of samples, and the signals that stop it.
 
 A run is a folder: config.json (resolved settings), log.csv (a row per logged step), loss.png, samples_*.png,
-checkpoint.pt and the one before it, previous.pt. A sharded run has a folder `sharded` in their place (shard.py).
+index.html that shows them (watch.py), checkpoint.pt and the one before it, previous.pt. A sharded run has a folder
+`sharded` in their place (shard.py).
 """
 import csv
 import dataclasses
@@ -9,6 +10,7 @@ import functools
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -22,9 +24,10 @@ from data import open_run
 from plumbing import UserError, shard
 from plumbing.files import whole_file
 from plumbing.images import BrokenImage
-from plumbing.pictures import pyplot, save_figure
+from plumbing.pictures import pyplot
 from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, save_checkpoint
 from plumbing.sampling import make_conditions, make_sheet
+from plumbing.watch import PAGE, Page, clock, sheet_name
 from sample import image_seeds, sample_run
 
 LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "seconds", "held_out"]
@@ -63,7 +66,8 @@ class Run:
     model, ema, optimizer   what a checkpoint holds
     step                    where the loop begins
     held_out_loss           function () -> float, or None
-    sheet                   function (images per class) -> Pillow picture, or None
+    sheet                   function (images per class, classes, sampling steps) -> Pillow picture, or None; without it
+                            there is no index.html
     """
 
     def __init__(self, folder, config, source, model, ema, optimizer, step=0, rank=0, world=1, held_out_loss=None,
@@ -74,6 +78,9 @@ class Run:
         self.held_out_loss, self.sheet = held_out_loss, sheet
         self.interrupt, self.stopped = interrupt or Interrupt(), False
         self.log = Log(folder, config, active=rank == 0, first_step=step)
+        self.page = Page(self.log, active=rank == 0 and sheet is not None, first_step=step)
+        # With several processes there are none: their clocks do not agree.
+        self.early = EarlySheets(config, self.log.seconds_before) if world == 1 and sheet else None
         self.broken = {f"{path}: {reason}" for path, reason in getattr(source, "skipped", [])}  # files named so far
         self.last_saved = f"the checkpoint of step {step} is in {folder}" if step else "no checkpoint was written yet"
         self.sharded = config.shard and world > 1                         # then every rank takes part in a forward pass
@@ -81,6 +88,8 @@ class Run:
     def print_header(self, device, why):
         """Say what is about to be trained."""
         config, source = self.config, self.source
+        self.page.write()
+        self.log.say(f"watch it: {os.path.join(self.folder, PAGE)}")
         self.log.say(f"{self.folder}: {sum(p.numel() for p in self.model.parameters()):,} parameters, "
                      f"{config.size[0]}x{config.size[1]}, {len(source):,} examples, {len(source.classes)} classes; "
                      f"{self.world} x {device.type} ({why}), {config.precision}"
@@ -113,11 +122,12 @@ class Run:
             print(f"\nstep {self.step}: the gradient is not finite; stopped, {self.last_saved}; the weights before "
                   f"this step go to {kept}", file=sys.stderr)
         self.save(failed=True)
+        self.page.write("stopped: the gradient is not finite")
         return 1
 
     def after_step(self, loss, grad_norm, lr):
         """Count the step. Log, measure, save, draw what is due."""
-        self.step += 1
+        self.step = self.page.step = self.step + 1
         config, last = self.config, self.step == self.config.steps
         self.stopped = any_rank(self.interrupt.signal is not None, self.world)
         measured = self.held_out_loss is not None and self.due(config.held_out_every)
@@ -125,8 +135,15 @@ class Run:
             self.log_step(loss, grad_norm, lr, measured)
         if self.due(config.save_every) or self.due(config.keep_every) or last or self.stopped:
             self.save()
-        if self.due(config.sample_every) and not last and not self.stopped:
+        if last or self.stopped:
+            return
+        if self.due(config.sample_every):
             self.save_sheet()
+        elif self.early and (shape := self.early.due(self.step, self.log.seconds(), self.log.pace(self.step))):
+            start = time.time()
+            self.save_sheet(*shape, steps=EarlySheets.STEPS)
+            self.early.drawn(math.prod(shape), time.time() - start)
+        self.page.refresh()
 
     def due(self, every):
         return every > 0 and self.step % every == 0
@@ -168,15 +185,17 @@ class Run:
             self.ema.reshard()                                            # only a backward pass does so by itself
         return result
 
-    def save_sheet(self, a_class=2):
-        """Draw a sheet of samples with the EMA weights."""
+    def save_sheet(self, a_class=2, classes=36, steps=None):
+        """Draw a sheet of samples with the EMA weights. steps: sampling steps, None for the run's own."""
         if self.sheet is None:
             return
-        name = f"samples_{self.step:07d}.png"
+        name = sheet_name(self.step)
         try:
-            picture = self.on_ranks(self.sheet, a_class)
+            picture = self.on_ranks(self.sheet, a_class, classes, steps)
             if self.rank == 0:
-                picture.save(os.path.join(self.folder, name))
+                with whole_file(os.path.join(self.folder, name)) as file:
+                    picture.save(file, "PNG")
+                self.page.add_sheet(self.step)
         except UserError as error:                                        # no low-res image: the run goes on
             self.log.say(f"no sheet of samples: {error}")
         except OSError as error:                                          # a full disk: the run goes on
@@ -187,34 +206,89 @@ class Run:
         """Draw the last sheet, say where everything is. Return the exit status."""
         if self.stopped:
             self.log.say(f"stopped at step {self.step}; continue with: python train.py --resume {self.folder}")
+            self.page.write("stopped", [shlex.join(["python", "train.py", "--resume", self.folder])])
             return 128 + (self.interrupt.signal or 0)
         self.save_sheet(4)
-        sheet = f"samples_{self.step:07d}.png"
+        sheet = sheet_name(self.step)
         files = [sheet] if os.path.exists(os.path.join(self.folder, sheet)) else []
         files += ["loss.png", SHARDED if self.config.shard else CHECKPOINT]
         skipped = f"; {len(self.broken)} files skipped" if self.broken else ""
         self.log.say(f"done: {self.folder}/{', '.join(files)}{skipped}")
         join = f"python -m plumbing.shard {self.folder}, then " if self.config.shard else ""
         self.log.say(f"draw more with: {join}python sample.py {self.folder}")
+        self.page.write("done", self.next_commands())
+
+    def next_commands(self):
+        """Return what the user may type when the run is complete."""
+        stages = [self.folder]
+        if self.config.is_super_resolution:
+            stages = ["RUN-OF-LOW-RES-IMAGES", self.folder, "--handoff", "clean"]
+        join = [["-m", "plumbing.shard", self.folder]] if self.config.shard else []
+        return [shlex.join(["python", *words]) for words in (*join, ["sample.py", *stages], ["evaluate.py", *stages])]
 
 
 # ------------------------------------------------------------------------------------------ sheets of samples
 
-def draw_sheet(ema, config, device, encoder, a_class):
-    """Draw samples of each class or caption with the EMA weights; a super-resolution model enlarges real images."""
+def early_time(seconds):
+    """Return the first of 15, 30, 60, 120 ... seconds that is still to come."""
+    return 15 * 2 ** max(0, math.floor(math.log2(max(seconds, 1) / 15)) + 1)
+
+
+class EarlySheets:
+    """Say when the first sheets are due: after 15 and 30 seconds, 1, 2, 4, 8 ... minutes, until --sample-every's first.
+
+    They have few sampling steps and one image or more of each class or caption. All of them together cost less than
+    5 % of the time. So a sheet that would cost too much has fewer images, or waits until the time has doubled again.
+    """
+    SHARE, STEPS, MOST, LEAST = 0.05, 8, 36, 4
+
+    def __init__(self, config, seconds_before):
+        self.config, self.seconds_before = config, seconds_before         # seconds before the run was resumed
+        self.next, self.spent, self.an_image = early_time(seconds_before), 0.0, None            # in seconds
+
+    def due(self, step, seconds, seconds_a_step):
+        """Return (images of a class, classes) of the sheet to draw now, or None.
+
+        A forward pass takes about a third of a training step. We reckon with a half; the first sheet measures it.
+        """
+        config = self.config
+        if step >= config.sample_every or seconds < self.next:
+            return None
+        self.next = early_time(seconds)
+        guess = self.STEPS * config.evaluations * seconds_a_step / (2 * config.batch)
+        budget = self.SHARE * (seconds - self.seconds_before) - self.spent
+        n = min(self.MOST, int(budget / (self.an_image or guess)))
+        if n < self.LEAST:
+            return None
+        classes = min(n, len(config.examples) or len(config.class_names) or n)
+        return min(4, n // classes), classes
+
+    def drawn(self, images, seconds):
+        """Note what a sheet cost."""
+        self.spent, self.an_image = self.spent + seconds, seconds / images
+
+
+def draw_sheet(ema, config, device, encoder, a_class, classes=36, steps=None):
+    """Draw samples of each class or caption with the EMA weights; a super-resolution model enlarges real images.
+
+    steps: number of steps of DDIM, which needs few of them; None: the run's own sampler and steps.
+    """
+    if steps:
+        config = dataclasses.replace(config, sample_steps=min(steps, config.sample_steps), sampler="ddim")
     low_res = None
     if config.low_size:
         source = open_run(config, portrait=False)                         # the sheet shows no upright images
         low_res = functools.partial(real_low_res, source, config)
-    return class_sheet(ema, config, device, config.precision, a_class, config.seed, low_res, encoder=encoder)
+    return class_sheet(ema, config, device, config.precision, a_class, config.seed, low_res, encoder, classes)
 
 
-def class_sheet(model, config, device, precision, columns, seed=0, real_low_res=None, encoder=None):
-    """Draw a sheet: `columns` images of each class (the first 36) or caption (config.examples).
+def class_sheet(model, config, device, precision, columns, seed=0, real_low_res=None, encoder=None, rows=36):
+    """Draw a sheet: `columns` images of each of the first `rows` classes or captions (config.examples).
 
     real_low_res(labels or captions) returns real low-res images. A super-resolution model starts from them.
     """
-    sheet = make_sheet(config, columns, range(min(36, len(config.class_names))), config.examples, n=64)
+    classes = range(min(rows, len(config.class_names)))
+    sheet = make_sheet(config, columns, classes, config.examples[:rows], n=min(64, rows * columns))
     cond = make_conditions(config, sheet.labels, device, sheet.captions, encoder=encoder)
     if real_low_res:
         cond["low_res"] = real_low_res(sheet.captions or sheet.labels)
@@ -280,6 +354,7 @@ class Log:
         self.terminal, self.printed = sys.stdout.isatty(), 0.0
         self.start, self.first_step = time.time(), first_step
         self.seconds_before = 0.0
+        self.newest = {"loss": "", "held-out loss": "", "images/s": ""}   # as the user reads it
         self.start_clock(first_step)
         if not active:
             return
@@ -307,23 +382,31 @@ class Log:
     def images_per_second(self, step):
         return (step - self.since_step) * self.config.batch / (time.time() - self.since)
 
+    def seconds(self):
+        """The seconds since the run began, without those between a stop and its --resume."""
+        return self.seconds_before + time.time() - self.start
+
+    def pace(self, step):
+        """The seconds of a step, all that belongs to it included, since the run began or was resumed."""
+        return (time.time() - self.start) / max(1, step - self.first_step)
+
     def row(self, step, loss, grad_norm, lr, images_per_s, held_out=None):
         """Append a row to log.csv and show the progress line."""
         if not self.active:
             return
-        seconds = self.seconds_before + time.time() - self.start
         try:
             with open(self.path, "a", newline="") as file:
                 csv.writer(file).writerow([step, step * self.config.batch, f"{loss:.6g}", f"{grad_norm:.6g}",
-                                           f"{lr:.6g}", f"{images_per_s:.2f}", f"{seconds:.2f}",
+                                           f"{lr:.6g}", f"{images_per_s:.2f}", f"{self.seconds():.2f}",
                                            "" if held_out is None else f"{held_out:.6g}"])
         except OSError as error:                                          # a full disk: the run goes on
             self.say(f"{self.path}: {error.strerror}")
-        pace = (time.time() - self.start) / max(1, step - self.first_step)
-        left = int(pace * (self.config.steps - step))
+        self.newest |= {"loss": f"{loss:.4f}", "images/s": f"{images_per_s:.0f}"}
+        if held_out is not None:
+            self.newest["held-out loss"] = f"{held_out:.4f}"
         line = (f"step {step}/{self.config.steps}  loss {loss:.4f}  "
                 + (f"held out {held_out:.4f}  " if held_out is not None else "")
-                + f"{images_per_s:.0f} images/s  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+                + f"{images_per_s:.0f} images/s  {clock(self.pace(step) * (self.config.steps - step))} left")
         if self.terminal:
             print("\r" + line.ljust(78), end="", flush=True)
         elif time.time() - self.printed > 30 or step == self.config.steps:
@@ -350,7 +433,10 @@ class Log:
         axis.set(xlabel="step", ylabel=f"loss ({self.config.loss})", yscale="log")
         axis.grid(alpha=0.3, which="both")
         axis.legend()
+        figure.tight_layout()
         try:
-            save_figure(figure, os.path.join(self.folder, "loss.png"), dpi=110)
+            with whole_file(os.path.join(self.folder, "loss.png")) as file:
+                figure.savefig(file, dpi=110)
         except OSError as error:                                          # a full disk: the run goes on
             self.say(f"loss.png: {error.strerror}")
+        pyplot().close(figure)
