@@ -343,7 +343,7 @@ CDM_HIGH = replace(CDM, base_channels=128, attn_resolutions=(16,), num_heads=1, 
 PRESETS = {
     # letters: two cores, one minute
     "minute": replace(GLYPHS, size=(16, 16), patching="none", base_channels=64, channel_mult=(1, 2), num_res_blocks=(1,),
-                      batch=16, steps=1000, lr=2e-3, warmup=50, ema=0.99, sample_every=0),
+                      batch=16, steps=1000, lr=2e-3, warmup=50, ema=0.99, sample_every=500),
 
     # letters: two cores, ten minutes
     "glyphs64": GLYPHS,
