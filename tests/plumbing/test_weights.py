@@ -17,7 +17,7 @@ import train as T
 from data import CHARACTERS
 from plumbing import UserError, runs, sampling, weights
 from plumbing.settings import override
-from programs import TINY, run_here, stirred
+from programs import ROOT, TINY, run_here, stirred
 
 TEXT = dict(num_classes=0, text_encoder="bytes", text_channels=16, text_length=48, text_layers=1,
             examples=("a red A", "a blue 7"))
@@ -192,6 +192,8 @@ def test_they_are_no_run_to_resume_and_no_folder_for_one(here):
 
 @pytest.fixture
 def default(made, monkeypatch):
+    """The weights of `made` as those that come with the project."""
+    assert sampling.PRETRAINED == os.path.join(ROOT, "pretrained")
     monkeypatch.setattr(sampling, "PRETRAINED", str(made / "pretrained"))
     monkeypatch.setattr(sampling, "DEFAULT", "a")
     monkeypatch.setattr(sampling, "DEFAULT_TEXT", "text")
