@@ -22,7 +22,7 @@ NEW = ["--workers", 0, "--batch", 4, "--precision", "float32", "--device", "cpu"
 def made(tmp_path_factory):
     """The folders of a run of letters, of its pretrained weights, and of ten images of four classes: A, 7, wolf, Ω."""
     folder = tmp_path_factory.mktemp("init")
-    run = make_run(folder / "run", sample_steps=2)
+    run = make_run(folder / "run", sample_steps=2, lr=3e-3)
     state = torch.load(folder / "run" / "checkpoint.pt", weights_only=True)
     state["model"] = {key: w + 1 for key, w in state["model"].items()}    # unlike the EMA weights
     torch.save(state, folder / "run" / "checkpoint.pt")
