@@ -79,6 +79,7 @@ class Config:
     level_weights: str = ""              # weights of the levels' losses, highest first: 16:4:1; empty = equal
     mixed_ratio: str = ""                # 2:1: two thirds of a batch have the high level, all have the low; empty: all
     grow_from: str = ""                  # run whose weights initialise the inner network
+    init_from: str = ""                  # run, or pretrained/NAME, whose EMA weights initialise the whole network
     # a super-resolution stage of a cascade (CDM 3)
     low_size: tuple[int, ...] = ()       # px: height,width of the low-res image to start from; empty = none
     low_upsample: Literal["bilinear", "bicubic"] = "bilinear"  # interpolation of the low-res image to full size

@@ -41,7 +41,7 @@ from plumbing import UserError, shard
 from plumbing.files import writable_folder
 from plumbing.pictures import pyplot, save_figure, show_image
 from plumbing.runs import (CHECKPOINT, autocast, choose_device, choose_precision, cores, ema_model, load_weights,
-                           main_program, read_checkpoint)
+                           main_program, read_checkpoint, results_folder)
 from plumbing.settings import Parser, override
 from plumbing.t5 import Encoder
 from plumbing.training import Interrupt, Run
@@ -281,7 +281,7 @@ def plan(args, config, step, device):
     if not args.guided and config.evaluations == 2:
         print(f"guidance {config.guidance:g} is left out, as the students have none; --guided distils it too")
         config = dataclasses.replace(config, guidance=1.0)
-    out = os.path.normpath(args.out or run + ("-guided" if args.guided else "") + "-distilled")
+    out = os.path.normpath(args.out or results_folder(run) + ("-guided" if args.guided else "") + "-distilled")
     common = dict(lr=args.lr, distill_weight=args.weight, sampler="ddim", log_every=min(20, args.steps), save_every=100,
                   keep_every=0, sample_every=0, held_out="", held_out_every=0, weight_decay=0.0, compile="off",
                   shard=False, accumulate=config.accumulate if args.accumulate is None else args.accumulate,

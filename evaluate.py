@@ -41,8 +41,8 @@ from measures import (Moments, bootstrap, frechet_distance, histogram_distance, 
 from plumbing import UserError
 from plumbing.features import Yardstick, colour_answers, describe, distances, fingerprint, moments_of, scene_colours
 from plumbing.measuring import (SampleCache, TrainedRun, checked_configs, draw_loss_by_logsnr, draw_nearest, export,
-                                first_examples, has_bits, introduce, parse, print_table, report, sampling_key,
-                                save_scores, save_sweep, trained_run, variants_of)
+                                first_examples, has_bits, introduce, open_results, parse, print_table, report,
+                                sampling_key, save_scores, save_sweep, trained_run, variants_of)
 from plumbing.pictures import to_uint8
 from plumbing.runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
 from plumbing.sampling import make_conditions
@@ -335,6 +335,7 @@ def main():
     device, why = choose_device(args.device)
     states = [read_checkpoint(folder) for folder in args.runs]            # mapped, not read: weights stay on the disk
     configs = checked_configs(args, states, device)
+    args.runs = [open_results(run) for run in args.runs]                  # another folder for pretrained weights
     checkpoints, cascade = list(zip(args.runs, states, configs)), {}
     if args.handoff:
         cascade = dict(below=trained_run(*checkpoints.pop(0), device), handoff=args.handoff, s=args.s)

@@ -21,6 +21,7 @@ masks, and which images --mixed-ratio leaves without a high level, depend on the
     python train.py --preset imagenet128_unet --data imagenet/train --dry-run
     python train.py --resume runs/glyphs64               continue exactly where the run stopped
     python train.py --preset glyphs64_nested --grow-from runs/glyphs16      add a 64 px level to a trained 16 px model
+    python train.py --init-from pretrained/glyphs64 --data photos/          start from trained weights
     python train.py --preset glyphs64_text               captions instead of classes
     python train.py --preset glyphs64_sr                 super-resolution 16 -> 64, the second stage of a cascade
     torchrun --nproc_per_node 8 train.py --preset ...    data parallel; the global batch is split over the processes
@@ -231,7 +232,7 @@ def make_held_out_loss(config, ema, batch, encoder, device):
 def main():
     args, config, checkpoint = start.read_command_line()                  # checkpoint: that of --resume, else None
     rank, world, device, device_reason = start_processes(args.device)
-    config, source, inner_checkpoint = start.resolve(config, checkpoint, args, device, world)
+    config, source, initial = start.resolve(config, checkpoint, args, device, world)
     # config is the run's and is saved. machine is config with each "auto" decided for this machine, and is not saved.
     machine = start.resolve_machine(config, device, args.world_size or world)
     if args.dry_run:
@@ -240,7 +241,7 @@ def main():
     held_out, held_out_encoder = start.open_held_out(config, source, device)
     folder = start.run_folder(args, checkpoint, rank, world)
 
-    # ---- model, EMA weights, optimizer: new, resumed (--resume) or grown (--grow-from)
+    # ---- model, EMA weights, optimizer: new, resumed (--resume), or from other weights (--grow-from, --init-from)
     torch.manual_seed(config.seed)                                        # the same weights on every rank
     layout = torch.channels_last if machine.channels_last == "on" else torch.contiguous_format
     # With --shard only rank 0 has real weights; the other ranks have shapes, and get their shards in restore().
@@ -248,8 +249,8 @@ def main():
         model = build_model(config).to(memory_format=layout)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = make_optimizer(model, config)
-    model, ema, optimizer, step = start.restore(model, ema, optimizer, checkpoint, inner_checkpoint, machine, device)
-    del checkpoint, inner_checkpoint                                      # loaded: let go of the mapped files
+    model, ema, optimizer, step = start.restore(model, ema, optimizer, checkpoint, initial, machine, device)
+    del checkpoint, initial                                               # loaded: let go of the mapped files
     if config.recompute:
         shard.checkpoint_activations(model)
     # `net` trains: it is `model` or a wrapper around it. Checkpoints hold `model` and `ema`; samples come from `ema`.

@@ -1,12 +1,13 @@
 """What is in no paper: command lines, run folders, checkpoints, sharding, pictures, decoding. Skip it on a first read.
 
     settings.py   flags, and a check of every setting with its one-line message
-    start.py      how a training run starts: new, resumed or grown
+    start.py      how a training run starts: new, resumed, grown, or from other weights
     training.py   a run while it trains: log, checkpoints, sheets of samples, signals
     watch.py      index.html of a run while it trains, and when its first sheets are drawn
     sampling.py   the command line of sample.py, and what evaluate.py shares with it
     measuring.py  the command line of evaluate.py, its tables and pictures
     runs.py       programs, device, processes, checkpoints
+    weights.py    a run's EMA weights in 16 bit, as pretrained/NAME
     shard.py      weights and optimizer state split over processes
     files.py      files that are written whole or not at all
     images.py     list a folder of images, decode any file safely, read captions

@@ -17,7 +17,7 @@ from plumbing.features import (MIN_ACCURACY, GlyphFeatures, cached, distances, f
 from plumbing.files import read_json, write_json
 from plumbing.images import BrokenImage
 from plumbing.pictures import grid, pyplot, save_figure
-from plumbing.runs import choose_precision, ema_model, kept_checkpoints, made_by
+from plumbing.runs import choose_precision, ema_model, kept_checkpoints, made_by, results_folder
 from plumbing.sampling import (add_settings, check_chain, check_levels, check_student, given_settings, with_settings,
                                words_of)
 from plumbing.settings import Parser, add_fields, override
@@ -58,6 +58,15 @@ def trained_run(folder, state, config, device, **cascade):
     """Build the model of a checkpoint (`state`, as read_checkpoint returns it) as a TrainedRun."""
     return TrainedRun(folder, ema_model(state, folder, device), config, device, state["step"], state["images"],
                       **cascade)
+
+
+def open_results(run):
+    """Return the folder for the results of a run: its own, or a new one for pretrained weights, which is named."""
+    folder = results_folder(run)
+    if folder != run:
+        os.makedirs(folder, exist_ok=True)
+        print(f"the results of {run} go to {folder}")
+    return folder
 
 
 def first_examples(source, n, seed):

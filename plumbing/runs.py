@@ -23,6 +23,7 @@ from plumbing.files import keep, reason_of, whole_file
 from plumbing.settings import override
 
 CHECKPOINT, PREVIOUS, SHARDED = "checkpoint.pt", "previous.pt", "sharded"
+WEIGHTS = "weights.pt"                                                    # of a folder pretrained/NAME (weights.py)
 
 
 # ------------------------------------------------------------------------------------------ programs
@@ -232,12 +233,30 @@ def has_checkpoint(folder):
     return os.path.exists(os.path.join(folder, CHECKPOINT)) or bool(sharded_steps(folder))
 
 
+def is_pretrained(folder):
+    """Return True if the folder holds pretrained weights in place of a run."""
+    return os.path.isfile(os.path.join(folder, WEIGHTS)) and not has_checkpoint(folder)
+
+
+def results_folder(run):
+    """Return the folder for what a program finds out about a run: its own. Pretrained weights stay as they came, so
+    theirs is runs/NAME-pretrained."""
+    if not is_pretrained(run):
+        return run
+    return os.path.join("runs", os.path.basename(os.path.abspath(run)) + "-pretrained")
+
+
 def read_checkpoint(folder, name=CHECKPOINT, old=False):
     """Return the dict that save_checkpoint wrote, with `config` as a Config and `path`, the file.
+
+    Of pretrained weights there are only the EMA weights: `model` is the same, and there is no `optimizer`.
 
     weights_only: a file from a stranger runs no code. The checksums in the file are checked, or a flipped bit would be
     a weight like any other. old: read it although a sharded checkpoint is newer. Raises UserError.
     """
+    wanted = {"model", "ema", "optimizer", "step", "images"}
+    if name == CHECKPOINT and is_pretrained(folder):
+        name, wanted = WEIGHTS, {"ema", "step", "images"}
     path = os.path.join(folder, name)
     if not os.path.exists(folder):
         raise UserError(f"{folder}: no such run")
@@ -254,7 +273,10 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
                 raise UserError(f"{path}: damaged ({wrong}){hint}")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)       # read where it is used
         state["config"] = config_of(state["config"])
-        missing = {"model", "ema", "optimizer", "step", "images"} - state.keys()
+        missing = wanted - state.keys()
+        if name == WEIGHTS and not missing:                               # 16 bit in the file, 32 here
+            state["ema"] = {key: w.float() if w.dtype == torch.float16 else w for key, w in state["ema"].items()}
+            state["model"] = state["ema"]
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError) as error:

@@ -3,6 +3,7 @@ import argparse
 import dataclasses
 import math
 import os
+import sys
 
 import torch
 
@@ -17,6 +18,8 @@ from plumbing.t5 import Encoder, check_moved
 OVERRIDES = ("sampler", "guidance", "noise_param", "clip_x", "precision", "text_encoder")
 ONE_A_STAGE = ("sampler", "guidance", "noise_param", "clip_x", "steps")   # of these a cascade takes one or one a stage
 BATCH = 64                                                                # images that are drawn at once
+PRETRAINED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "pretrained")
+DEFAULT, DEFAULT_TEXT = "glyphs64", "glyphs64_text"                       # of these without RUN; the second: captions
 
 
 # ------------------------------------------------------------------------------------------ flags
@@ -24,7 +27,8 @@ BATCH = 64                                                                # imag
 def parse(argv, stage=0):
     """Parse the command line of sample.py, as stage `stage` of a cascade sees it. Raises UserError."""
     parser = Parser(prog="sample.py", description="Draw images from a trained run, or from the runs of a cascade.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; for a cascade all, the lowest first")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run; for a cascade all, the lowest first "
+                        f"(default: the weights in pretrained/{DEFAULT}, with captions {DEFAULT_TEXT})")
     parser.add_argument("--n", type=int, help="images of each class or caption (default 4); for a run that has "
                         "neither, images in all (default 32)")
     parser.add_argument("--labels", help="classes by name or number, separated by commas (default: the first 36)")
@@ -48,6 +52,8 @@ def parse(argv, stage=0):
     add_settings(parser)
     words, counts = words_of(argv, stage)
     args = parser.parse_args(words)
+    args.is_first = not args.runs                                         # no RUN: the first picture of a new reader
+    args.runs = args.runs or [default_run(args)]
     if wrong := counts - {len(args.runs)}:
         raise UserError(f"{len(args.runs)} runs, but settings for {max(wrong)} stages: want one, or one for each")
     if args.n is not None and args.n < 1:
@@ -60,6 +66,15 @@ def parse(argv, stage=0):
         if path and not path.lower().endswith(ending):
             raise UserError(f"{option} {path}: want a name that ends in {ending}")
     return args
+
+
+def default_run(args):
+    """Return the folder of the weights that come with the project. Raises UserError if it is not there."""
+    captions = any(option is not None for option in (args.text, args.prompts, args.negative))
+    folder = os.path.join(PRETRAINED, DEFAULT_TEXT if captions else DEFAULT)
+    if not os.path.isdir(folder):
+        raise UserError(f"no RUN is given, and there are no weights in {folder}; train a model first (python train.py)")
+    return os.path.relpath(folder)
 
 
 def add_settings(parser):
@@ -306,6 +321,8 @@ def choose_sheet(args, config, captions):
     if args.portrait and not config.portrait:
         raise UserError(f"--portrait: {args.runs[-1]} was trained without upright images")
     classes = parse_labels(args.labels, config) if args.labels else range(min(36, config.num_classes))
+    if args.is_first and classes and not (args.n or args.labels):         # quickly drawn: one of each
+        return Sheet(9, list(classes))
     return make_sheet(config, args.n or 4, classes, captions, n=args.n or 32)
 
 
@@ -322,7 +339,13 @@ def write_pictures(args, sheet, images, film=None):
             save_gif(frames, args.gif)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write the picture: {error}") from None
-    print(f"wrote {args.out} and {args.gif}" if film else f"wrote {args.out}")
+    if not args.is_first:
+        print(f"wrote {args.out} and {args.gif}" if film else f"wrote {args.out}")
+        return
+    program, folder = sys.argv[0], os.path.dirname(sys.argv[0])
+    more = '--text "a white 7 on red" --n 8' if sheet.captions else "--labels A,B,7 --n 8 --gif letters.gif"
+    print(f"wrote {os.path.abspath(args.out)}, drawn by {args.runs[0]}\nnext: python {program} {more}\n"
+          f"or train a model of your own: python {os.path.join(folder, 'train.py')}")
 
 
 # ------------------------------------------------------------------------------------------ before sampling

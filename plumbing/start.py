@@ -1,4 +1,4 @@
-"""How a training run starts: the command line, the run to resume or to grow from, the data, the folder.
+"""How a training run starts: the command line, the run to resume, to grow or to start from, the data, the folder.
 
 Each function takes one step of train.py's main() before its loop, and raises UserError with one line for a mistake.
 """
@@ -15,7 +15,7 @@ from dwt import wavelet_levels
 from nested_unet import grow, mixed_rows, pyramid
 from plumbing import UserError, cost, shard
 from plumbing.files import writable_folder
-from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, load_weights,
+from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, is_pretrained, load_weights,
                            read_checkpoint, sharded_steps)
 from plumbing.settings import Parser, add_fields, override
 from plumbing.t5 import Encoder, check_moved
@@ -28,6 +28,15 @@ ON_RESUME = ("steps", "log_every", "held_out", "held_out_every", "sample_every",
 # Settings without a flag in train.py: the data or distill.py set them.
 SET_ELSEWHERE = ("num_classes", "class_names", "examples", "distilled_from", "distilled_steps", "distill_weight",
                  "guidance_max", "band_rms")
+# Settings that --init-from takes from the weights. The first part makes the network and its schedule what they are.
+OF_NETWORK = ("model", "size", "patching", "base_channels", "emb_channels", "channel_mult", "num_res_blocks",
+              "num_transformer_blocks", "attn_resolutions", "attn_layers", "num_heads", "text_encoder", "text_channels",
+              "text_length", "text_layers", "text_pooled", "transformer_resolutions", "portrait", "outer_channels",
+              "outer_blocks", "outer_patching", "low_size", "low_upsample", "level_power", "schedule", "noise_d",
+              "noise_d_high", "logsnr_min", "logsnr_max", "precondition")
+OF_MODEL = (*OF_NETWORK, "loss", "multiscale", "cond_drop", "dropout", "dropout_from_resolution",
+            "transformer_dropout", "level_weights", "mixed_ratio", "aug_noise", "aug_blur", "blur_low", "blur_high",
+            "sampler", "sample_steps", "guidance", "noise_param", "clip_x")
 
 
 # ------------------------------------------------------------------------------------------ the command line
@@ -46,7 +55,7 @@ def parse():
     add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in SET_ELSEWHERE])
     args = parser.parse_args()
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
-    for option in ("resume", "preset", "out", "grow_from"):               # an unset variable of a script
+    for option in ("resume", "preset", "out", "grow_from", "init_from"):  # an unset variable of a script
         if getattr(args, option, None) == "":
             raise UserError(f"--{option.replace('_', '-')} is empty")
     if args.resume and (args.preset or args.out or args.auto_resume):
@@ -64,7 +73,7 @@ def read_command_line():
     if args.auto_resume and has_checkpoint(args.out):
         args.resume = args.out
     if not args.resume:
-        return args, override(preset_of(args), **given), None
+        return args, override(base_of(args, given), **given), None
     checkpoint = newest_checkpoint(args.resume)
     saved = checkpoint["config"]
     if given.get("precision") == "auto":                                  # the run has settled it
@@ -90,8 +99,20 @@ def preset_of(args):
     return PRESETS[name]
 
 
+def base_of(args, given):
+    """Return the settings of a new run before the flags: the preset's. With --init-from and no --preset, those of the
+    model are the weights' own, and data and optimisation are the default preset's."""
+    config = preset_of(args)
+    if args.preset or "init_from" not in given:
+        return config
+    saved = read_checkpoint(given["init_from"])["config"]
+    return dataclasses.replace(config, **{name: getattr(saved, name) for name in OF_MODEL})
+
+
 def newest_checkpoint(run):
     """Read the newest checkpoint of a run, checkpoint.pt or the sharded one."""
+    if is_pretrained(run):
+        raise UserError(f"--resume {run}: these are weights only; start a new run from them with --init-from {run}")
     steps, plain = sharded_steps(run), os.path.exists(os.path.join(run, CHECKPOINT))
     checkpoint = read_checkpoint(run, old=True) if plain or not steps else None
     if steps and (checkpoint is None or steps[-1] > checkpoint["step"]):
@@ -112,9 +133,10 @@ def check_same_run(args, asked, saved):
 # ------------------------------------------------------------------------------------------ settling what is open
 
 def resolve(config, checkpoint, args, device, world):
-    """Settle what the data and the machine decide. Return (config, source, inner).
+    """Settle what the data and the machine decide. Return (config, source, initial).
 
-    source is the training data, None in a dry run without any. inner is the checkpoint that --grow-from names, or None.
+    source is the training data, None in a dry run without any. initial is the checkpoint that --grow-from or
+    --init-from names, or None.
     """
     if not config.data and not args.dry_run:
         raise UserError(f"--preset {args.preset or 'glyphs64'}: name the folder of training images with --data")
@@ -128,10 +150,12 @@ def resolve(config, checkpoint, args, device, world):
         config = fit_to_data(config, source, checkpoint, args)
     precision = choose_precision(config.precision, device)
     config = dataclasses.replace(config, precision=broadcast(precision, world))                 # the same on every rank
-    inner = read_inner(config) if config.grow_from and checkpoint is None else None
-    if source and config.precondition == "bands" and checkpoint is None:
-        config = dataclasses.replace(config, band_rms=broadcast(measure_bands(config, source, inner), world))
-    return config, source, inner
+    initial = None
+    if checkpoint is None and (config.grow_from or config.init_from):
+        initial = read_initial(config) if config.init_from else read_inner(config)
+    if checkpoint is None and source and config.precondition == "bands":
+        config = dataclasses.replace(config, band_rms=broadcast(measure_bands(config, source, initial), world))
+    return config, source, initial
 
 
 def check_batch(config, world):
@@ -180,18 +204,20 @@ def fit_to_data(config, source, checkpoint, args):
     return config
 
 
-def measure_bands(config, source, inner, n=64):
+def measure_bands(config, source, initial, n=64):
     """Return config.band_rms: the root mean square of n training images in each wavelet band of each level.
 
-    The inner levels of a grown model keep the numbers that they were trained with.
+    Weights from another run keep the numbers that they were trained with.
     """
+    if config.init_from:
+        return initial["config"].band_rms
     x = next(batches(source, n, config.seed, workers=0))["image"]
     if x is None:
         raise UserError(f"--data {config.data}: none of {n} images can be read")
     patchings = [config.outer_patching] * (len(config.sizes) - 1) + [config.patching]
     rms = [",".join(f"{max(s, 1e-4):.4g}" for s in band_rms(level, wavelet_levels(patching)))
            for level, patching in zip(pyramid(x, config.sizes), patchings)]
-    return "/".join(rms[:1] + parts(inner["config"].band_rms) if inner else rms)
+    return "/".join(rms[:1] + parts(initial["config"].band_rms) if initial else rms)
 
 
 def resolve_machine(config, device, world):
@@ -271,7 +297,8 @@ def run_folder(args, checkpoint, rank, world):
                         "the same folder?")
     folder = args.resume
     if not folder and rank == 0:
-        folder = new_folder(args.out, args.preset or "glyphs64", args.auto_resume)
+        weights = os.path.basename(os.path.abspath(getattr(args, "init_from", "glyphs64")))
+        folder = new_folder(args.out, args.preset or weights, args.auto_resume)
     return broadcast(folder, world)
 
 
@@ -284,7 +311,7 @@ def new_folder(out, preset, again=False):
         out, number = os.path.join("runs", preset), 2
         while not make_first(out):
             out, number = os.path.join("runs", f"{preset}-{number}"), number + 1
-    elif has_checkpoint(out) or (os.path.exists(os.path.join(out, "log.csv")) and not again):
+    elif has_checkpoint(out) or is_pretrained(out) or (os.path.exists(os.path.join(out, "log.csv")) and not again):
         raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
     return writable_folder(out, "--out")
 
@@ -334,6 +361,37 @@ def read_inner(config):
     return state
 
 
+def read_initial(config):
+    """Read the weights of --init-from and check that they are of this network. The classes may be others."""
+    path = config.init_from
+    state = read_checkpoint(path)
+    if config.grow_from:
+        raise UserError(f"--init-from {path}: not with --grow-from, which has weights for the inner network")
+    if state["config"].distilled_from:
+        raise UserError(f"--init-from {path}: a distilled model, which knows only the times of its steps; start from "
+                        "the model that it was distilled from")
+    for name in OF_NETWORK:
+        theirs, ours = getattr(state["config"], name), getattr(config, name)
+        if theirs != ours:
+            raise UserError(f"--init-from {path}: another network: its --{name.replace('_', '-')} is {theirs!r}, not "
+                            f"{ours!r}")
+    return state
+
+
+def initialise(model, initial, config):
+    """Load the EMA weights of --init-from into a new model, in place. Raises UserError if they do not fit.
+
+    Classes are known by their names: an old one keeps its row of the table, a new one keeps its random row.
+    """
+    weights, names = dict(initial["ema"]), initial["config"].class_names
+    for key, table in model.state_dict().items():
+        if key.endswith("embed.label.weight") and key in weights:         # (classes + 1, E); the last row: no class
+            trained = dict(zip(names, weights[key])) | {None: weights[key][-1]}
+            weights[key] = torch.stack([trained.get(name, row) for name, row in zip((*config.class_names, None),
+                                                                                    table.cpu())])
+    load_weights(model, weights, initial["path"])
+
+
 def check_inner(model, trained):
     """Raise ValueError unless `trained` is the state_dict of a network like model.inner. The error names the keys."""
     wanted = model.inner.state_dict()
@@ -347,15 +405,19 @@ def check_inner(model, trained):
         raise ValueError("; ".join(faults))
 
 
-def restore(model, ema, optimizer, checkpoint, inner, machine, device):
-    """Load the checkpoint of the resumed run, or the weights of the inner network. With machine.shard, split them.
+def restore(model, ema, optimizer, checkpoint, initial, machine, device):
+    """Load the checkpoint of the resumed run, or the weights of --grow-from or --init-from. With machine.shard, split
+    them.
 
     Return (model, ema, optimizer, step). Before the split only rank 0 holds the whole model.
     """
     if not next(model.parameters()).is_meta:
-        if inner:
-            grow(model, inner["model"])
-            grow(ema, inner["ema"])
+        if initial and machine.init_from:
+            initialise(model, initial, machine)
+            ema.load_state_dict(model.state_dict())
+        elif initial:
+            grow(model, initial["model"])
+            grow(ema, initial["ema"])
         if checkpoint and "model" in checkpoint:
             load_weights(model, checkpoint["model"], checkpoint["path"])
             load_weights(ema, checkpoint["ema"], checkpoint["path"])
