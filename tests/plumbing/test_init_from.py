@@ -88,7 +88,7 @@ def test_classes_of_the_same_name_keep_their_row(made, starts, tmp_path):
     other ones in the EMA weights."""
     config = begun(made, tmp_path / "new", "--init-from", made / "pretrained" / "a", "--data", made / "photos")
     assert config["class_names"] == ["7", "A", "wolf", "Ω"] and config["num_classes"] == 4
-    state, key = runs.read_checkpoint(str(made / "pretrained" / "a")), "embed.label.weight"
+    state, key = runs.read_checkpoint(str(made / "pretrained" / "a")), "network.embed.label.weight"
     old, (model, ema, _) = state["ema"][key], starts[0]
     names = state["config"].class_names
     assert torch.equal(model[key][[0, 1, 4]], old[[names.index("7"), names.index("A"), -1]])
@@ -101,8 +101,8 @@ def test_classes_of_the_same_name_keep_their_row(made, starts, tmp_path):
 def test_a_folder_without_classes_keeps_the_null_embedding(made, starts, tmp_path):
     shutil.copytree(made / "photos" / "A", tmp_path / "flat")
     begun(made, tmp_path / "new", "--init-from", made / "run", "--data", tmp_path / "flat")
-    table = starts[0][0]["embed.label.weight"]
-    assert torch.equal(table, runs.read_checkpoint(str(made / "run"))["ema"]["embed.label.weight"][-1:])
+    table = starts[0][0]["network.embed.label.weight"]
+    assert torch.equal(table, runs.read_checkpoint(str(made / "run"))["ema"]["network.embed.label.weight"][-1:])
 
 
 def test_a_model_with_text_starts_from_one(starts, tmp_path):
@@ -148,6 +148,6 @@ def test_all_settings_that_build_a_network_are_compared():
     builders = (C.build_model, C.plain_network, C.text_condition, C.outer_network, C.make_schedules,
                 C.make_low_schedule, C.Config.sizes.fget)
     read = {name for build in builders for name in re.findall(r"(?:config|self)\.(\w+)", inspect.getsource(build))}
-    free = {"sizes", "num_classes", "guidance_max", "dropout", "dropout_from_resolution", "transformer_dropout",
+    free = {"sizes", "band_rms", "num_classes", "guidance_max", "dropout", "dropout_from_resolution", "transformer_dropout",
             "position_std"}                                               # not of a trained network, or checked apart
-    assert read - free == set(start.OF_NETWORK)
+    assert read - free | {"precondition"} == set(start.OF_NETWORK)

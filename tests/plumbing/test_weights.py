@@ -28,7 +28,7 @@ def make_run(folder, **settings):
     config = override(C.PRESETS["glyphs64"], **{
         **dict(size=(16,), base_channels=16, emb_channels=16, channel_mult=(1, 2), num_res_blocks=(1,), num_heads=2,
                num_transformer_blocks=1, sample_steps=4, class_names=tuple(CHARACTERS), batch=4, log_every=1,
-               precision="bf16"), **settings})
+               precision="bf16", band_rms="0.64,0.08,0.09,0.05"), **settings})
     model = stirred(config)
     folder.mkdir()
     runs.save_checkpoint(str(folder), model, copy.deepcopy(model), torch.optim.Adam(model.parameters()), 10, 40, config)
