@@ -1,7 +1,7 @@
 """Every setting with its unit and its source, the named presets, and what is built from them.
 
 Paper: simple diffusion, appendix B (settings); Matryoshka's released configurations; Cascaded Diffusion, appendix B.
-Needs: unet.py, uvit.py, text.py, nested_unet.py, cascade.py. Next: train.py.
+Needs: unet.py, uvit.py, text.py, nested_unet.py, cascade.py, precondition.py. Next: train.py.
 
 `Config` is one flat block. A field is a flag of train.py (--lr 1e-4), and the comment behind it is the help of that
 flag; eight fields are set from the data or by distill.py. A preset is a Config: `PRESETS` has one for each row of the

@@ -8,6 +8,7 @@ import precondition as P
 from data import Glyphs
 from dwt import band_sizes, dwt
 from nested_unet import NestedUNet, glyphs64_nested, grow
+from programs import page
 from schedule import alpha_sigma, diffuse, eps_from_v, v_from_x_eps, x_from_v
 
 LOGSNR = torch.tensor([-15.0, -4.0, 0.0, 3.0, 15.0])
@@ -122,3 +123,13 @@ def test_a_grown_model_says_at_its_inner_level_what_the_trained_one_says():
 def test_the_ends_are_finite(logsnr):
     c, d = P.coefficients(*alpha_sigma(torch.tensor(logsnr)), 0.1, 1.5)
     assert c.item() == 0 and d.item() == pytest.approx(1.5 if logsnr > 0 else 0.1)
+
+
+def test_the_page_shows_what_the_file_says(capsys, tmp_path, monkeypatch):
+    """The detail bands: little of the image, much of the noise."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "figures").mkdir()
+    rows = [line.split()[-4:] for line in page("precondition.py", capsys).splitlines()[1:3]]
+    image, noise = ([float(number) for number in row] for row in rows)
+    assert noise == pytest.approx([0.719, 1.038, 1.038, 1.5], abs=2e-3)
+    assert max(image[1:]) < 0.2 * image[0] and (tmp_path / "figures" / "precondition.png").exists()
