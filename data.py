@@ -91,7 +91,7 @@ class Glyphs:
         return self.count
 
     def label(self, i):
-        return (i + self.offset) % len(self.classes)                      # balanced: 36 scenes show every class once
+        return (i + self.offset) % len(self.classes)                      # balanced: as many scenes as classes show each once
 
     def scene(self, i):
         """Draw all random choices of scene i: a dict of plain numbers and names. A function of (seed, i) only."""
@@ -134,7 +134,7 @@ class Glyphs:
     def draw(self, i):
         """Draw scene i at twice its size or more and average it down to uint8 (H, W, 3), so that nothing aliases."""
         s = self.scene(i)
-        # Scenes 36 to 71 of every 72 are upright. They show every character once.
+        # Of two passes over the classes the second is upright.
         height, width = self.size[::-1] if self.portrait and i // len(self.classes) % 2 else self.size
         k = max(2, math.ceil(96 / min(height, width)))                    # k x k drawn pixels for each pixel
         h, w = height * k, width * k

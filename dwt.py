@@ -173,14 +173,21 @@ def band_sizes(levels):
 
 
 def band_noise_variances(levels):
-    """Return the variance of white noise in each band, in the order of dwt: |W^T e|^2, e one coefficient of the band.
-    White noise of variance 1 gets, per axis, variance 0.72 (low) or 1.5 (high). In two dimensions these multiply: HH1
-    2.25, LH1 and HL1 1.078; LL2 0.189. (The digit is the level.)"""
-    first = [sum(band_sizes(levels)[:i]) // 3 for i in range(1 + 3 * levels)]   # a channel of each band; one colour
-    with torch.device("cpu"):                                             # also while a model is built as shapes only
-        unit = torch.zeros(len(first), 4 ** levels, 8, 8)                 # e; images of 8 2^levels pixels
-        unit[range(len(first)), first, 4, 4] = 1
-        return adjoint(unit, levels).square().sum((1, 2, 3))
+    """Return the variance of white noise in each band, in the order of dwt: 1 + 3 levels floats.
+
+    It is the sum of the squared weights of a coefficient. The transform works axis by axis, so it is the product of two
+    such sums. White noise of variance 1 gets, per axis, variance 0.72 (low) or 1.5 (high): HH1 2.25, LH1 and HL1 1.078;
+    LL2 0.189. (The digit is the level.)
+    """
+    def squares(coefficients):                                            # of one in the middle, far from the ends
+        return coefficients.square().sum(0)[coefficients.shape[1] // 2].item()
+
+    low, details = torch.eye(64, device="cpu"), []                        # row i: a signal that is 1 at sample i
+    for _ in range(levels):
+        low, high = _split(low)
+        low_high = squares(low) * squares(high)
+        details = [low_high, low_high, squares(high) ** 2, *details]      # coarsest first
+    return [squares(low) ** 2, *details]
 
 
 def draw_bands(x, level_1, level_2, path):

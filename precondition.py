@@ -1,30 +1,33 @@
 """Precondition the network, band by band: it predicts only what a linear guess leaves open.
 
-# Beyond the papers: they predict v from the raw output of the network. Karras et al. 2022 (EDM, section 5) give the
-# network's input, output and loss unit variance at each noise level. Here is their idea for v, in the wavelet's bands.
+# Beyond the papers: their networks predict v itself. Karras et al. 2022 (EDM, section 5) let the network predict what a
+# linear guess leaves open, in a unit of its own. Here is this idea for v, in each band of the wavelet. (EDM also scales
+# the input and the loss. We leave both as they are.)
 Needs: schedule.py, dwt.py. Next: config.py.
 
 An image has little energy in its detail bands, white noise has a lot (`python dwt.py` measures both). So in these bands
 v = alpha eps - sigma x is nearly a multiple of z, and a network that predicts v spends its few channels on copying
 noise from its input to its output. What it copies badly is seen as grain.
 
-Take one band. Let s^2 be the mean square of the image there, n^2 that of white noise. The best linear guess of x is
-Wiener's, and v follows from it (schedule.py: v = (alpha z - x) / sigma):
+Take one band. Let s^2 be the mean square of the image there, n^2 that of white noise. The best guess of x that is a
+multiple of z is Wiener's. v follows from it (schedule.py: v = (alpha z - x) / sigma):
 
     x_hat = alpha s^2 z / (alpha^2 s^2 + sigma^2 n^2)
     v_hat = c z,       c = alpha sigma (n^2 - s^2) / (alpha^2 s^2 + sigma^2 n^2)
 
-What is left, v - c z, has mean square d^2 and is uncorrelated with z:
+What is left, v - c z, has the mean square d^2, and its product with z has the mean 0:
 
     d = s n / sqrt(alpha^2 s^2 + sigma^2 n^2)
 
 So the network F predicts the rest, in its own unit:  v_hat = c z + d F.  Loss and sampler see v, as before.
-If s = n in each band (an image like white noise), then c = 0, d = n, and this is v-prediction: which shows what
-v-prediction assumes.
+If s = n in each band (an image like white noise), then c = 0 and d = n: the network predicts v, with a constant unit in
+each band. This shows what v-prediction assumes.
 
 Shapes: z, v, F (B, 3, H, W); s, n: a number for each band, in the order of dwt.py. Without wavelet there is one band.
 `python precondition.py` draws c and d, and one detail band of z, v and v - c z.
 """
+import math
+
 import torch
 import torch.nn as nn
 
@@ -40,7 +43,7 @@ def band_rms(x, levels):
 
 def noise_rms(levels):
     """Return n of each wavelet band, the root mean square of white noise there: 1 + 3 levels floats."""
-    return band_noise_variances(levels).sqrt().tolist()
+    return [math.sqrt(variance) for variance in band_noise_variances(levels)]
 
 
 def coefficients(alpha, sigma, s, n):

@@ -57,6 +57,7 @@ from plumbing.features import Yardstick, describe
 from plumbing.runs import autocast, main_program
 from plumbing.pictures import grid, pyplot, to_uint8
 from plumbing.sampling import make_conditions
+from plumbing.start import measure_bands
 from sample import sample_run
 from train import conditions, draw, training_loss, update_ema
 
@@ -68,20 +69,27 @@ SCENES = override(PRESETS["glyphs64"], scenes=20_000)
 
 # ------------------------------------------------------------------------------------------ ours
 
+def with_bands(config):
+    """Measure the bands of the wavelet, as a run does when it starts."""
+    return override(config, band_rms=measure_bands(config, open_run(config), None))
+
+
 class Ours:
-    """`python train.py --scenes 20000`: its loss, its random draws, its optimizer."""
+    """`python train.py --scenes 20000`: its loss, its random draws, its optimizer. The learning rate does not fall, since
+    the rounds have no last step."""
     title, classes, large = "ours: python train.py", True, False
     sampling = {}
 
     def __init__(self, seed):
         self.config = self.settings(seed)
         self.batch, self.seed = self.config.batch, seed
+        torch.manual_seed(seed)                                           # the data loader drew a number, too
         self.model = build_model(self.config)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.model, self.config)
 
     def settings(self, seed):
-        return override(SCENES, num_classes=CLASSES, seed=seed)
+        return with_bands(override(SCENES, num_classes=CLASSES, seed=seed))
 
     def learn(self, x, labels, step):
         config, shape = self.config, (3, *self.config.size)
@@ -106,7 +114,7 @@ class OursWithoutClasses(Ours):
     title, classes = "ours, without classes", False
 
     def settings(self, seed):
-        return override(SCENES, num_classes=0, seed=seed)
+        return with_bands(override(SCENES, num_classes=0, seed=seed))
 
 
 class OursByDdpm(Ours):

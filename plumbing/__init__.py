@@ -3,7 +3,7 @@
     settings.py   flags, and a check of every setting with its one-line message
     start.py      how a training run starts: new, resumed, grown, or from other weights
     training.py   a run while it trains: log, checkpoints, sheets of samples, signals
-    watch.py      index.html of a run while it trains, and when its first sheets are drawn
+    watch.py      index.html of a run while it trains
     sampling.py   the command line of sample.py, and what evaluate.py shares with it
     measuring.py  the command line of evaluate.py, its tables and pictures
     runs.py       programs, device, processes, checkpoints

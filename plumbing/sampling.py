@@ -342,9 +342,10 @@ def write_pictures(args, sheet, images, film=None):
     if not args.is_first:
         print(f"wrote {args.out} and {args.gif}" if film else f"wrote {args.out}")
         return
+    also = f" and {args.gif}" if film else ""
     program, folder = sys.argv[0], os.path.dirname(sys.argv[0])
     more = '--text "a white 7 on red" --n 8' if sheet.captions else "--labels A,B,7 --n 8 --gif letters.gif"
-    print(f"wrote {os.path.abspath(args.out)}, drawn by {args.runs[0]}\nnext: python {program} {more}\n"
+    print(f"wrote {os.path.abspath(args.out)}{also}, drawn by {args.runs[0]}\nnext: python {program} {more}\n"
           f"or train a model of your own: python {os.path.join(folder, 'train.py')}")
 
 

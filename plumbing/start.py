@@ -45,7 +45,7 @@ def parse():
     """Read the flags. Return (args, {field of Config: value} for those that were given)."""
     parser = Parser(prog="train.py", description="Train a diffusion model. Without arguments: letters at 64 x 64.")
     parser.add_argument("--preset", help="named settings: " + ", ".join(PRESETS) + " (default glyphs64)")
-    parser.add_argument("--out", help="folder of the run (default runs/PRESET)")
+    parser.add_argument("--out", help="folder of the run (default runs/PRESET; with --init-from runs/NAME-tuned)")
     parser.add_argument("--resume", metavar="RUN", help="folder of the run to continue")
     parser.add_argument("--auto-resume", action="store_true", help="with --out: continue the run there, or start it if "
                         "there is none; for jobs that are restarted")
@@ -207,7 +207,8 @@ def fit_to_data(config, source, checkpoint, args):
 def measure_bands(config, source, initial, n=64):
     """Return config.band_rms: the root mean square of n training images in each wavelet band of each level.
 
-    Weights from another run keep the numbers that they were trained with.
+    Weights from another run keep the numbers that they were trained with. At least 1/255, half a step between two grey
+    levels: F must not become huge where none of the n images has detail, and another one has.
     """
     if config.init_from:
         return initial["config"].band_rms
@@ -215,7 +216,7 @@ def measure_bands(config, source, initial, n=64):
     if x is None:
         raise UserError(f"--data {config.data}: none of {n} images can be read")
     patchings = [config.outer_patching] * (len(config.sizes) - 1) + [config.patching]
-    rms = [",".join(f"{max(s, 1e-4):.4g}" for s in band_rms(level, wavelet_levels(patching)))
+    rms = [",".join(f"{max(s, 1 / 255):.4g}" for s in band_rms(level, wavelet_levels(patching)))
            for level, patching in zip(pyramid(x, config.sizes), patchings)]
     return "/".join(rms[:1] + parts(initial["config"].band_rms) if initial else rms)
 
@@ -297,8 +298,10 @@ def run_folder(args, checkpoint, rank, world):
                         "the same folder?")
     folder = args.resume
     if not folder and rank == 0:
-        weights = os.path.basename(os.path.abspath(getattr(args, "init_from", "glyphs64")))
-        folder = new_folder(args.out, args.preset or weights, args.auto_resume)
+        default = "glyphs64"
+        if getattr(args, "init_from", None):
+            default = os.path.basename(os.path.abspath(args.init_from)) + "-tuned"
+        folder = new_folder(args.out, args.preset or default, args.auto_resume)
     return broadcast(folder, world)
 
 
@@ -311,7 +314,9 @@ def new_folder(out, preset, again=False):
         out, number = os.path.join("runs", preset), 2
         while not make_first(out):
             out, number = os.path.join("runs", f"{preset}-{number}"), number + 1
-    elif has_checkpoint(out) or is_pretrained(out) or (os.path.exists(os.path.join(out, "log.csv")) and not again):
+    elif is_pretrained(out):
+        raise UserError(f"--out {out}: holds pretrained weights; choose another folder")
+    elif has_checkpoint(out) or (os.path.exists(os.path.join(out, "log.csv")) and not again):
         raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
     return writable_folder(out, "--out")
 

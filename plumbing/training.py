@@ -195,7 +195,7 @@ class Run:
             if self.rank == 0:
                 with whole_file(os.path.join(self.folder, name)) as file:
                     picture.save(file, "PNG")
-                self.page.add_sheet(self.step)
+                self.page.add_sheet(self.step, is_quick=steps is not None)
         except UserError as error:                                        # no low-res image: the run goes on
             self.log.say(f"no sheet of samples: {error}")
         except OSError as error:                                          # a full disk: the run goes on

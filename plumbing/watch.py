@@ -2,6 +2,7 @@
 
 It is plain HTML: no script, nothing from elsewhere. A browser opens it as a file.
 """
+import atexit
 import html
 import os
 import re
@@ -75,6 +76,8 @@ class Page:
         self.log, self.active, self.step = log, active, first_step
         self.next = self.next_loss = 0.0                                  # when to write and to draw again
         self.sheets = self.earlier_sheets(first_step) if active and first_step else {}
+        self.quick, self.state = set(), ""                                # steps of the sheets with few sampling steps
+        atexit.register(self.tell_of_an_error)
 
     def earlier_sheets(self, first_step):
         """Find the sheets that a resumed run drew up to its checkpoint: {step: seconds}."""
@@ -86,9 +89,16 @@ class Page:
     def path(self, name):
         return os.path.join(self.log.folder, name)
 
-    def add_sheet(self, step):
-        """Show a sheet that was just drawn."""
+    def add_sheet(self, step, is_quick):
+        """Show a sheet that was just drawn. is_quick: with few sampling steps, which the page says."""
         self.sheets[step] = self.log.seconds()
+        if is_quick:
+            self.quick.add(step)
+
+    def tell_of_an_error(self):
+        """Stop the reloading if the process ends without a word."""
+        if self.state == "training" and os.path.isdir(self.log.folder):
+            self.write("stopped by an error")
 
     def refresh(self):
         """Write the page every five seconds and draw loss.png now and then, each in at most 2 % of the time."""
@@ -108,6 +118,7 @@ class Page:
         """
         if not self.active:
             return
+        self.state = state
         try:
             with whole_file(self.path(PAGE), "w", encoding="utf-8", errors="replace") as file:
                 file.write(self.text(state, what_next))
@@ -123,7 +134,9 @@ class Page:
             {"time left": left} if running else {"time": clock(log.seconds())})
         shown = [step for step in sorted(self.sheets, reverse=True) if os.path.exists(self.path(sheet_name(step)))]
         newest, *earlier = shown or [None]
-        command = shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])
+        world = os.environ.get("LOCAL_WORLD_SIZE")
+        launcher = ["torchrun", "--nproc_per_node", world] if world else ["python"]
+        command = shlex.join([*launcher, os.path.basename(sys.argv[0]), *sys.argv[1:]])
         parts = [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="refresh" content="{RELOAD}">' if running else "",
@@ -148,10 +161,10 @@ class Page:
         name = sheet_name(step)
         with Image.open(self.path(name)) as picture:
             width, height = picture.size
-        zoom = max(1, room // width)
+        zoom, quick = max(1, room // width), " · a quick one" if step in self.quick else ""
         return (f'<figure><a href="{name}"><img src="{name}" alt="samples of step {step:,}" '
                 f'width="{zoom * width}" height="{zoom * height}"{" class=zoomed" if zoom > 1 else ""}></a>'
-                f"<figcaption>step {step:,} · {clock(self.sheets[step])}</figcaption></figure>")
+                f"<figcaption>step {step:,} · {clock(self.sheets[step])}{quick}</figcaption></figure>")
 
     def loss(self):
         """loss.png, if it is drawn. The number behind its name changes with it: a browser keeps no old one."""

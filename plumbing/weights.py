@@ -2,9 +2,10 @@
 
     python -m plumbing.weights runs/glyphs64 glyphs64           -> pretrained/glyphs64/weights.pt
 
-Every program that takes RUN takes pretrained/NAME, too. The file holds config, ema, step, images and commit, the one of
-these files. Weights are in 16 bit (float16): rounding by 1 part in 2,000 moves the pixels of a sample by one step of
-256 at most (glyphs16). Optimizer and training weights stay behind, so --resume refuses; --init-from starts a new run.
+Every program that takes RUN takes pretrained/NAME, too. The file holds config, ema, step, images, and the commit that
+exported them (not the one that trained). Weights are in 16 bit (float16): rounding by 1 part in 2,000 moves the pixels
+of a sample by two steps of 256 at most. Optimizer and training weights stay behind, so --resume refuses; --init-from
+starts a new run.
 """
 import dataclasses
 import io

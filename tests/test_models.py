@@ -258,6 +258,7 @@ def test_scalar_and_batched_logsnr_agree():
 
 # Parameters of every preset, counted on the meta device: a change of architecture shows here.
 COUNTS = {
+    "minute": 2_359_811,
     "glyphs64": 4_407_500,
     "faces64": 4_407_500,
     "glyphs64_unet": 7_525_196,

@@ -119,6 +119,12 @@ def test_a_grown_model_says_at_its_inner_level_what_the_trained_one_says():
         assert_close(inner, trained(z[1], logsnr[1], {}), atol=0, rtol=0)
 
 
+def test_a_model_is_built_where_no_gradient_is_kept():
+    """In a notebook. Kills: n by autograd."""
+    with torch.inference_mode():
+        assert P.Preconditioned(Fixed(torch.zeros(1, 3, 8, 8)), [RMS[1]]).noise[0] == P.noise_rms(1)
+
+
 @pytest.mark.parametrize("logsnr", [-torch.inf, torch.inf])
 def test_the_ends_are_finite(logsnr):
     c, d = P.coefficients(*alpha_sigma(torch.tensor(logsnr)), 0.1, 1.5)

@@ -111,7 +111,7 @@ def initial_weights(**settings):
     """Return the weights with which a tiny run starts."""
     torch.manual_seed(0)
     config = override(C.PRESETS["glyphs64"], size=(16,), base_channels=8, emb_channels=16, channel_mult=(1, 2),
-                      num_res_blocks=(1,), num_transformer_blocks=1, num_heads=2, **settings)
+                      num_res_blocks=(1,), num_transformer_blocks=1, num_heads=2, band_rms="1,1,1,1", **settings)
     return C.build_model(config).state_dict()
 
 

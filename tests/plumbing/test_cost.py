@@ -85,7 +85,7 @@ def test_dry_run_prints_both():
     config = override(C.PRESETS["glyphs64"], precision="bf16")
     found = cost.cost_of(config)
     assert f"{found.parameters:,}" in done.stdout and f"{found.flops / 1e9:,.2f} GFLOP" in done.stdout
-    assert "each of 8 processes, 2 images at once" in done.stdout
+    assert "each of 8 processes, 1 images at once" in done.stdout
     row = lambda name: re.search(rf"  {re.escape(name)} +(\S+ GiB) +(\S+ GiB)", done.stdout).groups()
     for name in ("weights", "optimizer state", "activations"):
         assert row(name) == tuple(cost.gib(cost.memory(C.replace(config, shard=split), found, 8)[name])

@@ -46,14 +46,14 @@ def test_the_ladder_leaves_run_folders_that_know_themselves_and_resume(teacher, 
         assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])         # to the bit
     config = runs.read_checkpoint(str(out / "2"))["config"]
     assert (config.sampler, config.sample_steps, config.guidance_max) == ("ddim", 2, 4.0)
-    assert config.distilled_from == f"{out / '4'}, step 4" and config.guidance == 4.0 and config.evaluations == 1
+    assert config.distilled_from == f"{out / '4'}, step 4" and config.guidance == 3.0 and config.evaluations == 1
     assert json.loads((out / "guided" / "config.json").read_text())["distilled_from"] == f"{teacher}, step 3"
     calls, forward = [], P.sample
     monkeypatch.setattr(P, "sample", lambda *args, **kw: calls.append((args, kw)) or forward(*args, **kw))
     assert run_here(P, [out / "2", "--labels", "A", "--n", 1, "--out", tmp_path / "a.png"]) == (None, "")
     (positional, kw), = calls                                             # no flag was needed
     assert (kw["steps"], kw["sampler"], kw["guidance"]) == (2, "ddim", 1.0)
-    assert positional[2]["guidance"].tolist() == [4.0]
+    assert positional[2]["guidance"].tolist() == [3.0]
     monkeypatch.setattr(D, "distillation_loss", None)                     # all rounds are complete: no update is made
     assert run_here(D, args) == (None, "")
     for other in (["--weight", "snr"], ["--w-max", 3], ["--steps", 5]):   # other settings: refused before any work

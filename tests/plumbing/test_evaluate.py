@@ -87,7 +87,7 @@ def test_more_samples_continue_the_set_and_other_settings_start_another(tmp_path
         path.unlink()
     assert np.array_equal(images("--n", "9"), many)                       # in two goes as in one
     assert not np.array_equal(few, images("--n", "5", "--seed", "1"))
-    assert not np.array_equal(few, images("--n", "5", "--guidance", "3"))
+    assert not np.array_equal(few, images("--n", "5", "--guidance", "2"))
     assert np.array_equal(few, images("--n", "5"))
 
 
@@ -368,7 +368,7 @@ def test_a_run_with_text_is_measured_whole(tmp_path):
     result = evaluated(make_run(tmp_path / "a", **TEXT))
     for key in ("fd_train", "read_rate", "letter_colour", "all_right", "bits_per_dim", "withheld_pairs", "real_scenes"):
         assert key in result, key
-    assert result["guidance"] == 5.0                                      # captions can be dropped: there is guidance
+    assert result["guidance"] == 3.0                                      # captions can be dropped: there is guidance
 
 
 def test_a_cascade_with_text_is_refused_in_one_line(tmp_path):

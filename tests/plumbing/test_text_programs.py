@@ -50,7 +50,7 @@ def test_layers_that_read_the_text_have_their_share_of_the_rate(run_folder):
     """Kills: a share that the warm-up forgets at the first step."""
     state = torch.load(run_folder / "checkpoint.pt", weights_only=True)
     rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
-    assert rates == pytest.approx([4e-5, 4e-6])                           # step 4 of a warm-up of 100 to 1e-3
+    assert rates == pytest.approx([2.2e-5, 2.2e-6])                       # step 4 of a warm-up of 200 to 1.1e-3
 
 
 def test_captions_come_with_the_image_that_they_describe(monkeypatch, tmp_path):

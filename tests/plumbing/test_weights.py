@@ -184,7 +184,7 @@ def test_they_are_no_run_to_resume_and_no_folder_for_one(here):
                                     "them with --init-from pretrained/a\n")
     for again in ([], ["--auto-resume"]):
         status, line = run_here(T, [*TINY, "--steps", 1, "--out", "pretrained/a", *again])
-        assert status == 2 and "holds a run already" in line and line.count("\n") == 1
+        assert status == 2 and "holds pretrained weights; choose" in line and line.count("\n") == 1
     assert content_of(here) == before
 
 
