@@ -126,7 +126,7 @@ EXERCISES = [
              "W^T y is the gradient of x -> sum(dwt(x) y). Let autograd compute it.",
              "Is adjoint(dwt(x)) = x? Which property must the transform have for that, and what would it do to white "
              "noise?"),
-    Exercise("3.5", "What a linear guess leaves of v", "precondition.coefficients", 3, 5, 30,
+    Exercise("3.5", "What a linear guess leaves of v", "precondition.coefficients", 3, 2, 30,
              "beyond the papers; Karras et al. 2022 (EDM), section 5",
              "In one band x has the mean square s^2, eps has n^2, and they are uncorrelated. Take alpha, sigma, s and n. "
              "Return c, which makes the mean square of v - c z smallest, and d, the root of that mean square. Both have "
