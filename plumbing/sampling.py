@@ -20,6 +20,7 @@ ONE_A_STAGE = ("sampler", "guidance", "noise_param", "clip_x", "steps")   # of t
 BATCH = 64                                                                # images that are drawn at once
 PRETRAINED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "pretrained")
 DEFAULT, DEFAULT_TEXT = "glyphs64", "glyphs64_text"                       # of these without RUN; the second: captions
+QUICK_STEPS = 10                                                          # sampling steps without RUN
 
 
 # ------------------------------------------------------------------------------------------ flags
@@ -54,6 +55,8 @@ def parse(argv, stage=0):
     args = parser.parse_args(words)
     args.is_first = not args.runs                                         # no RUN: the first picture of a new reader
     args.runs = args.runs or [default_run(args)]
+    if args.is_first and not hasattr(args, "sample_steps"):
+        args.sample_steps = QUICK_STEPS
     if wrong := counts - {len(args.runs)}:
         raise UserError(f"{len(args.runs)} runs, but settings for {max(wrong)} stages: want one, or one for each")
     if args.n is not None and args.n < 1:
