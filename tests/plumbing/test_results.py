@@ -95,6 +95,9 @@ def of_other_tables():
     for key in ("fd_train", "fd_held_out", "is"):
         yield f"glyphs64_bands, {key}", in_row([row[key] for row in now])
     yield "glyphs64_bands, read", in_row([row["read_rate"] for row in now], 0, 100)
+    short = results("minute")
+    yield "minute, fd_held_out", in_row([short["fd_held_out"], short["real_scenes"]["fd_held_out"]])
+    yield "minute, read", in_row([short["read_rate"], short["real_scenes"]["read_rate"]], 1, 100)
     evaluated = results("glyphs64")
     for key in ("fd_train", "fd_held_out", "is"):
         yield f"glyphs64, {key}", in_row([evaluated[key], evaluated["real_scenes"][key]], 2)
@@ -122,6 +125,7 @@ def test_the_readmes_numbers_are_what_was_measured():
     peers = [row for row in results("peers")["results"] if row["name"] in ("ours", "diffusers-at-ours")]
     fds = {name: [row["fd_held_out"] for row in peers if row["name"] == name] for name in ("ours", "diffusers-at-ours")}
     assert f"{100 * evaluated['read_rate']:.1f} of 360" in text
+    assert f"{100 * results('minute')['read_rate']:.1f} of 360 letters read" in text
     assert f"{evaluated['fd_held_out']:.1f}, the same" in text
     assert "FD {:.1f} (ours), {:.1f} (diffusers)".format(*(sum(fd) / len(fd) for fd in fds.values())) in text
     teacher, student = distilled["teacher, DDIM", 2, 256], distilled["guided student", 2, 4]
