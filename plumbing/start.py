@@ -214,7 +214,7 @@ def measure_bands(config, source, initial, n=64):
         return initial["config"].band_rms
     x = next(batches(source, n, config.seed, workers=0))["image"]
     if x is None:
-        raise UserError(f"--data {config.data}: none of {n} images can be read")
+        raise UserError(f"--data {config.data}: no image left that can be read, of {n} tried")
     patchings = [config.outer_patching] * (len(config.sizes) - 1) + [config.patching]
     rms = [",".join(f"{max(s, 1 / 255):.4g}" for s in band_rms(level, wavelet_levels(patching)))
            for level, patching in zip(pyramid(x, config.sizes), patchings)]

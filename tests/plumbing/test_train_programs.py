@@ -271,7 +271,7 @@ def test_mistakes_of_sample(six_steps, tmp_path):
     """Kills: a traceback; a message that does not name the flag."""
     for args, wanted in [([tmp_path], "not a run"), ([six_steps, "--labels", "a,A"], "--labels a: this run knows A, B"),
                          ([six_steps, "--n", "0"], "--n 0"), ([six_steps, "--steps", "0"], "--steps 0"),
-                         ([six_steps, "--out", tmp_path / "no" / "x.png"], "does not exist"), ([], "RUN"),
+                         ([six_steps, "--out", tmp_path / "no" / "x.png"], "does not exist"),
                          ([six_steps, "--out", "x.tiff"], ".png"), ([six_steps, "--guidance", "nan"], "guidance")]:
         done = run_here(P, args)
         assert done[0] == 2 and wanted in done[1] and done[1].count("\n") == 1, (args, done)
