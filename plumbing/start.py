@@ -153,7 +153,7 @@ def resolve(config, checkpoint, args, device, world):
     initial = None
     if checkpoint is None and (config.grow_from or config.init_from):
         initial = read_initial(config) if config.init_from else read_inner(config)
-    if checkpoint is None and source and config.precondition == "bands":
+    if checkpoint is None and config.precondition == "bands" and not args.dry_run:
         config = dataclasses.replace(config, band_rms=broadcast(measure_bands(config, source, initial), world))
     return config, source, initial
 

@@ -188,8 +188,8 @@ def test_a_syntax_error_in_ones_own_copy_ends_no_grading(tmp_path):
     assert program("course", "make", tmp_path / "work", "--chapter", 3).returncode == 0
     (tmp_path / "work" / "dwt.py").write_text("def f(:\n")
     done = inside(tmp_path / "work", "-m", "course", "grade", ".", "--no-pictures")
-    assert done.returncode == 0 and "0 of 14 points" in done.stdout and "dwt.py, line 1: " in done.stdout
-    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 0 and "0 of 17 points" in done.stdout and "dwt.py, line 1: " in done.stdout
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 2
 
 
 @pytest.mark.long
