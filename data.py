@@ -91,7 +91,7 @@ class Glyphs:
         return self.count
 
     def label(self, i):
-        return (i + self.offset) % len(self.classes)                      # balanced: as many scenes as classes show each once
+        return (i + self.offset) % len(self.classes)                      # balanced: each pass shows every class
 
     def scene(self, i):
         """Draw all random choices of scene i: a dict of plain numbers and names. A function of (seed, i) only."""

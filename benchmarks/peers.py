@@ -75,8 +75,8 @@ def with_bands(config):
 
 
 class Ours:
-    """`python train.py --scenes 20000`: its loss, its random draws, its optimizer. The learning rate does not fall, since
-    the rounds have no last step."""
+    """`python train.py --scenes 20000`: its loss, its random draws, its optimizer. The learning rate does not fall,
+    since the rounds have no last step."""
     title, classes, large = "ours: python train.py", True, False
     sampling = {}
 

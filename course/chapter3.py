@@ -153,7 +153,8 @@ class Coefficients:
     def see(m, r):
         logsnr = r.uniform(9, low=-8, high=8)
         alpha, sigma = m.schedule.alpha_sigma(logsnr)
-        (c, d), (equal_c, equal_d) = (m.precondition.coefficients(alpha, sigma, s, n) for s, n in ((0.09, 1.5), (0.8, 0.8)))
+        c, d = m.precondition.coefficients(alpha, sigma, 0.09, 1.5)
+        equal_c, equal_d = m.precondition.coefficients(alpha, sigma, 0.8, 0.8)
         images = m.precondition.coefficients(alpha[:, None, None, None], sigma[:, None, None, None], 0.6, 0.7)
         return dict(c=c, d=d, images=torch.stack(images), equal_c=equal_c, equal_d=equal_d, shown=logsnr)
 

@@ -128,11 +128,11 @@ EXERCISES = [
              "noise?"),
     Exercise("3.5", "What a linear guess leaves of v", "precondition.coefficients", 3, 2, 30,
              "beyond the papers; Karras et al. 2022 (EDM), section 5",
-             "In one band x has the mean square s^2, eps has n^2, and they are uncorrelated. Take alpha, sigma, s and n. "
-             "Return c, which makes the mean square of v - c z smallest, and d, the root of that mean square. Both have "
-             "the shape of alpha.",
-             "c = E[v z] / E[z^2]: write v and z with x and eps. Then d^2 = E[v^2] - c^2 E[z^2]; it becomes simple with "
-             "alpha^2 + sigma^2 = 1.",
+             "In one band x has the mean square s^2, eps has n^2, and they are uncorrelated. Take alpha, sigma, s and "
+             "n. Return c, which makes the mean square of v - c z smallest, and d, the root of that mean square. Both "
+             "have the shape of alpha.",
+             "c = E[v z] / E[z^2]: write v and z with x and eps. Then d^2 = E[v^2] - c^2 E[z^2]; it becomes simple "
+             "with alpha^2 + sigma^2 = 1.",
              "For which images are c = 0 and d = n at every log-SNR? What does v-prediction assume, and in which band "
              "of a photograph is that most wrong?"),
     # ---------------------------------------------------------------------------------- 4 the U-Net

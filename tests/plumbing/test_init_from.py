@@ -126,7 +126,8 @@ SAME = [*TINY, "--base-channels", 16]
     ([*SAME, "--preset", "glyphs64_unet", "--num-res-blocks", "1,1"], "its --model is 'uvit', not 'unet'"),
     (["--grow-from", "x"], "not with --grow-from")])
 def test_another_network_is_one_line_that_names_the_first_difference(made, tmp_path, args, wanted):
-    status, line = run_here(T, ["--init-from", made / "pretrained" / "a", *args, "--steps", 1, "--out", tmp_path / "new"])
+    status, line = run_here(T, ["--init-from", made / "pretrained" / "a", *args, "--steps", 1, "--out",
+                                tmp_path / "new"])
     assert status == 2 and wanted in line and line.count("\n") == 1, line
     assert not (tmp_path / "new").exists()
 
@@ -148,6 +149,7 @@ def test_all_settings_that_build_a_network_are_compared():
     builders = (C.build_model, C.plain_network, C.text_condition, C.outer_network, C.make_schedules,
                 C.make_low_schedule, C.Config.sizes.fget)
     read = {name for build in builders for name in re.findall(r"(?:config|self)\.(\w+)", inspect.getsource(build))}
-    free = {"sizes", "band_rms", "num_classes", "guidance_max", "dropout", "dropout_from_resolution", "transformer_dropout",
+    free = {"sizes", "band_rms", "num_classes", "guidance_max", "dropout", "dropout_from_resolution",
+            "transformer_dropout",
             "position_std"}                                               # not of a trained network, or checked apart
     assert read - free | {"precondition"} == set(start.OF_NETWORK)

@@ -20,7 +20,7 @@ NAMES = sorted(os.listdir(os.path.join(ROOT, "pretrained")))
 
 
 def read_letters(x):
-    """Read the characters of images (B, 3, 64, 64) by comparison with drawn ones: their numbers (B,). Nothing is learnt.
+    """Read the characters of images (B, 3, 64, 64) by comparison with drawn ones: numbers (B,). Nothing is learnt.
 
     Colours are brought to one axis, the one of largest variance. Each font's characters are tried upright and tilted.
     """

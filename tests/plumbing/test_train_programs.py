@@ -51,7 +51,8 @@ def test_a_run_is_a_folder(six_steps):
 
 
 def test_the_bands_of_the_data_are_measured_once_and_kept(tmp_path):
-    """They are a function of data and seed. Kills: losing them on resume; a level without its own; a model that ignores them."""
+    """They are a function of data and seed. Kills: losing them on resume; a level without its own; a model without
+    them."""
     run, nested, none = (tmp_path / name for name in ("run", "nested", "none"))
     assert run_here(T, [*TINY, "--patching", "dwt_1", "--steps", 1, "--out", run]) == (None, "")
     text = checkpoint(run)["config"]["band_rms"]
@@ -69,7 +70,7 @@ def test_the_bands_of_the_data_are_measured_once_and_kept(tmp_path):
 
 @pytest.mark.parametrize("share, want", [(0.5, [0.5, 1, 1, 1, 2 / 3, 1 / 3]), (0, [0.5, 1, 1, 1, 1, 1])])
 def test_the_learning_rate_warms_up_and_falls(tmp_path, share, want):
-    """Two steps of warm-up; the last half falls. Kills: zero before the end; a fall from the start, or without share."""
+    """Two steps of warm-up; the last half falls. Kills: zero before the end; a fall from the start."""
     args = [*TINY, "--steps", 6, "--warmup", 2, "--lr-decay", share, "--out", tmp_path / "r"]
     assert run_here(T, args) == (None, "")
     lr = PRESETS["glyphs64"].lr
