@@ -350,8 +350,9 @@ PRESETS = {
     # letters: two cores, ten minutes
     "glyphs64": GLYPHS,
     "faces64": replace(                                                   # faces, animals, chess pieces
-        GLYPHS, data="DejaVuSans.ttf", characters="😀😂😆😇😈😉😋😍😎😐😛😠😭😱😴😵😶😷😸😻😾🙀"
-                                                  "🐭🐮🐵♚♛♜♝♞♟☻☠♥★☂"),
+        GLYPHS, data="DejaVuSans.ttf",
+        characters="😀😂😆😇😈😉😋😍😎😐😛😠😭😱😴😵😶"
+                   "😷😸😻😾🙀🐭🐮🐵♚♛♜♝♞♟☻☠♥★☂"),
     "glyphs64_unet": replace(GLYPHS, model="unet", num_res_blocks=(1, 1, 2), attn_resolutions=(8,)),
     "glyphs16": replace(GLYPHS, **GLYPHS_16PX, size=(16, 16)),
     "glyphs64_nested": replace(GLYPHS, **GLYPHS_16PX, outer_channels="32,64", outer_blocks="1,1",

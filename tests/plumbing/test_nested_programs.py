@@ -60,7 +60,8 @@ def test_mistakes_of_nested_runs(run16, tmp_path):
     broken.mkdir()
     state = torch.load(run16 / "checkpoint.pt", weights_only=True)
     others = {"part": dict(state, ema={k: v for k, v in state["ema"].items() if k != "network.position"}),
-              "null": dict(state, ema=None), "number": dict(state, model=dict(state["model"], **{"network.position": 1}))}
+              "null": dict(state, ema=None),
+              "number": dict(state, model={**state["model"], "network.position": 1})}
     for name, value in others.items():
         (tmp_path / name).mkdir()
         torch.save(value, tmp_path / name / "checkpoint.pt")
