@@ -43,7 +43,7 @@ class Config:
     logsnr_min: float = -15.0            # log-SNR of the cosine at t = 1, before the shift
     logsnr_max: float = 15.0             # log-SNR of the cosine at t = 0, before the shift
     # loss (2, 3.2, A)
-    loss: Literal["eps_mse", "v_mse"] = "eps_mse"  # error of eps (paper: U-Net) or of v (U-ViT); v is always predicted
+    loss: Literal["eps_mse", "v_mse", "f_mse"] = "eps_mse"  # error of eps (paper: U-Net), v (U-ViT) or F (bands)
     multiscale: int = 0                  # px: smallest side in the multiscale loss, paper 32; 0 = off
     precondition: Literal["none", "bands"] = "none"  # bands: the network predicts what is left of v (precondition.py)
     cond_drop: float = 0.1               # share of examples trained without their class or caption
@@ -144,6 +144,11 @@ class Config:
         return bool(self.outer_channels)
 
     @property
+    def rms(self):
+        """band_rms as numbers, [[s, ...] of a level, ...], highest first; [] without preconditioning."""
+        return [[float(s) for s in level.split(",")] for level in parts(self.band_rms)]
+
+    @property
     def is_super_resolution(self):
         """True if the model is a later stage of a cascade (cascade.py)."""
         return bool(self.low_size)
@@ -225,8 +230,7 @@ def build_model(config):
             network = SuperResolutionUNet(network, config.low_size, low_ends, config.emb_channels, config.low_upsample)
         for level in reversed(range(len(config.sizes) - 1)):              # from the inside out
             network = NestedUNet(network, outer_network(config, level))
-        rms = [[float(s) for s in level.split(",")] for level in parts(config.band_rms)]
-        return Preconditioned(network, rms) if rms else network
+        return Preconditioned(network, config.rms) if config.rms else network
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -296,9 +300,9 @@ def make_optimizer(model, config):
 
 GLYPHS = Config(
     model="uvit", patching="dwt_1", base_channels=32, emb_channels=256, channel_mult=(1, 3, 6), num_res_blocks=(1, 1),
-    num_transformer_blocks=4, dropout=0.0, transformer_dropout=0.0, position_std=1.0, loss="v_mse", noise_d=32,
-    precondition="bands", batch=8, steps=5200, lr=1.1e-3, lr_decay=0.5, warmup=200, ema=0.998, sampler="ddim",
-    sample_steps=24, guidance=3.0, held_out_every=200, sample_every=1300, save_every=1300)
+    num_transformer_blocks=4, dropout=0.0, transformer_dropout=0.0, position_std=1.0, loss="f_mse", noise_d=32,
+    precondition="bands", batch=8, steps=6400, lr=1.1e-3, lr_decay=0.5, warmup=200, clip=3.0, ema=0.998,
+    sampler="ddim", sample_steps=24, guidance=3.0, held_out_every=200, sample_every=1600, save_every=1600)
 GLYPHS_16PX = dict(patching="none", base_channels=96, channel_mult=(1, 2), num_res_blocks=(1,))   # alone or innermost
 
 # Simple diffusion, B.1 and B.2.

@@ -45,22 +45,11 @@ from nested_unet import mixed_rows, nested_loss, pyramid
 from plumbing import shard, start
 from plumbing.runs import autocast, main_program, start_processes
 from plumbing.training import Run, draw_sheet
+from precondition import f_error, noise_rms
 from schedule import diffuse, eps_from_v, v_from_x_eps
 
 
 # ------------------------------------------------------------------------------------------ the losses
-
-def simple_loss(model, x, cond, t, eps, schedule, loss="eps_mse", multiscale=0):
-    """Appendix A, the paper's `loss`: noise the images to time t, predict v, measure the error. -> scalar.
-
-    nested_loss (nested_unet.py) does this for several levels, super_resolution_loss (cascade.py) for a cascade's stage.
-
-    # Paper: it computes logsnr_t and uses logsnr, predicts v_pred and uses v_t.
-    """
-    logsnr = schedule(t)                                                  # (B,)
-    z = diffuse(x, eps, logsnr)
-    return prediction_loss(model(z, logsnr, cond), z, x, eps, logsnr, loss, multiscale)
-
 
 def prediction_loss(v, z, x, eps, logsnr, loss="eps_mse", multiscale=0):
     """Mean square error of the network's prediction v. -> scalar.
@@ -97,6 +86,29 @@ def multiscale_mse(error, base):
     return loss
 
 
+def f_loss(v, z, x, eps, logsnr, bands, multiscale=0):
+    """Mean square error of F, what a preconditioned network predicts (precondition.py), in place of v. -> scalar.
+
+    bands: {(H, W) of a level: s of its wavelet bands}. The other arguments are as in prediction_loss.
+    """
+    s = bands[tuple(v.shape[-2:])]
+    error = f_error(v - v_from_x_eps(x, eps, logsnr), logsnr, s, noise_rms(len(s) // 3))
+    return multiscale_mse(error, multiscale) if multiscale else error.square().mean()
+
+
+def simple_loss(model, x, cond, t, eps, schedule, measure=prediction_loss):
+    """Appendix A, the paper's `loss`: noise the images to time t, predict v, measure the error. -> scalar.
+
+    measure(v_hat, z, x, eps, logsnr) -> the loss. nested_loss (nested_unet.py) does this for several levels,
+    super_resolution_loss (cascade.py) for a cascade's stage.
+
+    # Paper: it computes logsnr_t and uses logsnr, predicts v_pred and uses v_t.
+    """
+    logsnr = schedule(t)                                                  # (B,)
+    z = diffuse(x, eps, logsnr)
+    return measure(model(z, logsnr, cond), z, x, eps, logsnr)
+
+
 def training_loss(config, model, x, cond, t, noises):
     """The loss of this configuration: simple_loss, or that of a nested or a super-resolution model. -> scalar.
 
@@ -104,17 +116,19 @@ def training_loss(config, model, x, cond, t, noises):
     cond["low_res"] and their noise level in cond["aug_logsnr"].
     """
     schedule = make_schedule(config)                                      # of a nested model: a list, one per level
-    loss_function = functools.partial(prediction_loss, loss=config.loss, multiscale=config.multiscale)
+    measure = functools.partial(prediction_loss, loss=config.loss, multiscale=config.multiscale)
+    if config.loss == "f_mse":
+        measure = functools.partial(f_loss, bands=dict(zip(config.sizes, config.rms)), multiscale=config.multiscale)
     if config.is_nested:
         level_counts = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
         weights = numbers(config.level_weights, ":")
         levels = pyramid(x, config.sizes)
-        return nested_loss(model, levels, cond, t, noises, schedule, loss_function, weights, level_counts)
+        return nested_loss(model, levels, cond, t, noises, schedule, measure, weights, level_counts)
     if config.is_super_resolution:
         cond = dict(cond)
         low_res, aug_logsnr = cond.pop("low_res"), cond.pop("aug_logsnr")
-        return super_resolution_loss(model, x, low_res, aug_logsnr, cond, t, noises[0], schedule, loss_function)
-    return simple_loss(model, x, cond, t, noises[0], schedule, config.loss, config.multiscale)
+        return super_resolution_loss(model, x, low_res, aug_logsnr, cond, t, noises[0], schedule, measure)
+    return simple_loss(model, x, cond, t, noises[0], schedule, measure)
 
 
 # ------------------------------------------------------------------------------------------ what a step needs

@@ -50,11 +50,13 @@ COSTLESS = ("noise_d", "multiscale", "dropout_from_resolution", "scenes")  # fie
 # A budget: the settings of its models; low: the side of the lowest map; widths by the side of the map, lowest last, the
 # same for every patching (nearly as in B.1); few: a number of scenes that a run can memorise; minutes of a run by the
 # side of its images.
+_papers = dict(precondition="none", loss="v_mse")                         # what the small presets do beyond the papers
 _gpu = dict(data="glyphs", flip=False, base_channels=64, emb_channels=512, batch=128, lr=3e-4, warmup=500, ema=0.999,
             sampler="ddim", sample_steps=24)
 BUDGETS = {
     "cpu-small": dict(
-        uvit=dict(preset="glyphs64"), unet=dict(preset="glyphs64_unet"), low=8, blocks=1, widths=(1, 1, 1, 2, 3, 6),
+        uvit=dict(_papers, preset="glyphs64"), unet=dict(_papers, preset="glyphs64_unet"), low=8, blocks=1,
+        widths=(1, 1, 1, 2, 3, 6),
         patching={64: "dwt_1", 128: "dwt_2", 256: "dwt_2"}, multiscale=16, low_blocks=(1, 2, 4, 6), unet_size=64,
         few=72, dropout=(32, 16, 8, 0), minutes={64: 8, 128: 12, 256: 20}),
     # Half an hour for table 2's four rows. Drawing a scene takes a core 5 ms at 128 px, 15 at 256: watch images/s

@@ -67,7 +67,7 @@ def override(config, **values):
     for right, fits, names in RANGES:
         for name in names.split():
             want(config, fits(getattr(config, name)), name, right)
-    for check in (check_guidance, check_levels, check_low_res, check_schedule, check_shape):
+    for check in (check_loss, check_guidance, check_levels, check_low_res, check_schedule, check_shape):
         check(config)
     return config
 
@@ -100,6 +100,12 @@ RANGES = [
     ("positive numbers", lambda v: all(n >= 1 for n in v), "channel_mult attn_resolutions transformer_resolutions"),
     ("no negative numbers", lambda v: all(n >= 0 for n in v), "num_res_blocks"),
 ]
+
+
+def check_loss(config):
+    """Check that the model predicts what the loss measures."""
+    want(config, config.loss != "f_mse" or config.precondition == "bands", "loss",
+         "v_mse or eps_mse with --precondition none: there is no F to measure")
 
 
 def check_guidance(config):

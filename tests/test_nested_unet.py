@@ -106,9 +106,9 @@ def test_one_level_is_the_plain_model_to_the_bit(make):
     cond = {"label": torch.tensor([1, -1])}
     assert torch.equal(nested([eps], [t], cond)[0], inner(eps, t, cond))
     for kind in ("eps_mse", "v_mse"):
-        losses = [T.simple_loss(inner, x, cond, t, eps, S.logsnr_cosine, kind),
-                  N.nested_loss(nested, [x], cond, t, [eps], N.level_schedules(S.logsnr_cosine, [(16, 16)]),
-                                functools.partial(T.prediction_loss, loss=kind))]
+        measure = functools.partial(T.prediction_loss, loss=kind)
+        losses = [T.simple_loss(inner, x, cond, t, eps, S.logsnr_cosine, measure),
+                  N.nested_loss(nested, [x], cond, t, [eps], N.level_schedules(S.logsnr_cosine, [(16, 16)]), measure)]
         grads = [torch.autograd.grad(loss, list(inner.parameters()), allow_unused=True) for loss in losses]
         assert torch.equal(*losses)
         assert all(a is None or torch.equal(a, b) for a, b in zip(*grads))

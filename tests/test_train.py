@@ -4,6 +4,7 @@ Each test names the wrong variant that it kills. The program's command line, log
 plumbing/test_train_programs.py.
 """
 import copy
+import functools
 
 import pytest
 import torch
@@ -56,12 +57,14 @@ def test_losses_are_the_two_faces_of_one_error():
         return torch.zeros_like(z)
     x, eps, t = torch.rand(4, 3, 8, 8) * 2 - 1, torch.randn(4, 3, 8, 8), torch.tensor([0.05, 0.3, 0.6, 0.9])
     logsnr, v = S.logsnr_cosine(t), S.v_from_x_eps(x, eps, S.logsnr_cosine(t))
-    assert_close(T.simple_loss(model, x, {"a": 1}, t, eps, S.logsnr_cosine, "v_mse"), v.square().mean())
+    v_mse = functools.partial(T.prediction_loss, loss="v_mse")
+    assert_close(T.simple_loss(model, x, {"a": 1}, t, eps, S.logsnr_cosine, v_mse), v.square().mean())
     weighted = (torch.sigmoid(logsnr) * v.square().mean((1, 2, 3))).mean()
-    assert_close(T.simple_loss(model, x, {"a": 1}, t, eps, S.logsnr_cosine, "eps_mse"), weighted)
+    assert_close(T.simple_loss(model, x, {"a": 1}, t, eps, S.logsnr_cosine), weighted)
     assert_close(calls[0][0], logsnr)
     assert calls[0][1] == {"a": 1}
-    assert_close(T.simple_loss(model, x, {}, t, eps, S.logsnr_cosine, "v_mse", 4), T.multiscale_mse(v, 4))
+    assert_close(T.simple_loss(model, x, {}, t, eps, S.logsnr_cosine, functools.partial(v_mse, multiscale=4)),
+                 T.multiscale_mse(v, 4))
 
 
 # ---- what a step draws

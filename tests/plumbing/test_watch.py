@@ -104,7 +104,7 @@ def test_the_page_after_a_resume_shows_the_sheets_up_to_the_checkpoint(tmp_path)
     page = Page(new_log(tmp_path, first_step=20), active=True, first_step=20)
     page.write()
     read = Reader(tmp_path)
-    assert read.images == ["samples_0000015.png", "samples_0000010.png"] and "20 / 5,200" in read.text
+    assert read.images == ["samples_0000015.png", "samples_0000010.png"] and "20 / 6,400" in read.text
     assert "step 15 · 0:02:30" in read.text and "step 10 · 0:01:40" in read.text
 
 
