@@ -1,14 +1,11 @@
-"""Folders of images: list the files safely, decode any of them, read their captions."""
+"""Folders of images: list the files safely, decode any of them."""
 import collections
-import json
 import os
 import stat
 import warnings
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
-
-from plumbing import UserError
 
 MAX_PIXELS = 100_000_000                                                  # a larger image is a mistake or an attack
 # Pictures only. No PDF and no EPS: to decode them runs programs.
@@ -70,25 +67,6 @@ def _unusable(path):
         return None if stat.S_ISREG(os.stat(path).st_mode) else "not a regular file"
     except OSError as error:
         return error.strerror or str(error)
-
-
-def read_captions(path):
-    """Read a captions.jsonl: {file: caption}; empty if there is none. Raises UserError naming a wrong line."""
-    captions = {}
-    if not os.path.isfile(path):
-        return captions
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                name = entry["file"] if "file" in entry else entry["file_name"]
-                caption = str(entry["caption"] if "caption" in entry else entry["text"])
-                captions[name] = caption.encode("utf-8", "replace").decode()                    # half a surrogate pair
-            except (ValueError, KeyError, AttributeError, TypeError):
-                raise UserError(f'{path}, line {number}: want {{"file": ..., "caption": ...}}') from None
-    return captions
 
 
 def load_image(path, size, portrait=False):
