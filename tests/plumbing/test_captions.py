@@ -137,13 +137,16 @@ def test_one_of_several_is_drawn_by_lot(tmp_path):
 
 # ---- the programs
 
-def test_what_is_wrong_with_the_captions_is_said_before_training(tmp_path, capsys):
-    """Kills: captions cut in silence; all drawn captions looked at, which takes ten seconds."""
+def test_what_is_wrong_with_the_captions_is_said_before_training(tmp_path, capsys, monkeypatch):
+    """Kills: captions cut in silence; all captions looked at, of which there may be millions."""
     source = folder(tmp_path, NAMES, [("cats/a.png", ["a cat on a long mat", "a cat"]), ("cats/b.png", "ä" * 7)])
     config = override(C.PRESETS["glyphs64_text"], text_length=12, data=str(tmp_path))
     start.open_encoder(config, source, "cpu")
     assert capsys.readouterr().out == (f"{tmp_path}: 1 of 3 images have no caption\n{tmp_path}: 2 of 3 captions are "
                                        "longer than --text-length 12 and are cut\n")
+    monkeypatch.setattr(captions, "MOST", 2)
+    start.open_encoder(config, source, "cpu")
+    assert all(line.startswith(f"{tmp_path}: of the first 2: ") for line in capsys.readouterr().out.splitlines())
     start.open_encoder(override(config, data="glyphs"), D.Glyphs(), "cpu")
     assert capsys.readouterr().out == ("glyphs: of the first 1,000: 1,000 of 1,000 captions are longer than "
                                        "--text-length 12 and are cut\n")
