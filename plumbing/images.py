@@ -14,7 +14,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000"
 FOREIGN = (".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".exr", ".hdr", ".xcf", ".dng", ".raw", ".cr2", ".cr3",
            ".nef", ".arw", ".raf", ".orf", ".rw2", ".dcm", ".avif")       # the last: builds of Pillow without it
 WHITES = (1, 255, 1023, 4095, 16383, 65535)                               # white in 1, 8, 10, 12, 14 and 16 bits
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY            # 64 MB of text, not 1: editors keep much
+# Editors keep much text in a PNG, so 16 MB a chunk, not 1; all of it 32 MB, not 64, or a bomb would fill the memory.
+PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2 ** 24, 2 ** 25
 
 
 class BrokenImage(Exception):
