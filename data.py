@@ -249,7 +249,7 @@ class ImageFolder:
         self.path, self.size, self.portrait = str(path), tuple(size), portrait
         self.files, self.skipped = list_images(self.path)
         if not self.files:
-            hint = " (skipped {}: {}; {} such)".format(*self.skipped[0], len(self.skipped)) if self.skipped else ""
+            hint = " ({} skipped, as {}: {})".format(len(self.skipped), *self.skipped[0]) if self.skipped else ""
             raise UserError(f"{path}: no image in this folder{hint}")
         folders = [os.path.relpath(f, self.path).split(os.sep) for f in self.files]
         self.classes = tuple(sorted({parts[0] for parts in folders if len(parts) > 1}))
