@@ -9,7 +9,8 @@ There are three sources with one small interface:
     source.image(i)      example i as a float32 tensor (3, H, W) in [-1, 1]; raises BrokenImage if it cannot be read.
                          With portrait=True an upright image is (3, W, H) instead: see `turned`.
     source.label(i)      its class number, -1 if there are no classes
-    source.caption(i)    its caption, one English phrase, "" if unknown
+    source.captions(i)   its captions, a tuple of English phrases, mostly one; () if unknown
+    source.caption(i)    the first of them, or ""
 
 `Stream` turns a source into training data. Position k of the stream is a function of (seed, k) only. So a run that
 resumes at step n starts at position n * batch and sees what an unbroken run would see.
@@ -29,8 +30,9 @@ import torch
 from PIL import Image
 
 from plumbing import UserError
+from plumbing.captions import Captions
 from plumbing.fonts import drawings, drawn_characters, find_font, glyph_tile, matplotlib_fonts, open_font
-from plumbing.images import BrokenImage, list_images, load_image, read_captions
+from plumbing.images import BrokenImage, list_images, load_image
 from plumbing.workers import heed_parent_only
 
 
@@ -113,6 +115,9 @@ class Glyphs:
             shadow=rng.random() < 0.5, texture=GROUNDS[rng.integers(len(GROUNDS))],
             direction=rng.uniform(0, math.pi), phase=rng.uniform(0, 2 * math.pi), frequency=rng.uniform(2.0, 4.0),
             grain=rng.standard_normal((24, 24)).astype(np.float32))
+
+    def captions(self, i):
+        return (self.caption(i),)
 
     def caption(self, i):
         """Describe scene i: "an upright blue serif Q on striped yellow".
@@ -235,21 +240,22 @@ def _to_tensor(array):
 class ImageFolder:
     """A folder of images, flat or with one subfolder for each class, resized and cropped to `size`.
 
-    Captions are optional. Either the folder has a captions.jsonl with lines {"file": "a/b.png", "caption": "..."}, or a
-    text file of the same name is beside an image (b.png, b.txt). `skipped` lists the unusable files as (path, why).
+    Captions are optional. Either the folder has a captions.jsonl with lines {"file": "a/b.png", "caption": "..."}, one
+    or more for an image, or a text file of the same name is beside an image (b.png, b.txt). `skipped` lists the
+    unusable files as (path, why).
     """
 
     def __init__(self, path, size=(64, 64), portrait=False):
         self.path, self.size, self.portrait = str(path), tuple(size), portrait
         self.files, self.skipped = list_images(self.path)
         if not self.files:
-            hint = f" ({len(self.skipped)} skipped)" if self.skipped else ""
+            hint = " ({} skipped, as {}: {})".format(len(self.skipped), *self.skipped[0]) if self.skipped else ""
             raise UserError(f"{path}: no image in this folder{hint}")
         folders = [os.path.relpath(f, self.path).split(os.sep) for f in self.files]
         self.classes = tuple(sorted({parts[0] for parts in folders if len(parts) > 1}))
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = [number[parts[0]] if len(parts) > 1 else -1 for parts in folders]
-        self.captions = read_captions(os.path.join(self.path, "captions.jsonl"))
+        self.folder_captions = Captions(self.path, self.files)
 
     def __len__(self):
         return len(self.files)
@@ -257,15 +263,11 @@ class ImageFolder:
     def label(self, i):
         return self.labels[i]
 
+    def captions(self, i):
+        return self.folder_captions[i]
+
     def caption(self, i):
-        name = os.path.relpath(self.files[i], self.path).replace(os.sep, "/")
-        if name in self.captions:
-            return self.captions[name]
-        beside = os.path.splitext(self.files[i])[0] + ".txt"
-        if os.path.isfile(beside):
-            with open(beside, encoding="utf-8-sig", errors="replace") as file:
-                return file.read().strip()
-        return ""
+        return (*self.captions(i), "")[0]
 
     def image(self, i):
         return _to_tensor(load_image(self.files[i], self.size, self.portrait))
@@ -321,7 +323,8 @@ class Stream(torch.utils.data.Dataset):
     """A source as an endless sequence of training examples. Position k is a function of (seed, k) only.
 
     Epoch k // n shows each of the n examples once, in its own order. If an image cannot be read, the next one in this
-    order takes its place. `broken` names it, so that the reader of the batch can warn once.
+    order takes its place. `broken` names it, so that the reader of the batch can warn once. Of several captions one is
+    drawn by lot.
     """
 
     def __init__(self, source, seed, flip=False):
@@ -344,8 +347,10 @@ class Stream(torch.utils.data.Dataset):
             if self.flip and np.random.default_rng((self.seed, 2, k)).random() < 0.5:
                 image = image.flip(-1)
             upright = image.shape[1:] != self.source.size                 # flipped first, then turned
+            captions = self.source.captions(i) or ("",)
+            caption = captions[np.random.default_rng((self.seed, 3, k)).integers(len(captions))]
             return dict(image=turned(image) if upright else image, portrait=int(upright), label=self.source.label(i),
-                        caption=self.source.caption(i), broken=broken)
+                        caption=caption, broken=broken)
         return dict(image=None, portrait=0, label=-1, caption="", broken=broken)                # every file is broken
 
 

@@ -10,7 +10,8 @@
     weights.py    a run's EMA weights in 16 bit, as pretrained/NAME
     shard.py      weights and optimizer state split over processes
     files.py      files that are written whole or not at all
-    images.py     list a folder of images, decode any file safely, read captions
+    images.py     list a folder of images, decode any file safely
+    captions.py   read captions, match them to their images
     fonts.py      open any font file, draw its characters
     workers.py    the data loader's processes and their signals
     pictures.py   sheets of samples, captions, matplotlib

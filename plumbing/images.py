@@ -1,19 +1,21 @@
-"""Folders of images: list the files safely, decode any of them, read their captions."""
-import json
+"""Folders of images: list the files safely, decode any of them."""
+import collections
 import os
 import stat
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
-
-from plumbing import UserError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 MAX_PIXELS = 100_000_000                                                  # a larger image is a mistake or an attack
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
 # Pictures only. No PDF and no EPS: to decode them runs programs.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga", ".jp2",
-            ".avif", ".ico")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
+# Suffixes of pictures that Pillow does not know. Those of its other formats are read from Pillow itself.
+FOREIGN = (".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".exr", ".hdr", ".xcf", ".dng", ".raw", ".cr2", ".cr3",
+           ".nef", ".arw", ".raf", ".orf", ".rw2", ".dcm", ".avif")       # the last: builds of Pillow without it
+WHITES = (1, 255, 1023, 4095, 16383, 65535)                               # white in 1, 8, 10, 12, 14 and 16 bits
+# Editors keep much text in a PNG, so 16 MB a chunk, not 1; all of it 32 MB, not 64, or a bomb would fill the memory.
+PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2 ** 24, 2 ** 25
 
 
 class BrokenImage(Exception):
@@ -23,9 +25,11 @@ class BrokenImage(Exception):
 def list_images(root):
     """List the images under root: (files, skipped), skipped as (path, why). Sorted by name in each folder.
 
-    Follows links, but reads no folder twice, so that a loop of links ends. Real folders come before links.
+    Follows links, but reads no folder twice, so that a loop of links ends. Real folders come before links. Pictures of
+    formats that are not read are counted by suffix, and a class without any image is named.
     """
     files, skipped, entered = [], [], set()
+    formats, foreign, found = Image.registered_extensions(), collections.Counter(), collections.Counter()
 
     def note_unreadable(error):
         skipped.append((error.filename, error.strerror))
@@ -38,15 +42,23 @@ def list_images(root):
         entered.add(os.path.realpath(folder))
         folders[:] = sorted((name for name in folders if not name.startswith(".")),
                             key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        class_name = os.path.relpath(folder, root).split(os.sep)[0]
         for name in sorted(names):
-            if name.startswith(".") or not name.lower().endswith(SUFFIXES):
+            if name.startswith("."):
                 continue
-            path = os.path.join(folder, name)
-            problem = _unusable(path)
+            path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
+            is_image = formats.get(suffix) in FORMATS
+            problem = is_image and _unusable(path)
+            found[class_name] += bool(is_image and not problem)
             if problem:
                 skipped.append((path, problem))
-            else:
+            elif is_image:
                 files.append(path)
+            elif suffix in formats or suffix in FOREIGN:
+                foreign[suffix] += 1
+    skipped += [(os.path.join(root, "**", "*" + suffix), f"{count} of a format that is not read; save as PNG or JPEG")
+                for suffix, count in foreign.items()]
+    skipped += [(os.path.join(root, name), "no image in it") for name in found if name != "." and not found[name]]
     return files, skipped
 
 
@@ -58,32 +70,13 @@ def _unusable(path):
         return error.strerror or str(error)
 
 
-def read_captions(path):
-    """Read a captions.jsonl: {file: caption}; empty if there is none. Raises UserError naming a wrong line."""
-    captions = {}
-    if not os.path.isfile(path):
-        return captions
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                name = entry["file"] if "file" in entry else entry["file_name"]
-                caption = str(entry["caption"] if "caption" in entry else entry["text"])
-                captions[name] = caption.encode("utf-8", "replace").decode()                    # half a surrogate pair
-            except (ValueError, KeyError, AttributeError, TypeError):
-                raise UserError(f'{path}, line {number}: want {{"file": ..., "caption": ...}}') from None
-    return captions
-
-
 def load_image(path, size, portrait=False):
     """Decode an image, scale its short side to fit and crop the middle: uint8 (H, W, 3). Raises BrokenImage.
 
     portrait: an image that is narrower than tall becomes (W, H, 3) instead.
 
-    Applies the EXIF rotation. Puts transparency over white. Scales 16-bit and float grey and does not clip it. Of
-    several frames it takes the first. The resampling is antialiased (Pillow widens its filter to the scale).
+    Applies the EXIF rotation. Puts transparency over white. Guesses what white is in grey of 16 bits, 32 bits and
+    floats. Of several frames it takes the first. The resampling is antialiased (Pillow widens its filter to the scale).
     """
     Image.init()                                                          # registers the formats that Pillow can read
     try:
@@ -93,8 +86,7 @@ def load_image(path, size, portrait=False):
                 if image.width * image.height > MAX_PIXELS:
                     raise BrokenImage(f"{path}: {image.width}x{image.height} is too large")
                 image.draft("RGB", (2 * max(size), 2 * max(size)))        # JPEG: decode near the wanted size, quicker
-                image = ImageOps.exif_transpose(image)
-                image = _to_rgb(image)
+                image = _to_rgb(_turned_upright(image))
                 if portrait and image.width < image.height:
                     size = size[::-1]
                 image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
@@ -105,14 +97,37 @@ def load_image(path, size, portrait=False):
         raise BrokenImage(f"{path}: {type(error).__name__}: {error}") from None
 
 
+def _turned_upright(image):
+    """Turn an image as its EXIF says. A picture whose EXIF makes no sense stays as it is: it may be good."""
+    image.load()
+    try:
+        image.getexif().get(ExifTags.Base.Orientation)                    # Pillow keeps what it reads here
+    except Exception:                                                     # its reader fails in many ways
+        return image
+    for name in ("exif", "Raw profile type exif"):
+        image.info.pop(name, None)                                        # or Pillow writes them anew, and may fail
+    return ImageOps.exif_transpose(image)
+
+
+def _to_8_bits(image):
+    """Convert grey of 16 bits, 32 bits or floats to 8 bits. The file does not say what is white, so its range must.
+
+    White is the smallest of WHITES that no value exceeds by a tenth: resizing lets values overshoot. Floats below 16
+    are of the scale 0 to 1, with highlights. Clearly negative values: the lowest one is black.
+    """
+    values = np.asarray(image, dtype=np.float32)
+    if bad := np.count_nonzero(~np.isfinite(values)):
+        raise ValueError(f"{bad:,} of {values.size:,} pixels are NaN or infinite")
+    low, top = float(values.min()), float(values.max())
+    white = 1 if image.mode == "F" and top < 16 else next((w for w in WHITES if top <= 1.1 * w), top)
+    black = low if low < -0.1 * white else 0
+    return Image.fromarray((np.clip((values - black) / (white - black), 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
 def _to_rgb(image):
     """Convert any Pillow mode to RGB."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float32)
-        # White is 65535 for integers, 1 or 255 for floats, unless the values are larger.
-        white = 65535.0 if image.mode != "F" else (1.0 if values.max() <= 1 else 255.0)
-        white = max(white, float(values.max()))
-        return Image.fromarray((np.clip(values / white, 0, 1) * 255 + 0.5).astype(np.uint8)).convert("RGB")
+        return _to_8_bits(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

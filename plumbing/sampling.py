@@ -11,6 +11,7 @@ from cascade import HANDOFFS
 from config import make_low_schedule, make_schedule
 from data import turned_back
 from plumbing import UserError
+from plumbing.captions import NOT_TEXT, cut, open_text, tidy
 from plumbing.pictures import captioned, grid, save_gif, side_by_side
 from plumbing.settings import Parser, add_fields, override
 from plumbing.t5 import Encoder, check_moved
@@ -33,9 +34,11 @@ def parse(argv, stage=0):
     parser.add_argument("--n", type=int, help="images of each class or caption (default 4); for a run that has "
                         "neither, images in all (default 32)")
     parser.add_argument("--labels", help="classes by name or number, separated by commas (default: the first 36)")
-    parser.add_argument("--text", action="append", help="for a model with text: a caption; repeat it for more captions")
+    parser.add_argument("--text", action="append", type=tidy, help="for a model with text: a caption; repeat it for "
+                        "more captions")
     parser.add_argument("--prompts", metavar="FILE", help="for a model with text: a file, one caption a line")
-    parser.add_argument("--negative", metavar="TEXT", help="caption that guidance leads away from (default: none)")
+    parser.add_argument("--negative", metavar="TEXT", type=tidy, help="caption that guidance leads away from (default: "
+                        "none)")
     parser.add_argument("--portrait", action="store_true", help="upright images, from a run with --portrait")
     parser.add_argument("--lowest-idx", type=int, choices=(0, 1), default=1, help="see sample() (default 1)")
     parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="another seed draws other images "
@@ -243,31 +246,22 @@ def choose_captions(args, configs):
     captions = (args.text or []) + (read_prompts(args.prompts) if args.prompts is not None else [])
     if args.negative and all(config.evaluations == 1 for config in readers):
         raise UserError("--negative: without guidance nothing leads away from it; want --guidance above 1")
-    check_captions([*captions, args.negative or ""], readers)
+    for caption in [*captions, args.negative or ""]:
+        if NOT_TEXT.search(caption):
+            raise UserError(f"--text {caption!r}: holds characters that are not text")
     return captions or list(configs[-1].examples or readers[0].examples) or [""]
 
 
 def read_prompts(path):
     """Read the captions of a file, one a line. Raises UserError."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            captions = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {path}: {getattr(error, 'strerror', None) or error}") from None
+        with open_text(path) as file:
+            captions = [tidy(line) for line in file if line.strip()]
+    except OSError as error:
+        raise UserError(f"--prompts {path}: {error.strerror}") from None
     if not captions:
         raise UserError(f"--prompts {path}: no line with text")
     return captions
-
-
-def check_captions(captions, configs):
-    """Check that these models can read the captions. Raises UserError."""
-    for caption in captions:
-        if not caption.isprintable():
-            raise UserError(f"--text {caption!r}: holds characters that are not text")
-        for config in configs:
-            if config.text_encoder == "bytes" and len(caption.encode()) > config.text_length:
-                raise UserError(f"--text: this model reads {config.text_length} bytes, and {caption[:60]!r} has "
-                                f"{len(caption.encode())}")
 
 
 def make_conditions(config, labels, device, captions=None, portrait=False, encoder=None):
@@ -275,10 +269,14 @@ def make_conditions(config, labels, device, captions=None, portrait=False, encod
 
     labels     n class numbers, -1 = none
     captions   for a model with text: n captions, "" = none
-    encoder    an Encoder; opened if not given
+    encoder    an Encoder. If not given it is opened, and it says how many captions it cuts
     """
     if config.text_encoder:
-        encoder, captions = encoder or Encoder(config, device), captions or [""] * len(labels)
+        captions = captions or [""] * len(labels)
+        if not encoder:
+            encoder = Encoder(config, device)
+            for line in cut(list(dict.fromkeys(captions)), encoder):
+                print(line, file=sys.stderr)
         batches = [encoder(captions[i:i + BATCH]) for i in range(0, len(captions), BATCH)]
         cond = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
     else:

@@ -14,6 +14,7 @@ from data import Glyphs, batches, open_run, open_source
 from dwt import wavelet_levels
 from nested_unet import grow, mixed_rows, pyramid
 from plumbing import UserError, cost, shard
+from plumbing.captions import faults as caption_faults
 from plumbing.files import writable_folder
 from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, is_pretrained, load_weights,
                            read_checkpoint, sharded_steps)
@@ -193,8 +194,8 @@ def fit_to_data(config, source, checkpoint, args):
         captions = filter(None, map(source.caption, range(len(source))))
         examples = tuple(dict.fromkeys(itertools.islice(captions, 100)))[:12]
         if not examples:
-            raise UserError(f"--text-encoder {config.text_encoder}: {config.data} has no captions (captions.jsonl, or "
-                            "a .txt beside each image)")
+            raise UserError("; ".join([f"--text-encoder {config.text_encoder}: {config.data} has no captions "
+                                       "(captions.jsonl, or a .txt beside each image)", *caption_faults(source)]))
         config = dataclasses.replace(config, examples=examples)
     if checkpoint and tuple(source.classes) != config.class_names:
         raise UserError(f"--resume {args.resume}: the classes of {config.data} are no longer those of the run")
@@ -243,11 +244,15 @@ def dry_run(config, device, why, world):
 # ------------------------------------------------------------------------------------------ encoder, folder, weights
 
 def open_encoder(config, source, device):
-    """Return the text encoder, or None for a model without text. Every caption must have its embedding."""
+    """Return the text encoder, or None for a model without text. Say what is wrong with the captions. Every caption
+    must have its embedding."""
     if not config.text_encoder:
         return None
     encoder = Encoder(config, device, cached=True)
     encoder.check(source)
+    if shard.rank() == 0:
+        for fault in caption_faults(source, encoder):
+            print(f"{config.data}: {fault}", flush=True)
     return encoder
 
 

@@ -17,6 +17,7 @@ import torch
 
 from data import open_source
 from plumbing import UserError
+from plumbing.captions import faults
 from plumbing.files import whole_file, write_json
 from plumbing.runs import choose_device, main_program
 from plumbing.settings import Parser
@@ -31,9 +32,10 @@ class Encoder:
     """
 
     def __init__(self, config, device, cached=False):
-        self.device = device
+        self.device, self.length = device, config.text_length
         if config.text_encoder == "bytes":
             self.encode = functools.partial(to_bytes, length=config.text_length)
+            self.cuts = lambda caption: len(caption.encode()) > self.length                     # is it too long?
             return
         folder = cache_folder(config.data, config.text_encoder)
         if cached and os.path.isdir(folder):
@@ -42,6 +44,7 @@ class Encoder:
             self.encode = FrozenT5(config.text_encoder, config.text_length, device)
         if self.encode.channels != config.text_channels:
             raise UserError(f"--text-channels {config.text_channels}: {config.text_encoder} has {self.encode.channels}")
+        self.cuts = self.encode.cuts
 
     def __call__(self, captions):
         text, mask = self.encode(captions)
@@ -51,8 +54,8 @@ class Encoder:
         """Check before any work that the cache has every caption of the data. Raises UserError."""
         if isinstance(self.encode, Cache):
             for i in range(len(source)):
-                if source.caption(i):
-                    self.encode.find(source.caption(i))
+                for caption in filter(None, source.captions(i)):
+                    self.encode.find(caption)
 
 
 def check_moved(old, new, run):
@@ -83,6 +86,10 @@ class FrozenT5:
             text = self.model(tokens.input_ids.to(self.device),
                               attention_mask=tokens.attention_mask.to(self.device)).last_hidden_state
         return text * mask[:, :, None], mask
+
+    def cuts(self, caption):
+        """Return whether a caption is longer than `length` tokens."""
+        return len(self.tokenizer(caption).input_ids) > self.length
 
 
 def load_t5(name):
@@ -146,6 +153,9 @@ class Cache:
         if cached_length != length:
             raise UserError(f"--text-length {length}: {folder} was made with {cached_length}")
 
+    def cuts(self, caption):
+        return False                                                      # unknown here; write_cache said it
+
     def place(self, caption):
         """Return (first token, last + 1, part) of a caption, or None."""
         key = key_of(caption)
@@ -173,12 +183,15 @@ def write_cache(data, name, length, device, part=4096):
     """Write the embeddings of all captions of a folder of images into `cache_folder`, `part` captions a file. After an
     interruption it goes on where it stopped. Return that folder and how many embeddings are new."""
     source, folder = open_source(data, (64, 64)), cache_folder(data, name)
-    captions = sorted({source.caption(i) for i in range(len(source))} - {""})
+    captions = sorted({caption for i in range(len(source)) for caption in source.captions(i)} - {""})
     if not captions:
-        raise UserError(f"--data {data}: no image has a caption (captions.jsonl, or a .txt beside each)")
+        raise UserError("; ".join([f"--data {data}: no image has a caption (captions.jsonl, or a .txt beside each)",
+                                   *faults(source)]))
     try:
         os.makedirs(folder, exist_ok=True)                                # fail here rather than after loading the T5
         encoder = FrozenT5(name, length, device)
+        for fault in faults(source, encoder):
+            print(f"{data}: {fault}", flush=True)
         if not os.path.exists(os.path.join(folder, "about.json")):
             write_json(os.path.join(folder, "about.json"),
                        dict(encoder=name, channels=encoder.channels, length=length))

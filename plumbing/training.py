@@ -209,9 +209,8 @@ class Run:
             self.page.write("stopped", [shlex.join(["python", "train.py", "--resume", self.folder])])
             return 128 + (self.interrupt.signal or 0)
         self.save_sheet(4)
-        sheet = sheet_name(self.step)
-        files = [sheet] if os.path.exists(os.path.join(self.folder, sheet)) else []
-        files += ["loss.png", SHARDED if self.config.shard else CHECKPOINT]
+        files = [name for name in (sheet_name(self.step), "loss.png", SHARDED if self.config.shard else CHECKPOINT)
+                 if os.path.exists(os.path.join(self.folder, name))]
         skipped = f"; {len(self.broken)} files skipped" if self.broken else ""
         self.log.say(f"done: {self.folder}/{', '.join(files)}{skipped}")
         join = f"python -m plumbing.shard {self.folder}, then " if self.config.shard else ""

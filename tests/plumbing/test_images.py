@@ -1,11 +1,12 @@
 """Folders of images: which files are listed, how any file is decoded, what the stream and its workers do with them."""
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import data as D
 from plumbing import UserError, images
@@ -66,6 +67,23 @@ def test_empty_folder_is_the_users_mistake(tmp_path):
         D.ImageFolder(tmp_path, (8, 8))
 
 
+def test_no_class_vanishes_without_a_word(tmp_path):
+    """Windows saves a JPEG as .jfif, a telephone as .HEIC. Kills: a list of suffixes shorter than Pillow's; files and
+    classes that are left out and not named."""
+    for name, kind in (("cat/1.jfif", "JPEG"), ("cat/2.JPE", "JPEG"), ("cow/1.pnm", "PPM"), ("cow/2.apng", "PNG")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format=kind)
+    for name in ("dog/1.HEIC", "dog/2.heic", "cat/3.psd", "bird/notes", ".hidden/1.heic", "cat/1.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("?")
+    source = D.ImageFolder(tmp_path, (8, 8))
+    assert source.classes == ("cat", "cow") and len(source) == 4
+    named = {os.path.relpath(path, tmp_path): why for path, why in source.skipped}
+    assert set(named) == {"**/*.heic", "**/*.psd", "dog", "bird"} and named["**/*.heic"].startswith("2 of a format")
+    with pytest.raises(UserError, match=r"no image in this folder \(1 skipped, as .*\*.heic: 2 of a format that is not read"):
+        D.ImageFolder(tmp_path / "dog")
+
+
 # ---- decoding
 
 def test_folder_decodes_with_care(folder):
@@ -85,6 +103,53 @@ def test_folder_decodes_with_care(folder):
     for name in ("y_cut.jpg", "z_text.png"):
         with pytest.raises(images.BrokenImage, match=name):
             centre(source, name)
+
+
+GREY = np.tile(np.linspace(0, 250, 64).astype(np.uint8), (64, 1))         # its mean is 125
+
+
+@pytest.mark.parametrize("values, mean", [
+    (GREY.astype(np.int32), 125), (GREY.astype(np.uint16), 125), (GREY.astype(np.float32), 125),
+    (GREY.astype(np.uint16) * 4, 125), (GREY.astype(np.uint16) * 16, 125), (GREY.astype(np.uint16) * 64, 125),
+    (GREY.astype(np.uint16) * 257, 125), ((GREY > 125).astype(np.uint16), 127.5),
+    (GREY / np.float32(255), 125), (GREY / np.float32(250) * np.float32(1.004), 127.5),
+    (GREY / np.float32(255) * np.float32(4), 220), (GREY / np.float32(127.5) - 1, 125),
+    (np.zeros((64, 64), np.int32), 0)])
+def test_grey_is_as_bright_as_it_was_meant(tmp_path, values, mean):
+    """8 to 16 bits, masks, the scales 0 to 1 and -1 to 1, overshoot, highlights: a file does not say which it holds.
+
+    Kills: white fixed for all integers; a maximum of 1.004 taken for a dark picture of 0 to 255."""
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert images.load_image(str(tmp_path / "a.tif"), (64, 64)).mean() == pytest.approx(mean, abs=3)
+
+
+def test_grey_with_holes_is_skipped_by_name(tmp_path):
+    """Kills: one NaN that makes all of an image black."""
+    for bad in (np.nan, np.inf):
+        values = GREY / np.float32(255)
+        values[0, 0] = bad
+        Image.fromarray(values).save(tmp_path / "a.tif")
+        with pytest.raises(images.BrokenImage, match="a.tif: .*1 of 4,096 pixels are NaN or infinite"):
+            images.load_image(str(tmp_path / "a.tif"), (64, 64))
+
+
+def test_odd_metadata_do_not_cost_a_good_picture(tmp_path):
+    """Kills: Pillow's limit of 1 MB for text in a PNG; an EXIF that cannot be read, or cannot be written back; an
+    orientation lost with it."""
+    picture = Image.new("RGB", (20, 40), (0, 0, 255))
+    picture.paste((255, 255, 0), (0, 0, 20, 20))                          # yellow above blue ...
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 3_000_000, zip=True)
+    info.add_itxt("more", "x" * 3_000_000, zip=True)
+    exif = picture.getexif()
+    exif[0x0112] = 3                                                      # ... to be shown upside down
+    good = exif.tobytes()
+    odd = b"Exif\0\0II*\0" + struct.pack("<IHHHIIHHI4sI", 8, 2, 0x0112, 3, 1, 3, 0x011A, 2, 4, b"many", 0)
+    for name, raw, top in (("text.png", None, 255), ("garbage.png", b"garbage", 255), ("cut.png", good[:20], 255),
+                           ("cut.jpg", good[:14], 255), ("odd.png", odd, 0), ("odd.jpg", odd, 0)):
+        options = dict(pnginfo=info) if name == "text.png" else dict(exif=raw)
+        picture.save(tmp_path / name, **options)
+        assert images.load_image(str(tmp_path / name), (40, 20))[4, 10, 0] == pytest.approx(top, abs=3), name
 
 
 def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):

@@ -82,7 +82,10 @@ def test_cached_and_live_embeddings_agree(tiny_t5, tmp_path, monkeypatch):
 
 class Hash:
     """Stands in for a T5: a caption's embedding comes from its bytes."""
-    channels = 4
+    channels, length = 4, 12
+
+    def cuts(self, caption):
+        return len(caption.encode()) > self.length
 
     def __call__(self, captions):
         text, mask = to_bytes(captions, 12)
@@ -96,7 +99,7 @@ def test_an_interrupted_cache_goes_on_and_a_damaged_one_is_one_line(tmp_path, mo
     Image.new("RGB", (16, 16)).save(tmp_path / "photos" / "a.png")
     captions = [f"caption {i}" for i in range(10)]
     monkeypatch.setattr(t5, "open_source", lambda *args: type("Source", (), {
-        "__len__": lambda self: len(captions), "caption": lambda self, i: captions[i]})())
+        "__len__": lambda self: len(captions), "captions": lambda self, i: (captions[i],)})())
     monkeypatch.setattr(Hash, "calls", 0, raising=False)
 
     class Killed(Exception):

@@ -79,7 +79,8 @@ def test_the_learning_rate_warms_up_and_falls(tmp_path, share, want):
 
 @pytest.mark.long
 def test_a_folder_of_images_trains_and_samples_and_counts_what_it_skips(tmp_path):
-    """A folder with classes and a flat one go through train.py and sample.py. A broken file is named once, counted."""
+    """A folder with classes and a flat one go through train.py and sample.py. A broken file is named once,
+    counted. The last line names no loss.png where one step is too few for a curve."""
     data = tmp_path / "data"
     write_images(data, 6)
     (data / "c0" / "broken.png").write_text("x")
@@ -89,7 +90,8 @@ def test_a_folder_of_images_trains_and_samples_and_counts_what_it_skips(tmp_path
                    tmp_path / "s.gif", "--guidance", 2, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "s.png").size[1] == 48 and Image.open(tmp_path / "s.gif").n_frames == 2
-    train_tiny("--steps", 1, "--data", data / "c1", "--out", tmp_path / "flat")
+    done = train_tiny("--steps", 1, "--data", data / "c1", "--out", tmp_path / "flat")
+    assert "done: " in done.stdout and "loss.png" not in done.stdout
     done = program("sample.py", tmp_path / "flat", "--n", 3, "--out", tmp_path / "f.png", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     done = program("sample.py", tmp_path / "flat", "--labels", "A", "--device", "cpu")
