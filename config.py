@@ -43,7 +43,7 @@ class Config:
     logsnr_min: float = -15.0            # log-SNR of the cosine at t = 1, before the shift
     logsnr_max: float = 15.0             # log-SNR of the cosine at t = 0, before the shift
     # loss (2, 3.2, A)
-    loss: Literal["eps_mse", "v_mse", "f_mse"] = "eps_mse"  # error of eps (paper: U-Net), v (U-ViT) or F (bands)
+    loss: Literal["eps_mse", "v_mse", "band_mse"] = "eps_mse"  # error of eps (paper: U-Net), of v (U-ViT), by band
     multiscale: int = 0                  # px: smallest side in the multiscale loss, paper 32; 0 = off
     precondition: Literal["none", "bands"] = "none"  # bands: the network predicts what is left of v (precondition.py)
     cond_drop: float = 0.1               # share of examples trained without their class or caption
@@ -300,9 +300,9 @@ def make_optimizer(model, config):
 
 GLYPHS = Config(
     model="uvit", patching="dwt_1", base_channels=32, emb_channels=256, channel_mult=(1, 3, 6), num_res_blocks=(1, 1),
-    num_transformer_blocks=4, dropout=0.0, transformer_dropout=0.0, position_std=1.0, loss="f_mse", noise_d=32,
-    precondition="bands", batch=8, steps=6400, lr=1.1e-3, lr_decay=0.5, warmup=200, clip=3.0, ema=0.998,
-    sampler="ddim", sample_steps=24, guidance=3.0, held_out_every=200, sample_every=1600, save_every=1600)
+    num_transformer_blocks=4, dropout=0.0, transformer_dropout=0.0, position_std=1.0, loss="band_mse", noise_d=32,
+    precondition="bands", batch=8, steps=6400, lr=1.1e-3, lr_decay=0.5, warmup=200, ema=0.998, sampler="ddim",
+    sample_steps=24, guidance=3.0, held_out_every=200, sample_every=1600, save_every=1600)
 GLYPHS_16PX = dict(patching="none", base_channels=96, channel_mult=(1, 2), num_res_blocks=(1,))   # alone or innermost
 
 # Simple diffusion, B.1 and B.2.
@@ -348,8 +348,8 @@ CDM_HIGH = replace(CDM, base_channels=128, attn_resolutions=(16,), num_heads=1, 
 PRESETS = {
     # letters of 16 px, the shortest run: two cores, some two minutes with bf16
     "minute": replace(GLYPHS, size=(16, 16), patching="none", base_channels=64, channel_mult=(1, 2),
-                      num_res_blocks=(1,), batch=16, steps=1500, lr=2e-3, warmup=50, ema=0.99, guidance=4.0,
-                      sample_every=750),
+                      num_res_blocks=(1,), loss="v_mse", batch=16, steps=1500, lr=2e-3, warmup=50, ema=0.99,
+                      guidance=4.0, sample_every=750),
 
     # letters: two cores, ten minutes
     "glyphs64": GLYPHS,

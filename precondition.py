@@ -1,8 +1,8 @@
 """Precondition the network, band by band: it predicts only what a linear guess leaves open.
 
 # Beyond the papers: their networks predict v itself. Karras et al. 2022 (EDM, section 5) let the network predict what a
-# linear guess leaves open, in a unit of its own, and measure its error in this unit. Here is this idea for v, in each
-# band of the wavelet. (EDM also scales the input. We leave it as it is.)
+# linear guess leaves open, in a unit of its own. Here is this idea for v, in each band of the wavelet. (EDM also scales
+# the input. We leave it as it is.)
 Needs: schedule.py, dwt.py. Next: config.py.
 
 An image has little energy in its detail bands, white noise has a lot (`python dwt.py` measures both). So in these bands
@@ -19,8 +19,12 @@ What is left, v - c z, has the mean square d^2, and its product with z has the m
 
     d = s n / sqrt(alpha^2 s^2 + sigma^2 n^2)
 
-So the network F predicts the rest, in its own unit:  v_hat = c z + d F.  The sampler sees v, as before. The loss sees
-v, or with --loss f_mse the error of F: an error of v divided by d. Then faint detail counts as much as strong colour.
+So the network F predicts the rest, in its own unit:  v_hat = c z + d F.  The sampler sees v, as before.
+
+The loss may measure an error of v, where strong colour decides and faint detail is lost. Or it may measure the error of
+F, which is the error of v over d: EDM's choice. Then detail decides, even where noise hides all of it. --loss band_mse
+takes the middle: the error of v over sqrt(d), in each band (benchmarks/NOTEBOOK.md compares the three).
+
 If s = n in each band (an image like white noise), then c = 0 and d = n: the network predicts v, with a constant unit in
 each band. This shows what v-prediction assumes.
 
@@ -87,10 +91,10 @@ def v_from_f(f, z, logsnr, s, n):
     return idwt(torch.cat(bands, 1), levels)
 
 
-def f_error(v_error, logsnr, s, n):
-    """Return the error of F that makes this error of v: v_error / d, in each band. (c z is the same in both v.)"""
+def balance(v_error, logsnr, s, n):
+    """Return v_error / sqrt(d), in each band: between the error of v and that of F, v_error / d."""
     levels, (alpha, sigma) = len(s) // 3, alpha_sigma_for(v_error, logsnr)
-    bands = [band / coefficients(alpha, sigma, s_band, n_band)[1]
+    bands = [band / coefficients(alpha, sigma, s_band, n_band)[1].sqrt()
              for band, s_band, n_band in zip(dwt(v_error, levels).split(band_sizes(levels), 1), s, n)]
     return idwt(torch.cat(bands, 1), levels)
 

@@ -45,7 +45,7 @@ from nested_unet import mixed_rows, nested_loss, pyramid
 from plumbing import shard, start
 from plumbing.runs import autocast, main_program, start_processes
 from plumbing.training import Run, draw_sheet
-from precondition import f_error, noise_rms
+from precondition import balance, noise_rms
 from schedule import diffuse, eps_from_v, v_from_x_eps
 
 
@@ -86,13 +86,13 @@ def multiscale_mse(error, base):
     return loss
 
 
-def f_loss(v, z, x, eps, logsnr, bands, multiscale=0):
-    """Mean square error of F, what a preconditioned network predicts (precondition.py), in place of v. -> scalar.
+def band_loss(v, z, x, eps, logsnr, bands, multiscale=0):
+    """Mean square error of v, balanced between the wavelet bands (precondition.py). -> scalar.
 
     bands: {(H, W) of a level: s of its wavelet bands}. The other arguments are as in prediction_loss.
     """
     s = bands[tuple(v.shape[-2:])]
-    error = f_error(v - v_from_x_eps(x, eps, logsnr), logsnr, s, noise_rms(len(s) // 3))
+    error = balance(v - v_from_x_eps(x, eps, logsnr), logsnr, s, noise_rms(len(s) // 3))
     return multiscale_mse(error, multiscale) if multiscale else error.square().mean()
 
 
@@ -117,8 +117,8 @@ def training_loss(config, model, x, cond, t, noises):
     """
     schedule = make_schedule(config)                                      # of a nested model: a list, one per level
     measure = functools.partial(prediction_loss, loss=config.loss, multiscale=config.multiscale)
-    if config.loss == "f_mse":
-        measure = functools.partial(f_loss, bands=dict(zip(config.sizes, config.rms)), multiscale=config.multiscale)
+    if config.loss == "band_mse":
+        measure = functools.partial(band_loss, bands=dict(zip(config.sizes, config.rms)), multiscale=config.multiscale)
     if config.is_nested:
         level_counts = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
         weights = numbers(config.level_weights, ":")

@@ -103,9 +103,9 @@ RANGES = [
 
 
 def check_loss(config):
-    """Check that the model predicts what the loss measures."""
-    want(config, config.loss != "f_mse" or config.precondition == "bands", "loss",
-         "v_mse or eps_mse with --precondition none: there is no F to measure")
+    """Check that the loss has the bands that it balances."""
+    want(config, config.loss != "band_mse" or config.precondition == "bands", "loss",
+         "v_mse or eps_mse with --precondition none")
 
 
 def check_guidance(config):

@@ -7,7 +7,7 @@ import torch.nn as nn
 from torch.testing import assert_close
 
 import precondition as P
-from config import PRESETS
+from config import PRESETS, make_schedules
 from data import Glyphs
 from dwt import band_sizes, dwt
 from nested_unet import NestedUNet, glyphs64_nested, grow, pyramid
@@ -102,33 +102,31 @@ def test_the_model_predicts_v():
 
 
 @pytest.mark.parametrize("levels", RMS)
-def test_f_error_is_the_difference_of_two_f(levels):
-    """Kills: an error multiplied by d; a unit of another band."""
+def test_the_balanced_error_lies_between_v_and_f(levels):
+    """To balance the error of v twice gives the error of F. Kills: an error multiplied by d; a unit of another band."""
     s, n = RMS[levels], P.noise_rms(levels)
     z, f, f_hat = (randn(5, 3, 16, 24, seed=i) for i in range(3))
     logsnr = torch.tensor([-8.0, -4, 0, 3, 8], dtype=torch.float64)
     v, v_hat = (P.v_from_f(y, z, logsnr, s, n) for y in (f, f_hat))
-    assert_close(P.f_error(v_hat - v, logsnr, s, n), f_hat - f, atol=1e-8, rtol=1e-8)
+    twice = P.balance(P.balance(v_hat - v, logsnr, s, n), logsnr, s, n)
+    assert_close(twice, f_hat - f, atol=1e-8, rtol=1e-8)
 
 
-def test_the_loss_of_f_measures_each_level_in_its_own_unit():
-    """The loss is the sum over the levels of the mean square of F, if v is what F = 0 says. Kills: v's unit; the bands
-    of another level."""
+def test_the_balanced_loss_measures_each_level_by_its_own_bands():
+    """Kills: the unit of v; the bands of another level; one level alone."""
     config = replace(PRESETS["glyphs64_nested"], band_rms="0.6,0.08,0.09,0.04/0.5")
     noises = [randn(2, 3, *size, seed=i).float() for i, size in enumerate(config.sizes)]
-    x, t, f = randn(2, 3, 64, 64, seed=5).float(), torch.tensor([0.3, 0.6]), [randn(2, 3, 64, 64), randn(2, 3, 16, 16)]
+    x, t = randn(2, 3, 64, 64, seed=5).float(), torch.tensor([0.3, 0.6])
+    errors = [randn(2, 3, *size, seed=7).float() for size in config.sizes]
 
-    def loss(error):
-        """That of a network whose F is wrong by `error` at each level."""
-        def model(z, logsnr, cond):
-            right = [v_from_x_eps(*level) for level in zip(pyramid(x, config.sizes), noises, logsnr)]
-            wrong = [P.v_from_f(e.float(), torch.zeros_like(e), level, s, P.noise_rms(len(s) // 3))
-                     for e, level, s in zip(error, logsnr, config.rms)]
-            return [a + b for a, b in zip(right, wrong)]
-        return training_loss(config, model, x, {}, t, noises).item()
+    def model(z, logsnr, cond):
+        right = [v_from_x_eps(*level) for level in zip(pyramid(x, config.sizes), noises, logsnr)]
+        return [v + error for v, error in zip(right, errors)]
 
-    assert loss([f[0], 0 * f[1]]) == pytest.approx(f[0].square().mean().item(), rel=1e-3)
-    assert loss([0 * f[0], f[1]]) == pytest.approx(f[1].square().mean().item(), rel=1e-3)
+    want = 0.0
+    for error, schedule, s in zip(errors, make_schedules(config), config.rms):
+        want += P.balance(error, schedule(t), s, P.noise_rms(len(s) // 3)).square().mean().item()
+    assert training_loss(config, model, x, {}, t, noises).item() == pytest.approx(want, rel=1e-3)
 
 
 def test_each_level_of_a_nested_network_has_its_own_bands():
