@@ -62,7 +62,8 @@ class Embedding(nn.Module):
     # embedding and two layers are our reading, for both networks.
 
     cond["label"]  (B,) long, the class. A negative number, or no such key, means no class: the null embedding, the last
-                   row of the table. Training teaches it by dropping the class of 10 % of the examples.
+                   row of the table. Training teaches it by dropping the class of 10 % of the examples. A number from
+                   num_classes on raises IndexError.
     num_classes    0: a table with only the null embedding. None: no table, and only `of_logsnr` may be called
 
     For later files, each with its optional keys of cond:
@@ -91,7 +92,7 @@ class Embedding(nn.Module):
         return self.of_logsnr(logsnr, batch_size) + condition, text
 
     def of_logsnr(self, logsnr, batch_size):
-        logsnr = logsnr.float().expand(batch_size)                        # (B,)
+        logsnr = torch.as_tensor(logsnr, dtype=torch.float32, device=self.time[0].weight.device).expand(batch_size)
         fraction = (logsnr - self.logsnr_min) / (self.logsnr_max - self.logsnr_min)
         return self.time(sinusoid(fraction, self.sinusoid_channels))      # (B, E)
 
@@ -100,7 +101,9 @@ class Embedding(nn.Module):
         label, text = cond.get("label"), None
         if label is None:
             label = torch.full((batch_size,), -1, device=self.label.weight.device)
-        condition = self.label(torch.where(label < 0, self.num_classes, label))  # the last row is the null embedding
+        # The last row is the null embedding. A label that is too large must not find it, so it moves on, out of range.
+        label = torch.where(label < 0, self.num_classes, label + (label >= self.num_classes))
+        condition = self.label(label)                                     # (B, E)
         if self.portrait is not None and "portrait" in cond:
             condition = condition + cond["portrait"][:, None] * self.portrait
         if self.guide is not None and "guidance" in cond:

@@ -250,10 +250,22 @@ def test_every_input_matters(make):
     assert not [name for name in unused if not name.endswith("norm_k.bias")]
 
 
-def test_scalar_and_batched_logsnr_agree():
-    model = stir(small_uvit()).eval()
+@pytest.mark.parametrize("make", MODELS)
+def test_scalar_and_batched_logsnr_agree(make):
+    """Kills: a scalar that must be a tensor; a scalar for the first image only."""
+    model = stir(make()).eval()
     z = torch.randn(3, 3, 16, 16)
-    assert_close(model(z, torch.tensor(1.5), {}), model(z, torch.full((3,), 1.5), {}))
+    batched = model(z, torch.full((3,), 1.5), {})
+    assert_close(model(z, torch.tensor(1.5), {}), batched)
+    assert_close(model(z, 1.5, {}), batched)
+
+
+@pytest.mark.parametrize("label", [5, 6])
+def test_a_label_past_the_last_class_is_an_error(label):
+    """Kills: num_classes taken for the null embedding, which has this row of the table."""
+    model = small_unet(num_classes=5)
+    with pytest.raises(IndexError):
+        model(torch.zeros(2, 3, 16, 16), torch.zeros(2), {"label": torch.tensor([4, label])})
 
 
 # Parameters of every preset, counted on the meta device: a change of architecture shows here.
