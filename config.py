@@ -44,7 +44,7 @@ class Config:
     logsnr_max: float = 15.0             # log-SNR of the cosine at t = 0, before the shift
     # loss (2, 3.2, A)
     loss: Literal["eps_mse", "v_mse"] = "eps_mse"  # error of eps (paper: U-Net) or of v (U-ViT); v is always predicted
-    multiscale: int = 0                  # px: smallest side in the multiscale loss, paper 32; 0 = off
+    multiscale: int = 0                  # px: base of the multiscale loss, its smallest side, paper 32; 0 = off
     precondition: Literal["none", "bands"] = "none"  # bands: the network predicts what is left of v (precondition.py)
     cond_drop: float = 0.1               # share of examples trained without their class or caption
     # network (B.1, B.2)

@@ -94,11 +94,12 @@ EXERCISES = [
              "Compute the difference first, then choose how to average it.",
              "Show that the squared error of eps is SNR / (1 + SNR) times the squared error of v. Which times of the "
              "process does it neglect?"),
-    Exercise("2.6", "The multiscale loss", "train.multiscale_mse", 4, 7, 30, "simple diffusion, section 3.2",
+    Exercise("2.6", "The multiscale loss", "train.multiscale_mse", 4, 9, 30, "simple diffusion, section 3.2",
              "Take error (B, C, H, W) and return a scalar: the sum over s = d, d/2, ... down to base of (1/s) times "
-             "the mean square of the error averaged to s x s. Stop where a side no longer divides. Raise ValueError "
-             "unless 0 < base <= d.",
-             "F.avg_pool2d(error, k) averages windows of k x k pixels; s = d / k. Start at k = 1.",
+             "the mean square of the error averaged to s x s. If H and W differ, d = sqrt(H W). The last s is the one "
+             "nearest to base in log2 (as in 4.3). Raise ValueError unless 0 < base <= d.",
+             "Start at k = 1; s = d / k. F.adaptive_avg_pool2d(error, size) averages to any size: here to H / k and "
+             "W / k, rounded up.",
              "The error is white noise of variance 1: what does the term of s contribute? And if the error is "
              "constant over the image?"),
     # ---------------------------------------------------------------------------------- 3 the wavelet
