@@ -56,7 +56,7 @@ class Config:
     num_res_blocks: tuple[int, ...] = (3, 4, 4, 12, 4)  # ResBlocks of each level on the way down, finest first
     num_transformer_blocks: int = 36     # U-ViT: transformer blocks at the bottom
     attn_resolutions: tuple[int, ...] = (8, 16)  # U-Net: sides of the maps with attention
-    attn_layers: tuple[int, ...] = ()    # Matryoshka's U-Net, instead: attention layers after the blocks of each level
+    attn_layers: tuple[int, ...] = ()    # instead, Matryoshka's U-Net: attention layers by level; its heads start at 0
     num_heads: int = 4                   # heads of every attention layer
     dropout: float = 0.1                 # dropout in ResBlocks
     dropout_from_resolution: int = 16    # largest side of the maps whose ResBlocks have dropout; 0 = none
@@ -243,7 +243,8 @@ def plain_network(config):
         text_channels=config.text_channels if config.text_encoder else 0,
         in_channels=6 if config.low_size else 3)                          # z, and the up-sampled low-res image
     if config.model == "unet":
-        return UNet(attn_resolutions=config.attn_resolutions, attn_layers=config.attn_layers, **common)
+        return UNet(attn_resolutions=config.attn_resolutions, attn_layers=config.attn_layers,
+                    zero_head=bool(config.attn_layers), **common)         # all of a Matryoshka U-Net
     return UViT(num_transformer_blocks=config.num_transformer_blocks, transformer_dropout=config.transformer_dropout,
                 transformer_resolutions=config.transformer_resolutions, position_std=config.position_std, **common)
 
@@ -266,7 +267,8 @@ def outer_network(config, level):
         channel_mult=numbers(parts(config.outer_channels)[level], ","),
         num_res_blocks=numbers(parts(config.outer_blocks)[level], ","), patching=config.outer_patching,
         num_heads=config.num_heads, dropout=config.dropout, dropout_from_resolution=config.dropout_from_resolution,
-        logsnr_min=logsnr_min, logsnr_max=logsnr_max, num_classes=None, attn_resolutions=(), middle=False)
+        logsnr_min=logsnr_min, logsnr_max=logsnr_max, num_classes=None, attn_resolutions=(), middle=False,
+        zero_head=bool(config.attn_layers))
 
 
 def parameter_groups(model, config):
@@ -324,11 +326,13 @@ T2I = replace(UVIT, num_classes=0, text_encoder="google/t5-v1_1-xxl", text_chann
               transformer_resolutions=(32,), schedule="interpolated", noise_d=32, steps=700_000, guidance=4.0,
               clip_x="dynamic")
 
-# Matryoshka: the widths of its released configurations. We train on ImageNet with classes, with the optimizer settings
-# of its authors' next paper (Kaleido, appendix B). Unverified: batch and steps of each phase in the paper, how often it
-# drops the condition (we: 10 %), and the number of attention layers in the middle (we: as in the lowest level).
+# Matryoshka: its released configurations; nested_unet.py lists what differs in the network. We train on ImageNet with
+# classes, with the optimizer settings of its authors' next paper (Kaleido, appendix B). Unverified: batch and steps of
+# each phase in the paper, and how often it drops the condition (we: 10 %). Also unverified: the released code may not
+# read the mixed ratio of mdm256 and the loss weights of mdm1024, which stand at the top level of its files.
 # Paper: its log-SNR is a discrete squared cosine from +10 to -20 over 1000 steps. Ours is simple diffusion's, +-15.
-# Paper: it goes down by strided 3x3 convolutions. We average and convolve, as everywhere here.
+# Paper: it goes down by strided 3x3 convolutions, and up by repeating pixels and convolving. We average and convolve,
+# and convolve before we repeat, as everywhere here.
 MDM = replace(UNET, base_channels=256, channel_mult=(1, 2, 3), num_res_blocks=(2, 2, 2), attn_layers=(0, 1, 5),
               num_heads=8, dropout=0.0, dropout_from_resolution=0, lr=1e-4, adam_eps=1e-8, clip=2.0, steps=400_000,
               sample_steps=250)
@@ -385,7 +389,8 @@ PRESETS = {
 
     # Matryoshka
     "mdm64":   replace(MDM, size=(64, 64)),
-    "mdm256":  replace(MDM, size=(256, 256), outer_channels="64,128,256", outer_blocks="2,2,1", level_power=1.0),
+    "mdm256":  replace(MDM, size=(256, 256), outer_channels="64,128,256", outer_blocks="2,2,1", level_power=1.0,
+                       mixed_ratio="2:1"),
     "mdm1024": replace(MDM, size=(1024, 1024), outer_channels="32,32,64/64,128,256", outer_blocks="2,2,1/2,2,1",
                        level_weights="16:4:1"),
 

@@ -75,8 +75,8 @@ def test_the_middle_is_block_attention_block():
     """Kills: attention after both blocks of the middle, or after none."""
     (_, first), (_, last) = small_unet(attn_resolutions=(4,)).middle      # sides 16, 8, 4
     assert isinstance(first, unet.MapAttention) and len(last) == 0
-    (_, first), (_, last) = small_unet(attn_layers=(0, 0, 2)).middle
-    assert [type(layer) for layer in first] == [unet.MapAttention, unet.FeedForward] * 2 and len(last) == 0
+    (_, first), (_, last) = small_unet(attn_layers=(0, 0, 2)).middle      # Matryoshka: one pair, as released
+    assert [type(layer) for layer in first] == [unet.MapAttention, unet.FeedForward] and len(last) == 0
 
 
 def test_a_seed_gives_the_weights_it_always_gave():
@@ -211,6 +211,18 @@ def test_residual_branches_start_as_the_identity():
         assert torch.equal(module(*args), args[0])
 
 
+def test_matryoshkas_head_is_norm_swish_and_a_layer_from_zero():
+    """Kills: a zero head without its norm or its swish; one that does not start at zero; one in the other networks."""
+    model = small_unet(zero_head=True)
+    z, l = torch.randn(2, 3, 16, 16), torch.tensor([-2.0, 3.0])
+    assert torch.equal(model(z, l, {}), torch.zeros(2, 3, 16, 16)) and small_unet()(z, l, {}).abs().max() > 0.1
+    model, h = stir(model), 3 + 2 * torch.randn(2, 8, 16, 16)
+    conv = model.output[2].conv
+    want = F.conv2d(F.silu(F.group_norm(h, 2, model.output[0].weight, model.output[0].bias)), conv.weight, conv.bias,
+                    padding=1)
+    assert_close(model.output(h), want)
+
+
 def test_embedding_uses_the_shifted_end_points_and_a_null_class():
     """Kills: a fixed -15..15 range under a shifted schedule; the null class mistaken for class 0."""
     schedule = C.make_schedule(override(C.PRESETS["imagenet128_unet"], size=(512, 512)))
@@ -276,9 +288,9 @@ COUNTS = {
     "glyphs64_unet": 7_525_196,
     "glyphs16": 4_280_195,
     "glyphs64_nested": 4_993_071,
-    "mdm64": 362_942_723,
-    "mdm256": 375_114_118,
-    "mdm1024": 378_016_777,
+    "mdm64": 334_593_283,
+    "mdm256": 346_764_806,
+    "mdm1024": 349_667_529,
     "glyphs64_sr": 4_542_796,
     "cdm32": 640_832_515,
     "cdm64_sr": 592_848_643,
@@ -354,12 +366,15 @@ def test_matryoshka_presets_are_the_released_ones():
             widths.append(model.outer.widths)
             assert [len(level) for level in model.outer.down] == [2, 2, 1] and len(model.outer.middle) == 0
             assert not any(isinstance(m, unet.Attention) for m in model.outer.modules())
+            assert len(model.outer.output) == 3                           # norm, swish, a layer from zero
             model = model.inner
         assert widths == [[32, 32, 64], [64, 128, 256]][3 - len(sizes):] and model.widths == [256, 512, 768]
         layers = [[sum(isinstance(m, unet.Attention) for m in attention.modules()) for _, attention in level]
                   for level in model.down]
-        assert layers == [[0, 0], [1, 1], [5, 5]]
-    assert p["mdm1024"].level_weights == "16:4:1" and p["mdm256"].level_power == 1
+        assert layers == [[0, 0], [1, 1], [5, 5]] and len(model.output) == 3
+        middle = [sum(isinstance(m, unet.Attention) for m in attention.modules()) for _, attention in model.middle]
+        assert middle == [1, 0]
+    assert p["mdm1024"].level_weights == "16:4:1" and p["mdm256"].level_power == 1 and p["mdm256"].mixed_ratio == "2:1"
 
 
 @pytest.mark.long
