@@ -160,7 +160,7 @@ EXERCISES = [
              "log2 of sqrt(H W) / resolution, with half a step of tolerance.",
              "What does table 3 report for dropout everywhere, for no dropout, and for dropout from 16 x 16 down? "
              "Which reason does the paper give?"),
-    Exercise("4.4", "The way up", "unet.UNet.ascend", 4, 6, 30, "simple diffusion, B.1 ('k + (k+1) blocks')",
+    Exercise("4.4", "The way up", "unet.UNet.ascend", 4, 6, 30, "simple diffusion, 5.1 and table 4 ('2 + 3' blocks)",
              "Take h, the coarsest map, the list of skips that `descend` returned, emb and perhaps text. Return the "
              "finest map. Each level of self.up holds pairs (block, attention), the coarsest level first. After each "
              "level except the last comes self.upsample.",
