@@ -44,7 +44,7 @@ class Config:
     logsnr_max: float = 15.0             # log-SNR of the cosine at t = 0, before the shift
     # loss (2, 3.2, A)
     loss: Literal["eps_mse", "v_mse", "band_mse"] = "eps_mse"  # error of eps (paper: U-Net), of v (U-ViT), by band
-    multiscale: int = 0                  # px: smallest side in the multiscale loss, paper 32; 0 = off
+    multiscale: int = 0                  # px: base of the multiscale loss, its smallest side, paper 32; 0 = off
     precondition: Literal["none", "bands"] = "none"  # bands: the network predicts what is left of v (precondition.py)
     cond_drop: float = 0.1               # share of examples trained without their class or caption
     # network (B.1, B.2)
@@ -56,7 +56,7 @@ class Config:
     num_res_blocks: tuple[int, ...] = (3, 4, 4, 12, 4)  # ResBlocks of each level on the way down, finest first
     num_transformer_blocks: int = 36     # U-ViT: transformer blocks at the bottom
     attn_resolutions: tuple[int, ...] = (8, 16)  # U-Net: sides of the maps with attention
-    attn_layers: tuple[int, ...] = ()    # Matryoshka's U-Net, instead: attention layers after the blocks of each level
+    attn_layers: tuple[int, ...] = ()    # instead, Matryoshka's U-Net: attention layers by level; its heads start at 0
     num_heads: int = 4                   # heads of every attention layer
     dropout: float = 0.1                 # dropout in ResBlocks
     dropout_from_resolution: int = 16    # largest side of the maps whose ResBlocks have dropout; 0 = none
@@ -91,7 +91,7 @@ class Config:
     batch: int = 512                     # images a step, over all processes
     steps: int = 2_000_000               # optimizer steps
     lr: float = 5e-5                     # Adam: learning rate
-    text_lr: float = 0.1                 # Adam: learning rate of text.py's layers, as a share of lr
+    text_lr: float = 1.0                 # Adam: learning rate of text.py's layers, as a share of lr; papers: one rate
     warmup: int = 10_000                 # steps of linear warm-up of the learning rate
     lr_decay: float = 0.0                # share of the steps, the last ones, in which the learning rate falls to 0
     beta1: float = 0.9                   # Adam: decay of the running mean of the gradient
@@ -247,7 +247,8 @@ def plain_network(config):
         text_channels=config.text_channels if config.text_encoder else 0,
         in_channels=6 if config.low_size else 3)                          # z, and the up-sampled low-res image
     if config.model == "unet":
-        return UNet(attn_resolutions=config.attn_resolutions, attn_layers=config.attn_layers, **common)
+        return UNet(attn_resolutions=config.attn_resolutions, attn_layers=config.attn_layers,
+                    zero_head=bool(config.attn_layers), **common)         # all of a Matryoshka U-Net
     return UViT(num_transformer_blocks=config.num_transformer_blocks, transformer_dropout=config.transformer_dropout,
                 transformer_resolutions=config.transformer_resolutions, position_std=config.position_std, **common)
 
@@ -270,15 +271,16 @@ def outer_network(config, level):
         channel_mult=numbers(parts(config.outer_channels)[level], ","),
         num_res_blocks=numbers(parts(config.outer_blocks)[level], ","), patching=config.outer_patching,
         num_heads=config.num_heads, dropout=config.dropout, dropout_from_resolution=config.dropout_from_resolution,
-        logsnr_min=logsnr_min, logsnr_max=logsnr_max, num_classes=None, attn_resolutions=(), middle=False)
+        logsnr_min=logsnr_min, logsnr_max=logsnr_max, num_classes=None, attn_resolutions=(), middle=False,
+        zero_head=bool(config.attn_layers))
 
 
 def parameter_groups(model, config):
-    """Return the parameters for Adam. Those that read the text (text.py) are a group with a lower learning rate.
+    """Return the parameters for Adam. Those that read the text (text.py) are a group with a rate of their own, text_lr.
 
-    At first words are only noise to the network. At the full rate the shared text layers learn within a few hundred
-    steps to output nothing, and never learn the letters
-    (benchmarks/NOTEBOOK.md). A table of classes has no such layers.
+    The papers' models have one rate. The laptop's models learn the text's layers at a tenth of it: at first words are
+    only noise to the network, and at the full rate these layers, which all words share, learn within a few hundred
+    steps to output nothing (benchmarks/NOTEBOOK.md). A table of classes has no such layers.
     """
     readers = [module for module in model.modules() if isinstance(module, TextCondition)]
     reading = {id(p) for module in readers for p in module.parameters()}
@@ -301,8 +303,8 @@ def make_optimizer(model, config):
 GLYPHS = Config(
     model="uvit", patching="dwt_1", base_channels=32, emb_channels=256, channel_mult=(1, 3, 6), num_res_blocks=(1, 1),
     num_transformer_blocks=4, dropout=0.0, transformer_dropout=0.0, position_std=1.0, loss="band_mse", noise_d=32,
-    precondition="bands", batch=8, steps=6400, lr=1.1e-3, lr_decay=0.5, warmup=200, ema=0.998, sampler="ddim",
-    sample_steps=24, guidance=3.0, held_out_every=200, sample_every=1600, save_every=1600)
+    precondition="bands", batch=8, steps=6400, lr=1.1e-3, text_lr=0.1, lr_decay=0.5, warmup=200, ema=0.998,
+    sampler="ddim", sample_steps=24, guidance=3.0, held_out_every=200, sample_every=1600, save_every=1600)
 GLYPHS_16PX = dict(patching="none", base_channels=96, channel_mult=(1, 2), num_res_blocks=(1,))   # alone or innermost
 
 # Simple diffusion, B.1 and B.2.
@@ -322,17 +324,19 @@ def unet_row(side, patching, channel_mult, num_res_blocks, **others):
 
 
 # Text to image, 3.6 and B: "the text to image model was trained for 700K steps". The interpolated schedule of 3.1 has
-# one example, 512 px from 32 to 256. Unverified: noise_d_high at other sizes (ours is half the side), and the settings
+# one example, 512 px from 32 to 256. Unverified: noise_d_high at other sizes (half the side here), and the settings
 # of the sampler.
 T2I = replace(UVIT, num_classes=0, text_encoder="google/t5-v1_1-xxl", text_channels=4096, text_length=128, flip=False,
               transformer_resolutions=(32,), schedule="interpolated", noise_d=32, steps=700_000, guidance=4.0,
               clip_x="dynamic")
 
-# Matryoshka: the widths of its released configurations. We train on ImageNet with classes, with the optimizer settings
-# of its authors' next paper (Kaleido, appendix B). Unverified: batch and steps of each phase in the paper, how often it
-# drops the condition (we: 10 %), and the number of attention layers in the middle (we: as in the lowest level).
+# Matryoshka: its released configurations; nested_unet.py lists what differs in the network. We train on ImageNet with
+# classes, with the optimizer settings of its authors' next paper (Kaleido, appendix B). Unverified: batch and steps of
+# each phase in the paper, and how often it drops the condition (we: 10 %). Also unverified: the released code may not
+# read the mixed ratio of mdm256 and the loss weights of mdm1024, which stand at the top level of its files.
 # Paper: its log-SNR is a discrete squared cosine from +10 to -20 over 1000 steps. Ours is simple diffusion's, +-15.
-# Paper: it goes down by strided 3x3 convolutions. We average and convolve, as everywhere here.
+# Paper: it goes down by strided 3x3 convolutions, and up by repeating pixels and convolving. We average and convolve,
+# and convolve before we repeat, as everywhere here.
 MDM = replace(UNET, base_channels=256, channel_mult=(1, 2, 3), num_res_blocks=(2, 2, 2), attn_layers=(0, 1, 5),
               num_heads=8, dropout=0.0, dropout_from_resolution=0, lr=1e-4, adam_eps=1e-8, clip=2.0, steps=400_000,
               sample_steps=250)
@@ -366,7 +370,8 @@ PRESETS = {
         GLYPHS, num_classes=0, text_encoder="bytes", text_length=48, withhold=True, schedule="interpolated",
         noise_d=32, noise_d_high=64, guidance=3.0, steps=10_400, sample_every=2600, save_every=2600),
 
-    # ImageNet, B.1. The 512 px rows are those of table 5; the paper's own model is dwt2.
+    # ImageNet, B.1. The 512 px rows are those of table 5; the paper's own model is dwt2. Another --size alone moves the
+    # twelve blocks away from the 16x16 maps. PAPERS.md has a command for the 1024 px of appendix C.
     #                                  side patching  channel_mult           num_res_blocks
     "imagenet128_unet":       unet_row(128, "none",   (1, 2, 4, 8, 8),       (3, 4, 4, 12, 4),
                                        beta2=0.999, steps=1_500_000),
@@ -389,7 +394,8 @@ PRESETS = {
 
     # Matryoshka
     "mdm64":   replace(MDM, size=(64, 64)),
-    "mdm256":  replace(MDM, size=(256, 256), outer_channels="64,128,256", outer_blocks="2,2,1", level_power=1.0),
+    "mdm256":  replace(MDM, size=(256, 256), outer_channels="64,128,256", outer_blocks="2,2,1", level_power=1.0,
+                       mixed_ratio="2:1"),
     "mdm1024": replace(MDM, size=(1024, 1024), outer_channels="32,32,64/64,128,256", outer_blocks="2,2,1/2,2,1",
                        level_weights="16:4:1"),
 

@@ -28,10 +28,14 @@ simple diffusion is the case of one level.
 
 Legend of shapes: R levels; z, v, eps, x lists of (B_r, 3, H_r, W_r), logsnr a list of (B_r,), cond as in unet.py.
 
-# Paper: Matryoshka's blocks concatenate skips, and its cross-attention to text shares the query of the self-attention.
-# Its 1024 model divides the input of the 256 px level by its standard deviation. Ours are the blocks of unet.py: they
-# add skips, and nothing is divided.
-# Paper: each level has a condition of its own, the "scale" of the image. Ours has none.
+# Paper: from the released code we take the widths, the attention and feed-forward layers of each level, one attention
+# layer in the middle (the code passes True where their number stands), and the head: norm, swish, a convolution from
+# zero. With such a head a new level predicts v = 0 at first. Our small presets keep the plain one (uvit.py says why).
+# Paper: the rest is unet.py's. The released blocks concatenate skips, ours add them. Their group norm has 32 groups
+# at width 32, ours 8. They have a SiLU before the layer of scale and shift, and do not normalise q and k. Their
+# cross-attention shares the query of the self-attention. A class is a text of one token; we add it to the embedding.
+# They embed the time step, we log-SNR. The 1024 model divides the input of the 256 px level by its standard deviation;
+# we divide nothing. Each level has a condition of its own, the "scale" of the image; ours has none.
 
 `python nested_unet.py` draws z_t at every level and the architecture. It prints the parameters and FLOPs by level.
 """
@@ -224,18 +228,20 @@ def draw_levels(path):
     save_figure(figure, path)
 
 
-def outer_level(size, emb_channels, widths, blocks, shift, patching="none"):
+def outer_level(size, emb_channels, widths, blocks, shift, **options):
     """Build an outer level: a U-Net without attention, middle and classes."""
-    return UNet(size, 1, emb_channels, widths, blocks, attn_resolutions=(), dropout=0.0, patching=patching,
-                num_classes=None, logsnr_min=-15 + shift, logsnr_max=15 + shift, middle=False)
+    return UNet(size, 1, emb_channels, widths, blocks, attn_resolutions=(), dropout=0.0, num_classes=None,
+                logsnr_min=-15 + shift, logsnr_max=15 + shift, middle=False, **options)
 
 
 def mdm1024():
     """Build the paper's 1024 px model: a 64 px U-Net in a 256 px level in a 1024 px level."""
     model = UNet((64, 64), 256, 1024, (1, 2, 3), (2, 2, 2), attn_layers=(0, 1, 5), num_heads=8, dropout=0.0,
-                 num_classes=1000)
-    model = NestedUNet(model, outer_level((256, 256), 1024, (64, 128, 256), (2, 2, 1), -2 * math.log(256 / 64)))
-    return NestedUNet(model, outer_level((1024, 1024), 1024, (32, 32, 64), (2, 2, 1), -2 * math.log(1024 / 64)))
+                 num_classes=1000, zero_head=True)
+    for size, widths in ((256, (64, 128, 256)), (1024, (32, 32, 64))):
+        shift = -2 * math.log(size / 64)
+        model = NestedUNet(model, outer_level((size, size), 1024, widths, (2, 2, 1), shift, zero_head=True))
+    return model
 
 
 def glyphs64_nested():
@@ -244,7 +250,8 @@ def glyphs64_nested():
     shift = 2 * math.log(32 / 16)                                         # noise_d = 32 at 16 px
     model = UViT((16, 16), 96, 256, (1, 2), (1,), 4, transformer_dropout=0.0, position_std=1.0, num_classes=36,
                  logsnr_min=-15 + shift, logsnr_max=15 + shift)
-    return NestedUNet(model, outer_level((64, 64), 256, (32, 64), (1, 1), shift - 2 * math.log(64 / 16), "dwt_1"))
+    shift -= 2 * math.log(64 / 16)
+    return NestedUNet(model, outer_level((64, 64), 256, (32, 64), (1, 1), shift, patching="dwt_1"))
 
 
 def nests_in(model):

@@ -52,7 +52,6 @@ def ddpm_step(z_t, x_hat, logsnr_t, logsnr_s, noise_param=0.2, noise=None):
     # Paper: prints the log variances as (1 - exp(..)) + log_sigmoid(..). The first term must be log(1 - exp(..)). It
     # names them min_lvar, then min_logvar, and does not define alpha_st: it is alpha_s / alpha_t.
     """
-    logsnr_t, logsnr_s = torch.as_tensor(logsnr_t), torch.as_tensor(logsnr_s)
     alpha_t, sigma_t = alpha_sigma_for(z_t, logsnr_t)
     alpha_s, sigma_s = alpha_sigma_for(z_t, logsnr_s)
     r = (sigma_s * alpha_t / (alpha_s * sigma_t)) ** 2                    # exp(lambda_t - lambda_s), < 1
@@ -180,8 +179,10 @@ def renoise_step(z_t, x_hat, logsnr_t, logsnr_k, logsnr_s, noise=None):
     First a deterministic step of twice the length leads to z_k. Then fresh noise leads back up to s:
     z_s = (alpha_s / alpha_k) z_k + sigma_{s|k} eps, where sigma^2_{s|k} = (1 - exp(lambda_s - lambda_k)) sigma_s^2.
     So the variance at s is sigma_s^2 again.
+
+    # Paper: Meng et al. change the training for this sampler at the first and the last time steps (their algorithm 3,
+    # unverified here). distill.py does not, so its students meet this sampler as they were trained for ddim.
     """
-    logsnr_k, logsnr_s = torch.as_tensor(logsnr_k), torch.as_tensor(logsnr_s)
     z_k = ddim_step(z_t, x_hat, logsnr_t, logsnr_k)
     alpha_k, sigma_k = alpha_sigma_for(z_t, logsnr_k)
     alpha_s, sigma_s = alpha_sigma_for(z_t, logsnr_s)

@@ -15,7 +15,7 @@ Conventions of the whole project:
     images         float32, (B, C, H, W), in [-1, 1]
     x, eps, v, z   (B, C, H, W), all four of the same shape
     t              (B,) or a scalar, in [0, 1]. A scalar is a 0-d tensor; only in this file it may also be a float
-    logsnr         (B,), one noise level for each image, or a scalar, one for all of them. Natural logarithm
+    logsnr         (B,), one noise level for each image, or a scalar (0-d tensor or float), one for all. Natural log
 
 # Paper: section 2 defines the SNR twice, as alpha_t / sigma_t and as its square. We use the square.
 # Paper: the second argument of N(mean, .) is a variance in eq. 1, a standard deviation in 3.1. Here it is the variance.
@@ -33,9 +33,13 @@ from plumbing.pictures import pyplot, save_figure, show_image
 # ------------------------------------------------------------------------------------------ the process (2, eq. 1)
 
 def alpha_sigma(logsnr):
-    """Return alpha and sigma of the variance preserving process, each shaped like logsnr. +inf gives 1 and 0."""
+    """Return alpha and sigma of the variance preserving process, each shaped like logsnr. +inf gives 1 and 0.
+
+    In float32 the larger of the two is exactly 1 beyond logsnr = 17 and -17. The smaller one keeps all its digits: it
+    is 3.7e-6 at 25 and -25, the widest end points that config.py takes.
+    """
     logsnr = torch.as_tensor(logsnr)
-    # Do not write sigma = sqrt(1 - alpha^2): in float32 alpha is exactly 1 from logsnr = 17 on, and sigma would be 0.
+    # Do not write sigma = sqrt(1 - alpha^2): where alpha is exactly 1, sigma would be 0.
     return torch.sqrt(torch.sigmoid(logsnr)), torch.sqrt(torch.sigmoid(-logsnr))
 
 
@@ -60,7 +64,8 @@ def logsnr_cosine(t, logsnr_min=-15.0, logsnr_max=15.0):
     """Return the log-SNR of the cosine schedule alpha_t = cos(pi t / 2), cut off at both ends. Appendix A.
 
     t: float or tensor in [0, 1], any shape. The result has that shape. It is logsnr_max at t = 0, logsnr_min at t = 1.
-    The tangent is steep near t = 1: float32 gives a harmless error of 1e-5 there (2e-2 for logsnr_min = -25).
+    The tangent is steep just before t = 1. There float32 is off by up to 2e-4 (6e-2 for logsnr_min = -25). This does no
+    harm: all that use the log-SNR get the same number.
     """
     t = torch.as_tensor(t)
     t_min = math.atan(math.exp(-0.5 * logsnr_max))                        # t_min and t_max are angles, not times

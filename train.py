@@ -32,6 +32,7 @@ Shapes: B images of one process; x, z, v, eps (B, 3, H, W); t, logsnr (B,).
 import copy
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import torch
@@ -71,17 +72,21 @@ def multiscale_mse(error, base):
 
     D_s averages the image down to s x s. D_s is linear, so D_s[eps] - D_s[eps_hat] = D_s[eps - eps_hat]. Most values of
     a large image are fine detail, so detail dominates the plain loss. The averaged terms give weight to the coarse
-    structure. s = d, d/2, d/4, ... from the side d of the image, while s >= base and k = d / s divides both sides.
-    For an image that is not square d = sqrt(H W). Raises ValueError unless 0 < base <= d.
+    structure. s = d, d/2, d/4, ... from the side d of the image to the base, "always including" both.
+    Raises ValueError unless 0 < base <= d.
 
     # Paper: L^{s x s} divides by s^2, the number of pixels; we take the mean over pixels and channels. D is
     # "downsampling", no more; we average, as section 3.1 does.
+    # Paper: silent on images that are not square. We take d = sqrt(H W). The last map is the one that counts as base x
+    # base (unet.at_resolution): for 384x640 and base 32 it is 24x40. Where k does not divide a side, windows overlap.
     """
-    d, loss, k = (error.shape[-2] * error.shape[-1]) ** 0.5, 0.0, 1
+    H, W = error.shape[-2:]
+    d, loss, k = math.sqrt(H * W), 0.0, 1
     if not 0 < base <= d:
         raise ValueError(f"multiscale base {base}: want more than 0 and at most the image's side {d:g}")
-    while d / k >= base and error.shape[-2] % k == 0 and error.shape[-1] % k == 0:
-        loss = loss + F.avg_pool2d(error, k).square().mean() * k / d
+    while 2 * H * W > (base * k) ** 2:                                    # s = d / k > base / sqrt(2)
+        averaged = F.adaptive_avg_pool2d(error, (math.ceil(H / k), math.ceil(W / k)))
+        loss = loss + averaged.square().mean() * k / d
         k *= 2
     return loss
 

@@ -62,7 +62,8 @@ class Embedding(nn.Module):
     # embedding and two layers are our reading, for both networks.
 
     cond["label"]  (B,) long, the class. A negative number, or no such key, means no class: the null embedding, the last
-                   row of the table. Training teaches it by dropping the class of 10 % of the examples.
+                   row of the table. Training teaches it by dropping the class of 10 % of the examples. A number from
+                   num_classes on raises IndexError.
     num_classes    0: a table with only the null embedding. None: no table, and only `of_logsnr` may be called
 
     For later files, each with its optional keys of cond:
@@ -91,7 +92,7 @@ class Embedding(nn.Module):
         return self.of_logsnr(logsnr, batch_size) + condition, text
 
     def of_logsnr(self, logsnr, batch_size):
-        logsnr = logsnr.float().expand(batch_size)                        # (B,)
+        logsnr = torch.as_tensor(logsnr, dtype=torch.float32, device=self.time[0].weight.device).expand(batch_size)
         fraction = (logsnr - self.logsnr_min) / (self.logsnr_max - self.logsnr_min)
         return self.time(sinusoid(fraction, self.sinusoid_channels))      # (B, E)
 
@@ -100,7 +101,9 @@ class Embedding(nn.Module):
         label, text = cond.get("label"), None
         if label is None:
             label = torch.full((batch_size,), -1, device=self.label.weight.device)
-        condition = self.label(torch.where(label < 0, self.num_classes, label))  # the last row is the null embedding
+        # The last row is the null embedding. A label that is too large must not find it, so it moves on, out of range.
+        label = torch.where(label < 0, self.num_classes, label + (label >= self.num_classes))
+        condition = self.label(label)                                     # (B, E)
         if self.portrait is not None and "portrait" in cond:
             condition = condition + cond["portrait"][:, None] * self.portrait
         if self.guide is not None and "guidance" in cond:
@@ -332,8 +335,9 @@ class UNet(nn.Module):
     For later files:
     in_channels              6 for super-resolution (cascade.py)
     attn_layers              for Matryoshka, one number per level: how many pairs of attention and feed-forward follow
-                             each block. attn_resolutions is then not used. (): only attn_resolutions counts
+                             each block. The middle has one. attn_resolutions is then not used. (): only it counts
     middle                   False: no middle (block, attention, block), for the outer levels of nested_unet.py
+    zero_head                True, for Matryoshka: norm, swish, a last layer that starts at zero; so at first v_hat = 0
     text_channels            width c of the tokens of the captions; 0: no cross-attention
     text, portrait, guidance_max: see `Embedding`
     """
@@ -341,7 +345,7 @@ class UNet(nn.Module):
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, attn_resolutions=(8, 16),
                  num_heads=4, dropout=0.1, dropout_from_resolution=16, patching="none", num_classes=0,
                  logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, attn_layers=(), middle=True,
-                 text_channels=0, text=None, portrait=False, guidance_max=0.0):
+                 text_channels=0, text=None, portrait=False, guidance_max=0.0, zero_head=False):
         super().__init__()
         if len(channel_mult) != len(num_res_blocks):
             raise ValueError(f"{len(channel_mult)} widths but {len(num_res_blocks)} block counts: want one per level")
@@ -357,17 +361,17 @@ class UNet(nn.Module):
             level_dropout = dropout if at_or_below(*sizes[level], dropout_from_resolution) else 0.0
             return ResBlock(widths[level], emb_channels, level_dropout, skip)
 
-        def attention(level):
+        def attention(level, in_middle):
             if not attn_layers:                                           # simple diffusion
                 has_attention = any(at_resolution(*sizes[level], r) for r in attn_resolutions)
                 return MapAttention(widths[level], num_heads, text_channels) if has_attention else MapSequence()
             layers = []                                                   # Matryoshka
-            for _ in range(attn_layers[level]):
+            for _ in range(1 if in_middle else attn_layers[level]):
                 layers += [MapAttention(widths[level], num_heads, text_channels), FeedForward(widths[level])]
             return MapSequence(*layers)
 
-        def block_and_attention(level, skip=False):
-            return nn.ModuleList([block(level, skip), attention(level)])
+        def block_and_attention(level, skip=False, in_middle=False):
+            return nn.ModuleList([block(level, skip), attention(level, in_middle)])
 
         self.embed = Embedding(emb_channels, logsnr_min, logsnr_max, num_classes, text=text, portrait=portrait,
                                guidance_max=guidance_max)
@@ -381,9 +385,13 @@ class UNet(nn.Module):
                 upsample.append(Upsample(widths[level + 1], widths[level]))
         self.middle = nn.ModuleList()
         if middle:                                                        # block, attention, block
-            self.middle.extend([block_and_attention(coarsest), nn.ModuleList([block(coarsest), MapSequence()])])
+            self.middle.extend([block_and_attention(coarsest, in_middle=True),
+                                nn.ModuleList([block(coarsest), MapSequence()])])
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))   # coarsest first
         self.output = ProjectOutput(widths[0], out_channels, patching)
+        if zero_head:
+            starting_at(0, self.output.conv)
+            self.output = nn.Sequential(norm(widths[0]), nn.SiLU(), self.output)
         initialise(self)
 
     def forward(self, z, logsnr, cond):

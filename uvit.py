@@ -15,7 +15,7 @@ Legend of shapes: B batch, C channels, N = H W tokens of the coarsest map, E emb
 # Paper: "DenseGeneral(emb, mlp_h.shape[2:])": scale and shift act on the 4C hidden features, after the swish.
 # Paper: the U-ViT has no norm before ProjectOutput, whose inside is not printed: the paper does not say whether it
 # starts at zero. In both networks ours has no norm and no zeros. With the usual norm, swish and zeros, our small models
-# learnt markedly slower (benchmarks/NOTEBOOK.md).
+# learnt markedly slower (benchmarks/NOTEBOOK.md). Only Matryoshka's own U-Net has them (`zero_head` in unet.py).
 
 `python uvit.py` prints figure 7 as a table of blocks, and the parameters and FLOPs of the three ImageNet models.
 """

@@ -156,7 +156,7 @@ class Multiscale:
         error = r.normal(2, 3, 16, 16)
         f = m.train.multiscale_mse
         return dict(bases=[f(error, base) for base in (2, 4, 8, 16)], odd=f(r.normal(2, 3, 12, 12), 3),
-                    flat=f(torch.ones(1, 3, 16, 16), 2), wide=f(r.normal(1, 1, 8, 32), 4),
+                    flat=f(torch.ones(1, 3, 16, 16), 2), wide=f(r.normal(1, 1, 12, 20), 4),
                     ends=f(r.normal(1, 1, 12, 12), 1),
                     refused=[refused(f, error, base) for base in (0, 17, -1)], learns=learns(lambda e: f(e, 4), error))
 
@@ -164,13 +164,16 @@ class Multiscale:
         def slow(error, base):
             height, width = error.shape[-2:]
             d, k, total = math.sqrt(height * width), 1, 0.0
-            while d / k >= base and height % k == 0 and width % k == 0:
-                blocks = error.double().reshape(*error.shape[:2], height // k, k, width // k, k).mean((3, 5))
+            while math.log2(d / k / base) > -0.5:
+                rows, columns = (-(-side // k) for side in (height, width))
+                part = lambda i, n, side: slice(i * side // n, -(-(i + 1) * side // n))
+                blocks = torch.stack([error.double()[:, :, part(i, rows, height), part(j, columns, width)].mean((2, 3))
+                                      for i in range(rows) for j in range(columns)])
                 total, k = total + (blocks ** 2).mean() * k / d, 2 * k
             return total.float()
         error = r.normal(2, 3, 16, 16)
         return dict(bases=[slow(error, base) for base in (2, 4, 8, 16)], odd=slow(r.normal(2, 3, 12, 12), 3),
-                    flat=slow(torch.ones(1, 3, 16, 16), 2), wide=slow(r.normal(1, 1, 8, 32), 4),
+                    flat=slow(torch.ones(1, 3, 16, 16), 2), wide=slow(r.normal(1, 1, 12, 20), 4),
                     ends=slow(r.normal(1, 1, 12, 12), 1), refused=[1.0] * 3, learns=1.0)
 
     def laws(seen):

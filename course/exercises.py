@@ -94,11 +94,12 @@ EXERCISES = [
              "Compute the difference first, then choose how to average it.",
              "Show that the squared error of eps is SNR / (1 + SNR) times the squared error of v. Which times of the "
              "process does it neglect?"),
-    Exercise("2.6", "The multiscale loss", "train.multiscale_mse", 4, 7, 30, "simple diffusion, section 3.2",
+    Exercise("2.6", "The multiscale loss", "train.multiscale_mse", 4, 9, 30, "simple diffusion, section 3.2",
              "Take error (B, C, H, W) and return a scalar: the sum over s = d, d/2, ... down to base of (1/s) times "
-             "the mean square of the error averaged to s x s. Stop where a side no longer divides. Raise ValueError "
-             "unless 0 < base <= d.",
-             "F.avg_pool2d(error, k) averages windows of k x k pixels; s = d / k. Start at k = 1.",
+             "the mean square of the error averaged to s x s. If H and W differ, d = sqrt(H W). The last s is the one "
+             "nearest to base in log2 (as in 4.3). Raise ValueError unless 0 < base <= d.",
+             "Start at k = 1; s = d / k. F.adaptive_avg_pool2d(error, size) averages to any size: here to H / k and "
+             "W / k, rounded up.",
              "The error is white noise of variance 1: what does the term of s contribute? And if the error is "
              "constant over the image?"),
     # ---------------------------------------------------------------------------------- 3 the wavelet
@@ -159,7 +160,7 @@ EXERCISES = [
              "log2 of sqrt(H W) / resolution, with half a step of tolerance.",
              "What does table 3 report for dropout everywhere, for no dropout, and for dropout from 16 x 16 down? "
              "Which reason does the paper give?"),
-    Exercise("4.4", "The way up", "unet.UNet.ascend", 4, 6, 30, "simple diffusion, B.1 ('k + (k+1) blocks')",
+    Exercise("4.4", "The way up", "unet.UNet.ascend", 4, 6, 30, "simple diffusion, 5.1 and table 4 ('2 + 3' blocks)",
              "Take h, the coarsest map, the list of skips that `descend` returned, emb and perhaps text. Return the "
              "finest map. Each level of self.up holds pairs (block, attention), the coarsest level first. After each "
              "level except the last comes self.upsample.",

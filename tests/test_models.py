@@ -1,5 +1,6 @@
 """Laws of unet.py and uvit.py, and the presets of config.py."""
 import math
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from plumbing.settings import override
 import schedule as S
 import unet
 import uvit
-from programs import page, stirred
+from programs import page, stirred, text_of
 from train import training_loss
 
 
@@ -75,8 +76,8 @@ def test_the_middle_is_block_attention_block():
     """Kills: attention after both blocks of the middle, or after none."""
     (_, first), (_, last) = small_unet(attn_resolutions=(4,)).middle      # sides 16, 8, 4
     assert isinstance(first, unet.MapAttention) and len(last) == 0
-    (_, first), (_, last) = small_unet(attn_layers=(0, 0, 2)).middle
-    assert [type(layer) for layer in first] == [unet.MapAttention, unet.FeedForward] * 2 and len(last) == 0
+    (_, first), (_, last) = small_unet(attn_layers=(0, 0, 2)).middle      # Matryoshka: one pair, as released
+    assert [type(layer) for layer in first] == [unet.MapAttention, unet.FeedForward] and len(last) == 0
 
 
 def test_a_seed_gives_the_weights_it_always_gave():
@@ -211,6 +212,18 @@ def test_residual_branches_start_as_the_identity():
         assert torch.equal(module(*args), args[0])
 
 
+def test_matryoshkas_head_is_norm_swish_and_a_layer_from_zero():
+    """Kills: a zero head without its norm or its swish; one that does not start at zero; one in the other networks."""
+    model = small_unet(zero_head=True)
+    z, l = torch.randn(2, 3, 16, 16), torch.tensor([-2.0, 3.0])
+    assert torch.equal(model(z, l, {}), torch.zeros(2, 3, 16, 16)) and small_unet()(z, l, {}).abs().max() > 0.1
+    model, h = stir(model), 3 + 2 * torch.randn(2, 8, 16, 16)
+    conv = model.output[2].conv
+    want = F.conv2d(F.silu(F.group_norm(h, 2, model.output[0].weight, model.output[0].bias)), conv.weight, conv.bias,
+                    padding=1)
+    assert_close(model.output(h), want)
+
+
 def test_embedding_uses_the_shifted_end_points_and_a_null_class():
     """Kills: a fixed -15..15 range under a shifted schedule; the null class mistaken for class 0."""
     schedule = C.make_schedule(override(C.PRESETS["imagenet128_unet"], size=(512, 512)))
@@ -250,10 +263,22 @@ def test_every_input_matters(make):
     assert not [name for name in unused if not name.endswith("norm_k.bias")]
 
 
-def test_scalar_and_batched_logsnr_agree():
-    model = stir(small_uvit()).eval()
+@pytest.mark.parametrize("make", MODELS)
+def test_scalar_and_batched_logsnr_agree(make):
+    """Kills: a scalar that must be a tensor; a scalar for the first image only."""
+    model = stir(make()).eval()
     z = torch.randn(3, 3, 16, 16)
-    assert_close(model(z, torch.tensor(1.5), {}), model(z, torch.full((3,), 1.5), {}))
+    batched = model(z, torch.full((3,), 1.5), {})
+    assert_close(model(z, torch.tensor(1.5), {}), batched)
+    assert_close(model(z, 1.5, {}), batched)
+
+
+@pytest.mark.parametrize("label", [5, 6])
+def test_a_label_past_the_last_class_is_an_error(label):
+    """Kills: num_classes taken for the null embedding, which has this row of the table."""
+    model = small_unet(num_classes=5)
+    with pytest.raises(IndexError):
+        model(torch.zeros(2, 3, 16, 16), torch.zeros(2), {"label": torch.tensor([4, label])})
 
 
 # Parameters of every preset, counted on the meta device: a change of architecture shows here.
@@ -264,9 +289,9 @@ COUNTS = {
     "glyphs64_unet": 7_525_196,
     "glyphs16": 4_280_195,
     "glyphs64_nested": 4_993_071,
-    "mdm64": 362_942_723,
-    "mdm256": 375_114_118,
-    "mdm1024": 378_016_777,
+    "mdm64": 334_593_283,
+    "mdm256": 346_764_806,
+    "mdm1024": 349_667_529,
     "glyphs64_sr": 4_542_796,
     "cdm32": 640_832_515,
     "cdm64_sr": 592_848_643,
@@ -326,6 +351,15 @@ def test_presets_are_the_papers():
         name: 1_500_000 if "128" in name else 2_000_000 for name in p if "_unet" in name and "imagenet" in name}
 
 
+def test_the_command_for_appendix_c_has_its_maps_and_twelve_blocks_at_16():
+    """C: "4 by 4 patching gives 256 resolution feature maps". Kills: the twelve blocks of a 512 px preset, at 32."""
+    words = re.search(r"`--preset (\w+) --size (\d+) --patching (\w+) --multiscale 32`", text_of("PAPERS.md")).groups()
+    with torch.device("meta"):
+        model = C.build_model(override(C.PRESETS[words[0]], size=(int(words[1]),) * 2, patching=words[2]))
+    assert model.size == (1024, 1024) and model.first_map == (256, 256)
+    assert {256 >> i: len(blocks) for i, blocks in enumerate(model.down)}[16] == 12
+
+
 def test_matryoshka_presets_are_the_released_ones():
     """FACTS B 1.3, 1.4, 1.7. Kills: widths of another level, a shift of the wrong power."""
     p = C.PRESETS
@@ -342,12 +376,15 @@ def test_matryoshka_presets_are_the_released_ones():
             widths.append(model.outer.widths)
             assert [len(level) for level in model.outer.down] == [2, 2, 1] and len(model.outer.middle) == 0
             assert not any(isinstance(m, unet.Attention) for m in model.outer.modules())
+            assert len(model.outer.output) == 3                           # norm, swish, a layer from zero
             model = model.inner
         assert widths == [[32, 32, 64], [64, 128, 256]][3 - len(sizes):] and model.widths == [256, 512, 768]
         layers = [[sum(isinstance(m, unet.Attention) for m in attention.modules()) for _, attention in level]
                   for level in model.down]
-        assert layers == [[0, 0], [1, 1], [5, 5]]
-    assert p["mdm1024"].level_weights == "16:4:1" and p["mdm256"].level_power == 1
+        assert layers == [[0, 0], [1, 1], [5, 5]] and len(model.output) == 3
+        middle = [sum(isinstance(m, unet.Attention) for m in attention.modules()) for _, attention in model.middle]
+        assert middle == [1, 0]
+    assert p["mdm1024"].level_weights == "16:4:1" and p["mdm256"].level_power == 1 and p["mdm256"].mixed_ratio == "2:1"
 
 
 @pytest.mark.long

@@ -102,6 +102,18 @@ def test_ddpm_mean_is_the_posteriors():
     assert_close(P.ddpm_step(z, x, lt, ls, noise=torch.zeros_like(z)), mean, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("step", [P.ddpm_step, P.ddim_step, P.renoise_step])
+def test_a_step_keeps_float64_also_for_log_snrs_that_are_python_floats(step):
+    """Kills: a float that is rounded to float32 before the images' precision is known."""
+    g = torch.Generator().manual_seed(0)
+    z, x, noise = torch.randn(3, 2, 3, 4, 4, generator=g, dtype=torch.float64)
+    logsnrs = (-3.1, 0.7, -0.9) if step is P.renoise_step else (-3.1, 0.7)
+    options = {} if step is P.ddim_step else dict(noise=noise)
+    exact = step(z, x, *(torch.tensor(l, dtype=torch.float64) for l in logsnrs), **options)
+    got = step(z, x, *logsnrs, **options)
+    assert got.dtype == torch.float64 and torch.equal(got, exact)
+
+
 def test_ddim_keeps_x_and_eps():
     """Kills: a step that re-noises; the log-SNR of the wrong side."""
     g = torch.Generator().manual_seed(0)

@@ -82,6 +82,15 @@ def test_weights_of_eq_6_stop_falling_beyond_e_to_the_pi():
     assert falls(eq_6(math.exp(math.pi) * 0.9)) and not falls(eq_6(math.exp(math.pi) * 1.2))
 
 
+def test_float32_is_as_exact_as_the_docstring_says():
+    """Kills: a bound that was measured at t = 1 alone, or not at all."""
+    late = 1 - torch.arange(4096, dtype=torch.float64) * 2.0 ** -24       # the last numbers that float32 knows below 1
+    for t, low, least, most in ((late, -15.0, 1e-4, 2.5e-4), (late, -25.0, 3e-2, 7e-2), (T.double(), -15.0, 0, 5e-5)):
+        t = t.float()
+        error = (S.logsnr_cosine(t, low).double() - S.logsnr_cosine(t.double(), low)).abs().max()
+        assert least <= error <= most
+
+
 # ---- process
 
 def test_variance_is_preserved_and_ends_do_not_round_away():
@@ -90,6 +99,11 @@ def test_variance_is_preserved_and_ends_do_not_round_away():
     assert_close(alpha ** 2 + sigma ** 2, torch.ones(51))
     assert (alpha > 0).all() and (sigma > 0).all()
     assert_close(2 * (alpha.log() - sigma.log()), torch.linspace(-25, 25, 51), atol=1e-5, rtol=1e-5)
+    for logsnr in (17.0, 25.0):
+        alpha, sigma = S.alpha_sigma(torch.tensor([logsnr, -logsnr]))
+        assert alpha[0] == 1 == sigma[1] and alpha[1] == sigma[0]
+    assert float(alpha[1]) == pytest.approx(3.7e-6, rel=0.01)
+    assert [float(a) for a in S.alpha_sigma(torch.tensor(math.inf))] == [1, 0]
 
 
 def test_logsnr_broadcasts_by_example_and_refuses_other_shapes(images):

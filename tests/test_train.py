@@ -5,6 +5,7 @@ plumbing/test_train_programs.py.
 """
 import copy
 import functools
+import math
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from data import batches, open_run
 from plumbing import training
 from plumbing.settings import override
 from programs import TINY, checkpoint, log_column, program, run_here, train_tiny
+from unet import at_resolution
 
 CPU = torch.device("cpu")
 
@@ -41,9 +43,25 @@ def test_multiscale_always_holds_the_full_side():
     """The sum goes from the image's side down to the base. Kills: a term below the base; a base above the side."""
     error = torch.randn(1, 3, 64, 64)
     assert_close(T.multiscale_mse(error, 64), error.square().mean() / 64)
-    assert_close(T.multiscale_mse(error, 33), error.square().mean() / 64)
+    assert_close(T.multiscale_mse(error, 46), error.square().mean() / 64)
     with pytest.raises(ValueError, match="base"):
         T.multiscale_mse(error, 128)
+
+
+@pytest.mark.parametrize("size, base", [((384, 640), 32), ((640, 384), 32), ((288, 512), 32), ((96, 160), 16),
+                                        ((128, 512), 32), ((96, 96), 32), ((104, 104), 8), ((64, 64), 16)])
+def test_multiscale_always_holds_the_base(size, base):
+    """3.2: "always including" both ends, for each shape. The last map is the one that at_resolution calls base.
+
+    Kills: a base that is lost to rounding (24x40 counts as 32, though sqrt(24 * 40) = 30.98), or where a side stops
+    dividing (104 to 6.5). An error of 1 everywhere keeps its size, so its terms 1 / s tell which are there."""
+    d, k, want = math.sqrt(size[0] * size[1]), 1, 0.0
+    while True:
+        want, last = want + k / d, (size[0] / k, size[1] / k)
+        if at_resolution(*last, base):
+            break
+        k *= 2
+    assert T.multiscale_mse(torch.ones(1, 1, *size), base).item() == pytest.approx(want, rel=1e-5)
 
 
 def test_losses_are_the_two_faces_of_one_error():
