@@ -39,7 +39,8 @@ from data import Glyphs, open_run
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from plumbing import UserError
-from plumbing.features import Yardstick, colour_answers, describe, distances, fingerprint, moments_of, scene_colours
+from plumbing.features import Yardstick, colour_answers, describe, distances, moments_of, scene_colours
+from plumbing.files import fingerprint
 from plumbing.measuring import (SampleCache, TrainedRun, checked_configs, draw_loss_by_logsnr, draw_nearest, export,
                                 first_examples, has_bits, introduce, open_results, parse, print_table, report,
                                 sampling_key, save_scores, save_sweep, trained_run, variants_of)

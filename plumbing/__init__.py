@@ -11,6 +11,7 @@
     shard.py      weights and optimizer state split over processes
     files.py      files that are written whole or not at all
     images.py     list a folder of images, decode any file safely, read captions
+    sources.py    the data of an old run: moved, changed, or as they were
     fonts.py      open any font file, draw its characters
     workers.py    the data loader's processes and their signals
     pictures.py   sheets of samples, captions, matplotlib

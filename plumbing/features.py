@@ -10,7 +10,6 @@ scenes with each other and with real scenes. Never compare them with the FID of 
 
 Shapes: images uint8 (N, H, W, 3); features (N, D) float32; probabilities (N, classes).
 """
-import hashlib
 import os
 import sys
 
@@ -26,8 +25,9 @@ from data import FontFile, Glyphs, Stream, open_run, open_source
 from plumbing import UserError
 from measures import Moments, colour_histogram
 from plumbing.runs import cores, progress
-from plumbing.files import reason_of, whole_file
+from plumbing.files import fingerprint, reason_of, whole_file
 from plumbing.pictures import to_uint8
+from plumbing.sources import same_data
 
 FORMAT = 1                # of cached networks and descriptions; raise it when the code that makes them changes
 MIN_ACCURACY = 0.98       # on held-out characters; a weak classifier cannot grade samples
@@ -196,15 +196,6 @@ class TorchScriptFeatures:
 
 # ------------------------------------------------------------------------------------------ caches
 
-def fingerprint(*things):
-    """Return a short name for exactly these settings and bytes."""
-    digest = hashlib.sha256()
-    for thing in things:
-        digest.update(thing if isinstance(thing, bytes) else repr(thing).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()[:12]
-
-
 def tensor_bytes(tensors):
     """Yield the bytes of each tensor, for fingerprint()."""
     for tensor in tensors:
@@ -348,8 +339,7 @@ class Yardstick:
     def _open_held_out(self, folder):
         """Check the sources and return that of held-out images, or None. Raises UserError."""
         config, held_out = self.config, None
-        if tuple(self.source.classes) != config.class_names:
-            raise UserError(f"{config.data}: its classes are no longer those of the run")
+        same_data(config, self.source)
         if self.is_drawn and folder:
             raise UserError(f"--held-out {folder}: not with {config.data}, of which unseen images are drawn")
         if folder:

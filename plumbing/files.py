@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -81,3 +82,12 @@ def read_json(path):
             return json.load(file)
     except (OSError, ValueError):
         return {}
+
+
+def fingerprint(*things):
+    """Return a short name for exactly these settings and bytes."""
+    digest = hashlib.sha256()
+    for thing in things:
+        digest.update(thing if isinstance(thing, bytes) else repr(thing).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:12]

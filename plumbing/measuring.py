@@ -13,14 +13,15 @@ from cascade import HANDOFFS
 from config import Config
 from data import Stream
 from plumbing import UserError
-from plumbing.features import (MIN_ACCURACY, GlyphFeatures, cached, distances, fingerprint, save_cached, tensor_bytes)
-from plumbing.files import read_json, write_json
+from plumbing.features import MIN_ACCURACY, GlyphFeatures, cached, distances, save_cached, tensor_bytes
+from plumbing.files import fingerprint, read_json, write_json
 from plumbing.images import BrokenImage
 from plumbing.pictures import grid, pyplot, save_figure
 from plumbing.runs import choose_precision, ema_model, kept_checkpoints, made_by, results_folder
 from plumbing.sampling import (add_settings, check_chain, check_levels, check_student, given_settings, with_settings,
                                words_of)
 from plumbing.settings import Parser, add_fields, override
+from plumbing.sources import add_accept_flag, located
 from plumbing.t5 import Encoder
 
 FORMAT = 1                # of cached samples; raise it when the code that draws them changes
@@ -122,6 +123,8 @@ def make_parser():
     parser.add_argument("--metrics", default="all", help=f"all, none, or some of {','.join(METRICS)}")
     parser.add_argument("--features", metavar="FILE", help="a TorchScript Inception, for FID")
     parser.add_argument("--held-out", metavar="FOLDER", help="images that the run never saw (not for drawn scenes)")
+    parser.add_argument("--data", help="where the training data are now, if they moved")
+    add_accept_flag(parser)
     parser.add_argument("--export", metavar="FILE", help="write the samples as the ADM suite reads them (.npz, arr_0)")
     parser.add_argument("--export-png", metavar="DIR", help="write the samples as PNG files")
     parser.add_argument("--sweep", metavar="F=V,V", help=f"one row for each value; F is one of {', '.join(SWEPT)}; "
@@ -206,8 +209,8 @@ def checked_configs(args, states, device):
 
     Raises UserError for all that cannot be measured, before any work is done.
     """
-    configs = [with_settings(state["config"], args.given_low if args.handoff and i == 0 else args.given, run)
-               for i, (run, state) in enumerate(zip(args.runs, states))]
+    configs = [with_settings(located(state["config"], args, run), args.given_low if args.handoff and i == 0 else
+                             args.given, run) for i, (run, state) in enumerate(zip(args.runs, states))]
     stops = [0.0] * len(configs)
     if args.handoff:
         check_chain(configs, args.runs)
@@ -252,7 +255,7 @@ def variants_of(run, text, yardstick):
 
 def sampling_key(run, precision):
     """Return all that the samples of a run depend on, except labels, captions, seed and the stage below."""
-    config = dataclasses.replace(run.config, precision=precision)
+    config = dataclasses.replace(run.config, precision=precision, data="", data_id="")          # data may move
     return fingerprint(*tensor_bytes(run.model.parameters())), config, run.device.type
 
 
