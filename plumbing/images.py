@@ -1,4 +1,5 @@
 """Folders of images: list the files safely, decode any of them, read their captions."""
+import glob
 import json
 import os
 import stat
@@ -23,6 +24,8 @@ class BrokenImage(Exception):
 def list_images(root):
     """List the images under root: (files, skipped), skipped as (path, why). Sorted by name in each folder.
 
+    Passes over folders of runs, which may lie in the data: their sheets are no images to learn from.
+
     Follows links, but reads no folder twice, so that a loop of links ends. Real folders come before links.
     """
     files, skipped, entered = [], [], set()
@@ -36,18 +39,33 @@ def list_images(root):
             folders.clear()                                               # do not go deeper
             continue
         entered.add(os.path.realpath(folder))
+        if folder != root and _is_run(names):
+            skipped.append((folder, "the folder of a run"))
+            folders.clear()
+            continue
         folders[:] = sorted((name for name in folders if not name.startswith(".")),
                             key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         for name in sorted(names):
             if name.startswith(".") or not name.lower().endswith(SUFFIXES):
                 continue
             path = os.path.join(folder, name)
-            problem = _unusable(path)
+            problem = "a sheet of samples, beside runs" if _is_sheet(folder, name) else _unusable(path)
             if problem:
                 skipped.append((path, problem))
             else:
                 files.append(path)
     return files, skipped
+
+
+def _is_run(names):
+    """Return whether a folder with these files is that of a run, or of what evaluate.py found out about one."""
+    return {"config.json", "log.csv"} <= set(names) or "checkpoint.pt" in names or "evaluation.json" in names
+
+
+def _is_sheet(folder, name):
+    """Return whether this is a picture of sample.py or evaluate.py, under the name that they choose themselves."""
+    return name in ("samples.png", "comparison.png") and any(
+        glob.glob(os.path.join(glob.escape(folder), runs, "log.csv")) for runs in ("*", "runs/*"))
 
 
 def _unusable(path):

@@ -10,7 +10,7 @@ import sys
 import torch
 
 from config import PRESETS, Config, build_model, make_schedules, numbers, parts
-from data import Glyphs, batches, open_run, open_source
+from data import Glyphs, ImageFolder, batches, open_run, open_source
 from dwt import wavelet_levels
 from nested_unet import grow, mixed_rows, pyramid
 from plumbing import UserError, cost, shard
@@ -153,6 +153,8 @@ def resolve(config, checkpoint, args, device, world):
     check_sharding(config)
     source = open_run(config) if config.data else None
     check_held_out(config, source, checkpoint)
+    if args.out and checkpoint is None:
+        check_out(args.out, source)
     if source:
         config = fit_to_data(config, source, checkpoint, args)
     precision = choose_precision(config.precision, device)
@@ -175,6 +177,15 @@ def check_batch(config, world):
             mixed_rows(numbers(config.mixed_ratio, ":"), config.batch // world // config.accumulate)
         except ValueError as error:
             raise UserError(f"--mixed-ratio: {error}, over {world} processes") from None
+
+
+def check_out(out, source):
+    """Refuse to make a run of a folder of training images: as a run it would no longer count as data."""
+    if not isinstance(source, ImageFolder):
+        return
+    run, root, *folders = map(os.path.realpath, [out, source.path, *{os.path.dirname(file) for file in source.files}])
+    if os.path.commonpath([root, run]) == root and any(os.path.commonpath([run, folder]) == run for folder in folders):
+        raise UserError(f"--out {out}: there are training images in it; choose another folder, which may be in it")
 
 
 def check_sharding(config):

@@ -10,6 +10,7 @@ from PIL import Image
 import data as D
 import distill
 import evaluate as E
+import sample as P
 import train as T
 from plumbing import sources
 from programs import TINY, checkpoint, run_here
@@ -118,3 +119,33 @@ def test_what_counts_as_the_same(tmp_path):
     font = shutil.copy(D.find_font("cmb10.ttf"), tmp_path / "f.ttf")
     assert sources.data_id(D.FontFile(font)) == sources.data_id(D.FontFile(D.find_font("cmb10.ttf"))) not in seen
     assert sources.data_id(D.Glyphs()) == "glyphs"
+
+
+# ---- runs among the images
+
+def test_a_run_among_its_images_is_passed_over(tmp_path, monkeypatch):
+    """`cd photos; python train.py --data .` Kills: sheets as images, "runs" as a class, a run that blocks itself."""
+    write_images(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    args = [*TINY, "--steps", 1, "--data", "."]
+    for out in ([], [], ["--out", "mine"]):
+        assert run_here(T, [*args, *out]) == (None, "")
+    assert run_here(P, ["mine", "--n", 1, "--device", "cpu"]) == (None, "")                     # samples.png
+    shutil.copy("samples.png", "runs/comparison.png")
+    assert run_here(T, ["--resume", "runs/glyphs64", "--steps", 2]) == (None, "")
+    assert not checkpoint("runs/glyphs64")["config"]["class_names"] and checkpoint("runs/glyphs64")["examples"] == 4
+    skipped = dict(D.ImageFolder(".").skipped)
+    assert {os.path.normpath(path) for path in skipped} == {"samples.png", "mine", "runs/glyphs64", "runs/glyphs64-2",
+                                                            "runs/comparison.png"}
+    assert len(D.ImageFolder("mine").files) > 0                           # asked for by name
+
+
+@pytest.mark.parametrize("out", [".", "cat", "cat/deep/.."])
+def test_a_folder_of_images_does_not_become_a_run(tmp_path, monkeypatch, out):
+    """Kills: a class that vanishes at --resume, since its folder is now a run."""
+    write_images(tmp_path / "cat")
+    (tmp_path / "cat" / "deep").mkdir()
+    monkeypatch.chdir(tmp_path)
+    one_line(run_here(T, [*TINY, "--steps", 1, "--data", ".", "--out", out]), "there are training images in it")
+    assert not list(tmp_path.rglob("log.csv"))
+    assert run_here(T, [*TINY, "--steps", 1, "--data", "cat", "--out", "."]) == (None, "")      # above them: a run
