@@ -325,6 +325,9 @@ class Yardstick:
         self.train, self.held_out, self.real_scenes = None, None, None
         if only_sources:
             return
+        for source, place in ((self.source, config.data), (self.held_out_source, held_out)):
+            if source is not None and len(source) < 2:
+                raise UserError(f"{place}: want two images or more to compare with")
         files = [file for source in (self.source, self.held_out_source) for file in getattr(source, "files", [])]
         files += [self.source.fonts[0][0]] if isinstance(self.source, FontFile) else []
         files = [(file, os.path.getsize(file), os.path.getmtime(file)) for file in files]
@@ -350,8 +353,6 @@ class Yardstick:
             held_out = open_run(config, portrait=False, held_out=True)
         elif folder:
             held_out = open_source(folder, config.size)
-        if len(self.source) < 2 or (held_out is not None and len(held_out) < 2):
-            raise UserError(f"{config.data}: want two images or more to compare with")
         return held_out
 
     def _open_network(self, features_file, data_id, device):

@@ -1,8 +1,10 @@
 """The plumbing of evaluate.py: its command line and checks, the cache of samples, the files and pictures it writes."""
 import dataclasses
+import math
 import os
 import platform
 import re
+import sys
 
 import numpy as np
 import torch
@@ -384,6 +386,18 @@ def provenance(run, args, yardstick):
     return made, samples, network
 
 
+def finite(scores):
+    """Return the scores that are finite, and name the others: one measure must not end the rest. JSON has no inf.
+
+    Samples of equal colours are an example, or data that hold one picture again and again: their spread is 0.
+    """
+    lost = {name: value for name, value in scores.items() if not math.isfinite(value)}
+    for name, value in lost.items():
+        if not name.endswith("_pm") or name[:-3] not in lost:             # the interval goes with its score
+            print(f"{name}: left out; it is {value} for these samples and images", file=sys.stderr)
+    return {name: value for name, value in scores.items() if not {name, name.removesuffix("_pm")} & lost.keys()}
+
+
 def save_scores(scores, run, args, yardstick):
     """Write evaluation.json.
 
@@ -482,7 +496,8 @@ def draw_sweep(field, rows, path):
 
     Return False if there are no distances to draw.
     """
-    if "fd_train" not in rows[0]:
+    rows = [row for row in rows if "fd_train" in row]
+    if not rows:
         return False
     figure, axis = pyplot().subplots(figsize=(5.6, 4))
     if all("is" in row for row in rows):
@@ -509,9 +524,10 @@ def draw_sweep_of_s(handoff, rows, path):
     figure, axes = pyplot().subplots(1, len(keys), figsize=(4.5 * len(keys), 3.4), squeeze=False)
     for axis, key in zip(axes[0], keys):
         for name in ("made", "real"):
-            chosen = [row for row in rows if row["low_res"] == name]
+            chosen = [row for row in rows if row["low_res"] == name and key in row]
             axis.errorbar([row["s"] for row in chosen], [row[key] for row in chosen],
-                          [row[key + "_pm"] for row in chosen], marker="o", capsize=2, label=f"{name} low-res images")
+                          [row.get(key + "_pm", 0) for row in chosen], marker="o", capsize=2,
+                          label=f"{name} low-res images")
         axis.set(xlabel=f"s ({handoff})", ylabel=labels[key])
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
