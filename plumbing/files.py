@@ -1,9 +1,11 @@
 """Files that are there whole or not at all."""
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 
 from plumbing import UserError
@@ -60,6 +62,16 @@ def writable_folder(path, flag):
     except OSError as error:
         raise UserError(f"{flag} {path}: {error.strerror}") from None
     return path
+
+
+def escape_odd_names():
+    """Print with escapes what the encoding of the output lacks: a file's name must not end a program.
+
+    Such are Cyrillic or ± where the output is ASCII, and everywhere a name that is not UTF-8.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):                          # a test or a notebook may have put another
+            stream.reconfigure(errors="backslashreplace")
 
 
 def reason_of(error):

@@ -18,7 +18,7 @@ from plumbing import UserError
 from plumbing.features import MIN_ACCURACY, GlyphFeatures, cached, distances, save_cached, tensor_bytes
 from plumbing.files import fingerprint, read_json, write_json
 from plumbing.images import BrokenImage
-from plumbing.pictures import grid, pyplot, save_figure
+from plumbing.pictures import grid, label, pyplot, save_figure
 from plumbing.runs import choose_precision, ema_model, kept_checkpoints, made_by, results_folder
 from plumbing.sampling import (add_settings, check_chain, check_levels, check_student, given_settings, with_settings,
                                words_of)
@@ -475,6 +475,7 @@ def draw_nearest(samples, yardstick, path, pairs=24):
 def draw_comparison(rows, curves, path, columns=12):
     """Draw samples [(title, images)], a row for each run. Below them draw curves [(title, points)]: the distance
     against images seen, if there are any."""
+    rows, curves = ([(label(title, i), shown) for i, (title, shown) in enumerate(part, 1)] for part in (rows, curves))
     figure, axes = pyplot().subplots(
         len(rows) + bool(curves), figsize=(9, 1.0 * len(rows) + (3 if curves else 0)),
         height_ratios=[1] * len(rows) + [3] * bool(curves), squeeze=False)
