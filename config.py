@@ -4,7 +4,7 @@ Paper: simple diffusion, appendix B (settings); Matryoshka's released configurat
 Needs: unet.py, uvit.py, text.py, nested_unet.py, cascade.py, precondition.py. Next: train.py.
 
 `Config` is one flat block. A field is a flag of train.py (--lr 1e-4), and the comment behind it is the help of that
-flag; eight fields are set from the data or by distill.py. A preset is a Config: `PRESETS` has one for each row of the
+flag; nine fields are set from the data or by distill.py. A preset is a Config: `PRESETS` has one for each row of the
 papers' tables, and small ones for a laptop.
 """
 import math
@@ -125,6 +125,7 @@ class Config:
     distilled_steps: int = 0             # set by distill.py: number of sampling steps that it learned; 0 = any
     distill_weight: str = ""             # set by distill.py: weighting of the loss
     band_rms: str = ""                   # set from the data, for precondition: 0.64,0.08,0.09,0.04/0.6, level by level
+    data_id: str = ""                    # set from the data: a fingerprint, so that a resumed run finds the same
     class_names: tuple[str, ...] = ()    # set from the data: names of the classes
     examples: tuple[str, ...] = ()       # set from the data: captions that the sheets of samples show
 

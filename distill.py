@@ -38,11 +38,13 @@ from config import PRESETS, build_model, make_optimizer, make_schedules, numbers
 from data import Glyphs, batches, open_run
 from nested_unet import pyramid
 from plumbing import UserError, shard
-from plumbing.files import writable_folder
+from plumbing.features import tensor_bytes
+from plumbing.files import fingerprint, writable_folder
 from plumbing.pictures import pyplot, save_figure, show_image
 from plumbing.runs import (CHECKPOINT, autocast, choose_device, choose_precision, cores, ema_model, load_weights,
                            main_program, read_checkpoint, results_folder)
 from plumbing.settings import Parser, override
+from plumbing.sources import add_accept_flag, check_unchanged, located, same_data
 from plumbing.t5 import Encoder
 from plumbing.training import Interrupt, Run
 from sample import ddim_step, derive_seed, guide, null_condition
@@ -201,9 +203,12 @@ def read_round(folder, config):
     if not os.path.exists(os.path.join(folder, CHECKPOINT)):
         return None
     state = read_checkpoint(folder)
-    free = ("precision", "accumulate", "recompute", "held_out", "held_out_every", "shard")      # may differ
+    free = ("precision", "accumulate", "recompute", "held_out", "held_out_every", "shard", "data", "data_id",
+            "distilled_from")                                             # may differ
     same = {name: getattr(config, name) for name in free}
-    if dataclasses.replace(state["config"], **same) != config:
+    # The teacher's folder may be written in many ways; its step and its weights say whether it is the same.
+    began, now = (c.distilled_from.rpartition(", step ")[2] + "," for c in (state["config"], config))
+    if dataclasses.replace(state["config"], **same) != config or not now.startswith(began):
         raise UserError(f"{folder}: holds a round of another distillation; continue it with its own settings, or "
                         "choose another --out")
     return state
@@ -247,6 +252,8 @@ def parse(argv):
     parser.add_argument("--lr", type=float, default=3e-4, help="learning rate as each round starts (default 3e-4)")
     parser.add_argument("--accumulate", type=int, help="micro-batches of a batch (default: the run's)")
     parser.add_argument("--weight", choices=WEIGHTS, default="truncated_snr", help="of the error (truncated_snr)")
+    parser.add_argument("--data", help="where the run's training data are now, if they moved")
+    add_accept_flag(parser)
     parser.add_argument("--out", help="folder for the rounds (default RUN-distilled, RUN-guided-distilled)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     args = parser.parse_args(argv)
@@ -273,26 +280,31 @@ def check_teacher(args, config):
         raise UserError(f"--accumulate {accumulate}: want a number of parts that divides the batch, {config.batch}")
 
 
-def plan(args, config, step, device):
-    """Return [(folder, config, N), ...] of the rounds; N = 0 is the guided round. `step`: the teacher's checkpoint."""
-    run, first = os.path.normpath(args.run), args.first or config.distilled_steps or 256
+def plan(args, config, teacher, device):
+    """Return [(folder, config, N), ...] of the rounds; N = 0 is the guided round. `teacher`: its name, as a record."""
+    first = args.first or config.distilled_steps or 256
     rounds = ladder(first, args.to)
     check_teacher(args, config)
     if not args.guided and config.evaluations == 2:
         print(f"guidance {config.guidance:g} is left out, as the students have none; --guided distils it too")
         config = dataclasses.replace(config, guidance=1.0)
+    run = os.path.normpath(args.run)
+    if os.path.basename(run) in (".", ".."):                              # no name to add to
+        run = os.path.abspath(run)
     out = os.path.normpath(args.out or results_folder(run) + ("-guided" if args.guided else "") + "-distilled")
     common = dict(lr=args.lr, distill_weight=args.weight, sampler="ddim", log_every=min(20, args.steps), save_every=100,
                   keep_every=0, sample_every=0, held_out="", held_out_every=0, weight_decay=0.0, compile="off",
                   shard=False, accumulate=config.accumulate if args.accumulate is None else args.accumulate,
                   precision=choose_precision(config.precision, device))
-    todo, above = [], f"{run}, step {step}"
+    todo, above = [], teacher
     for steps in [0] * args.guided + rounds:
         folder, own = os.path.join(out, str(steps or "guided")), dict(steps=args.steps, distilled_steps=steps)
         if not steps:
             own.update(steps=args.guided_steps, guidance_max=args.w_max, guidance=min(config.guidance, args.w_max))
         config = override(config, **common, **own, sample_steps=steps or first, distilled_from=above)
-        read_round(folder, config)                                        # another distillation: found before any work
+        begun = read_round(folder, config)                                # another distillation: found before any work
+        if begun and not args.accept_changed_data:
+            check_unchanged(begun["config"], config.data_id)
         todo.append((folder, config, steps))
         above = f"{folder}, step {config.steps}"
     writable_folder(out, "--out")
@@ -306,8 +318,10 @@ def main():
     run = os.path.normpath(args.run)
     device, why = choose_device(args.device)
     state = read_checkpoint(run)
-    config, teacher = state["config"], ema_model(state, run, device)
-    todo = plan(args, config, state["step"], device)
+    config, teacher = located(state["config"], args, run), ema_model(state, run, device)
+    config = same_data(config, open_run(config))
+    weights = fingerprint(*tensor_bytes(teacher.parameters()))
+    todo = plan(args, config, f"{run}, step {state['step']}, weights {weights}", device)
     encoder = Encoder(config, device, cached=True) if config.text_encoder else None
     interrupt, rows = Interrupt(), []
     names = [str(steps or "guided") for *_, steps in todo]

@@ -39,9 +39,10 @@ from data import Glyphs, open_run
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from plumbing import UserError
-from plumbing.features import Yardstick, colour_answers, describe, distances, fingerprint, moments_of, scene_colours
+from plumbing.features import Yardstick, colour_answers, describe, distances, moments_of, scene_colours
+from plumbing.files import fingerprint
 from plumbing.measuring import (SampleCache, TrainedRun, checked_configs, draw_loss_by_logsnr, draw_nearest, export,
-                                first_examples, has_bits, introduce, open_results, parse, print_table, report,
+                                finite, first_examples, has_bits, introduce, open_results, parse, print_table, report,
                                 sampling_key, save_scores, save_sweep, trained_run, variants_of)
 from plumbing.pictures import to_uint8
 from plumbing.runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
@@ -154,7 +155,7 @@ def score(samples, yardstick, metrics):
         scores |= style_distances(samples, reference)
     if "memory" in metrics and has_features:
         scores |= memorisation(samples, yardstick)
-    return scores
+    return finite(scores)
 
 
 def frechet_distances(samples, yardstick):
@@ -287,7 +288,12 @@ def evaluate(run, args, yardstick):
         scores, samples = measure(run, yardstick, metrics, seed)
         export(args, samples["images"], samples["labels"])
     if "bits" in metrics and has_bits(config):
-        scores |= measure_bits(run, yardstick, args.n_bits, seed)
+        try:
+            scores |= measure_bits(run, yardstick, args.n_bits, seed)
+        except UserError as error:
+            if not scores:                                                # there is nothing else to tell
+                raise
+            print(f"bits per dimension: left out; {error}", file=sys.stderr)
     if "memory" in metrics and "features" in samples:
         draw_nearest(samples, yardstick, os.path.join(run.folder, "nearest.png"))
     if config.withhold and config.text_encoder and {"read", "words"} & set(metrics):
@@ -322,6 +328,8 @@ def curve(run, yardstick, seed):
     for name in kept_checkpoints(run.folder):
         state = read_checkpoint(run.folder, name)
         scores, _ = measure(trained_run(run.folder, state, run.config, run.device), yardstick, ("fd",), seed)
+        if "fd_train" not in scores:                                      # not finite
+            continue
         points.append((state["images"], scores["fd_train"]))
         print(f"{run.folder}: {state['images']:,} images seen: {yardstick.distance_name} {scores['fd_train']:.2f}",
               flush=True)

@@ -125,7 +125,7 @@ def print_tokens():
     text, mask = to_bytes([caption, "Ω", ""], 48)
     print(f"{caption!r}\n  as bytes: {text[0, :12].tolist()} ..., "
           f"{int(mask[0].sum())} of {mask.shape[1]} places are text")
-    print(f"'Ω' is {int(mask[1].sum())} bytes; '' has no place with text, so it gets the null embedding\n")
+    print(f"a capital omega is {int(mask[1].sum())} bytes; '' has no place with text, so it gets the null embedding\n")
 
 
 def print_costs():

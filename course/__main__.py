@@ -22,6 +22,7 @@ import argparse
 import sys
 
 from plumbing import UserError
+from plumbing.files import escape_odd_names
 
 from course.exercises import CHAPTERS, EXERCISES
 from course.handout import make
@@ -79,6 +80,7 @@ def main():
 
 
 if __name__ == "__main__":
+    escape_odd_names()
     try:
         sys.exit(main())
     except (UserError, OSError) as error:

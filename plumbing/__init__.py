@@ -12,6 +12,7 @@
     files.py      files that are written whole or not at all
     images.py     list a folder of images, decode any file safely
     captions.py   read captions, match them to their images
+    sources.py    the data of an old run: moved, changed, or as they were
     fonts.py      open any font file, draw its characters
     workers.py    the data loader's processes and their signals
     pictures.py   sheets of samples, captions, matplotlib

@@ -10,7 +10,6 @@ scenes with each other and with real scenes. Never compare them with the FID of 
 
 Shapes: images uint8 (N, H, W, 3); features (N, D) float32; probabilities (N, classes).
 """
-import hashlib
 import os
 import sys
 
@@ -26,8 +25,9 @@ from data import FontFile, Glyphs, Stream, open_run, open_source
 from plumbing import UserError
 from measures import Moments, colour_histogram
 from plumbing.runs import cores, progress
-from plumbing.files import reason_of, whole_file
+from plumbing.files import fingerprint, reason_of, whole_file
 from plumbing.pictures import to_uint8
+from plumbing.sources import same_data
 
 FORMAT = 1                # of cached networks and descriptions; raise it when the code that makes them changes
 MIN_ACCURACY = 0.98       # on held-out characters; a weak classifier cannot grade samples
@@ -196,15 +196,6 @@ class TorchScriptFeatures:
 
 # ------------------------------------------------------------------------------------------ caches
 
-def fingerprint(*things):
-    """Return a short name for exactly these settings and bytes."""
-    digest = hashlib.sha256()
-    for thing in things:
-        digest.update(thing if isinstance(thing, bytes) else repr(thing).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()[:12]
-
-
 def tensor_bytes(tensors):
     """Yield the bytes of each tensor, for fingerprint()."""
     for tensor in tensors:
@@ -334,6 +325,9 @@ class Yardstick:
         self.train, self.held_out, self.real_scenes = None, None, None
         if only_sources:
             return
+        for source, place in ((self.source, config.data), (self.held_out_source, held_out)):
+            if source is not None and len(source) < 2:
+                raise UserError(f"{place}: want two images or more to compare with")
         files = [file for source in (self.source, self.held_out_source) for file in getattr(source, "files", [])]
         files += [self.source.fonts[0][0]] if isinstance(self.source, FontFile) else []
         files = [(file, os.path.getsize(file), os.path.getmtime(file)) for file in files]
@@ -348,8 +342,7 @@ class Yardstick:
     def _open_held_out(self, folder):
         """Check the sources and return that of held-out images, or None. Raises UserError."""
         config, held_out = self.config, None
-        if tuple(self.source.classes) != config.class_names:
-            raise UserError(f"{config.data}: its classes are no longer those of the run")
+        same_data(config, self.source)
         if self.is_drawn and folder:
             raise UserError(f"--held-out {folder}: not with {config.data}, of which unseen images are drawn")
         if folder:
@@ -360,8 +353,6 @@ class Yardstick:
             held_out = open_run(config, portrait=False, held_out=True)
         elif folder:
             held_out = open_source(folder, config.size)
-        if len(self.source) < 2 or (held_out is not None and len(held_out) < 2):
-            raise UserError(f"{config.data}: want two images or more to compare with")
         return held_out
 
     def _open_network(self, features_file, data_id, device):

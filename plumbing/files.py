@@ -1,8 +1,11 @@
 """Files that are there whole or not at all."""
 import contextlib
+import hashlib
+import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 
 from plumbing import UserError
@@ -61,6 +64,16 @@ def writable_folder(path, flag):
     return path
 
 
+def escape_odd_names():
+    """Print with escapes what the encoding of the output lacks: a file's name must not end a program.
+
+    Such are Cyrillic or ± where the output is ASCII, and everywhere a name that is not UTF-8.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):                          # a test or a notebook may have put another
+            stream.reconfigure(errors="backslashreplace")
+
+
 def reason_of(error):
     """One line about a failed write. PyTorch's writer hides the cause behind its own error."""
     while isinstance(error, RuntimeError) and error.__context__:
@@ -81,3 +94,12 @@ def read_json(path):
             return json.load(file)
     except (OSError, ValueError):
         return {}
+
+
+def fingerprint(*things):
+    """Return a short name for exactly these settings and bytes."""
+    digest = hashlib.sha256()
+    for thing in things:
+        digest.update(thing if isinstance(thing, bytes) else repr(thing).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:12]

@@ -1,5 +1,6 @@
 """Folders of images: list the files safely, decode any of them."""
 import collections
+import glob
 import os
 import stat
 import warnings
@@ -25,8 +26,9 @@ class BrokenImage(Exception):
 def list_images(root):
     """List the images under root: (files, skipped), skipped as (path, why). Sorted by name in each folder.
 
-    Follows links, but reads no folder twice, so that a loop of links ends. Real folders come before links. Pictures of
-    formats that are not read are counted by suffix, and a class without any image is named.
+    Passes over folders of runs, which may lie in the data: their sheets are no images to learn from. Follows links, but
+    reads no folder twice, so that a loop of links ends. Real folders come before links. Pictures of formats that are
+    not read are counted by suffix, and a class without any image is named.
     """
     files, skipped, entered = [], [], set()
     formats, foreign, found = Image.registered_extensions(), collections.Counter(), collections.Counter()
@@ -40,6 +42,10 @@ def list_images(root):
             folders.clear()                                               # do not go deeper
             continue
         entered.add(os.path.realpath(folder))
+        if folder != root and _is_run(names):
+            skipped.append((folder, "the folder of a run"))
+            folders.clear()
+            continue
         folders[:] = sorted((name for name in folders if not name.startswith(".")),
                             key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         class_name = os.path.relpath(folder, root).split(os.sep)[0]
@@ -47,6 +53,9 @@ def list_images(root):
             if name.startswith("."):
                 continue
             path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
+            if _is_sheet(folder, name):
+                skipped.append((path, "a sheet of samples, beside runs"))
+                continue
             is_image = formats.get(suffix) in FORMATS
             problem = is_image and _unusable(path)
             found[class_name] += bool(is_image and not problem)
@@ -60,6 +69,17 @@ def list_images(root):
                 for suffix, count in foreign.items()]
     skipped += [(os.path.join(root, name), "no image in it") for name in found if name != "." and not found[name]]
     return files, skipped
+
+
+def _is_run(names):
+    """Return whether a folder with these files is that of a run, or of what evaluate.py found out about one."""
+    return {"config.json", "log.csv"} <= set(names) or "checkpoint.pt" in names or "evaluation.json" in names
+
+
+def _is_sheet(folder, name):
+    """Return whether this is a picture of sample.py or evaluate.py, under the name that they choose themselves."""
+    return name in ("samples.png", "comparison.png") and any(
+        glob.glob(os.path.join(glob.escape(folder), runs, "log.csv")) for runs in ("*", "runs/*"))
 
 
 def _unusable(path):

@@ -1,8 +1,10 @@
 """The plumbing of evaluate.py: its command line and checks, the cache of samples, the files and pictures it writes."""
 import dataclasses
+import math
 import os
 import platform
 import re
+import sys
 
 import numpy as np
 import torch
@@ -13,14 +15,15 @@ from cascade import HANDOFFS
 from config import Config
 from data import Stream
 from plumbing import UserError
-from plumbing.features import (MIN_ACCURACY, GlyphFeatures, cached, distances, fingerprint, save_cached, tensor_bytes)
-from plumbing.files import read_json, write_json
+from plumbing.features import MIN_ACCURACY, GlyphFeatures, cached, distances, save_cached, tensor_bytes
+from plumbing.files import fingerprint, read_json, write_json
 from plumbing.images import BrokenImage
-from plumbing.pictures import grid, pyplot, save_figure
+from plumbing.pictures import grid, label, pyplot, save_figure
 from plumbing.runs import choose_precision, ema_model, kept_checkpoints, made_by, results_folder
 from plumbing.sampling import (add_settings, check_chain, check_levels, check_student, given_settings, with_settings,
                                words_of)
 from plumbing.settings import Parser, add_fields, override
+from plumbing.sources import add_accept_flag, located
 from plumbing.t5 import Encoder
 
 FORMAT = 1                # of cached samples; raise it when the code that draws them changes
@@ -122,6 +125,8 @@ def make_parser():
     parser.add_argument("--metrics", default="all", help=f"all, none, or some of {','.join(METRICS)}")
     parser.add_argument("--features", metavar="FILE", help="a TorchScript Inception, for FID")
     parser.add_argument("--held-out", metavar="FOLDER", help="images that the run never saw (not for drawn scenes)")
+    parser.add_argument("--data", help="where the training data are now, if they moved")
+    add_accept_flag(parser)
     parser.add_argument("--export", metavar="FILE", help="write the samples as the ADM suite reads them (.npz, arr_0)")
     parser.add_argument("--export-png", metavar="DIR", help="write the samples as PNG files")
     parser.add_argument("--sweep", metavar="F=V,V", help=f"one row for each value; F is one of {', '.join(SWEPT)}; "
@@ -206,8 +211,8 @@ def checked_configs(args, states, device):
 
     Raises UserError for all that cannot be measured, before any work is done.
     """
-    configs = [with_settings(state["config"], args.given_low if args.handoff and i == 0 else args.given, run)
-               for i, (run, state) in enumerate(zip(args.runs, states))]
+    configs = [with_settings(located(state["config"], args, run), args.given_low if args.handoff and i == 0 else
+                             args.given, run) for i, (run, state) in enumerate(zip(args.runs, states))]
     stops = [0.0] * len(configs)
     if args.handoff:
         check_chain(configs, args.runs)
@@ -252,7 +257,7 @@ def variants_of(run, text, yardstick):
 
 def sampling_key(run, precision):
     """Return all that the samples of a run depend on, except labels, captions, seed and the stage below."""
-    config = dataclasses.replace(run.config, precision=precision)
+    config = dataclasses.replace(run.config, precision=precision, data="", data_id="")          # data may move
     return fingerprint(*tensor_bytes(run.model.parameters())), config, run.device.type
 
 
@@ -381,6 +386,18 @@ def provenance(run, args, yardstick):
     return made, samples, network
 
 
+def finite(scores):
+    """Return the scores that are finite, and name the others: one measure must not end the rest. JSON has no inf.
+
+    Samples of equal colours are an example, or data that hold one picture again and again: their spread is 0.
+    """
+    lost = {name: value for name, value in scores.items() if not math.isfinite(value)}
+    for name, value in lost.items():
+        if not name.endswith("_pm") or name[:-3] not in lost:             # the interval goes with its score
+            print(f"{name}: left out; it is {value} for these samples and images", file=sys.stderr)
+    return {name: value for name, value in scores.items() if not {name, name.removesuffix("_pm")} & lost.keys()}
+
+
 def save_scores(scores, run, args, yardstick):
     """Write evaluation.json.
 
@@ -458,6 +475,7 @@ def draw_nearest(samples, yardstick, path, pairs=24):
 def draw_comparison(rows, curves, path, columns=12):
     """Draw samples [(title, images)], a row for each run. Below them draw curves [(title, points)]: the distance
     against images seen, if there are any."""
+    rows, curves = ([(label(title, i), shown) for i, (title, shown) in enumerate(part, 1)] for part in (rows, curves))
     figure, axes = pyplot().subplots(
         len(rows) + bool(curves), figsize=(9, 1.0 * len(rows) + (3 if curves else 0)),
         height_ratios=[1] * len(rows) + [3] * bool(curves), squeeze=False)
@@ -479,7 +497,8 @@ def draw_sweep(field, rows, path):
 
     Return False if there are no distances to draw.
     """
-    if "fd_train" not in rows[0]:
+    rows = [row for row in rows if "fd_train" in row]
+    if not rows:
         return False
     figure, axis = pyplot().subplots(figsize=(5.6, 4))
     if all("is" in row for row in rows):
@@ -506,9 +525,10 @@ def draw_sweep_of_s(handoff, rows, path):
     figure, axes = pyplot().subplots(1, len(keys), figsize=(4.5 * len(keys), 3.4), squeeze=False)
     for axis, key in zip(axes[0], keys):
         for name in ("made", "real"):
-            chosen = [row for row in rows if row["low_res"] == name]
+            chosen = [row for row in rows if row["low_res"] == name and key in row]
             axis.errorbar([row["s"] for row in chosen], [row[key] for row in chosen],
-                          [row[key + "_pm"] for row in chosen], marker="o", capsize=2, label=f"{name} low-res images")
+                          [row.get(key + "_pm", 0) for row in chosen], marker="o", capsize=2,
+                          label=f"{name} low-res images")
         axis.set(xlabel=f"s ({handoff})", ylabel=labels[key])
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)

@@ -1,11 +1,14 @@
 """Pictures: matplotlib without a screen, sheets of samples, captions, GIFs."""
 import math
 import os
+import unicodedata
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
-from plumbing.fonts import find_font
+from plumbing.fonts import drawings, find_font
+
+LABEL_FONT = "DejaVuSans.ttf"                                             # matplotlib's own: many scripts, no Chinese
 
 
 def pyplot():
@@ -45,11 +48,20 @@ def to_uint8(images):
     return ((images.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def label(text, number):
+    """Return a text as a picture can show it: `number` stands for one with characters that no font of ours has."""
+    text = unicodedata.normalize("NFC", text)                             # a Mac writes accents apart
+    characters = set("".join(text.split()))
+    drawn = characters <= drawings(find_font(LABEL_FONT), characters).keys()
+    leftward = any(unicodedata.bidirectional(character) in ("R", "AL") for character in characters)
+    return text if drawn and (features.check("raqm") or not leftward) else str(number)          # raqm turns Arabic
+
+
 def label_font(texts, size):
     """Return a font for these texts: Pillow's own, which draws little but Latin, or one that draws faces and Greek."""
     if all(text.isascii() for text in texts):
         return ImageFont.load_default(size)
-    return ImageFont.truetype(find_font("DejaVuSans.ttf"), size)
+    return ImageFont.truetype(find_font(LABEL_FONT), size)
 
 
 def grid(images, columns, names=None, blocks=1):

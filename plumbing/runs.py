@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from config import Config, build_model
 from plumbing import UserError
-from plumbing.files import keep, reason_of, whole_file
+from plumbing.files import escape_odd_names, keep, reason_of, whole_file
 from plumbing.settings import override
 
 CHECKPOINT, PREVIOUS, SHARDED = "checkpoint.pt", "previous.pt", "sharded"
@@ -33,6 +33,8 @@ def main_program(main):
     program = os.path.basename(sys.argv[0])
     if program == "__main__.py":                                          # python -m package
         program = os.path.basename(os.path.dirname(sys.argv[0]))
+
+    escape_odd_names()
 
     def leave(message, status):
         print(f"{program}: {message}", file=sys.stderr)
@@ -271,7 +273,8 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
         with zipfile.ZipFile(path) as file:
             if wrong := file.testzip():
                 raise UserError(f"{path}: damaged ({wrong}){hint}")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)       # read where it is used
+        mapped = path.encode(errors="replace") == os.fsencode(path)       # PyTorch maps no name that is not UTF-8
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)     # mapped: read where it is used
         state["config"] = config_of(state["config"])
         missing = wanted - state.keys()
         if name == WEIGHTS and not missing:                               # 16 bit in the file, 32 here

@@ -12,7 +12,7 @@ from config import make_low_schedule, make_schedule
 from data import turned_back
 from plumbing import UserError
 from plumbing.captions import NOT_TEXT, cut, open_text, tidy
-from plumbing.pictures import captioned, grid, save_gif, side_by_side
+from plumbing.pictures import captioned, grid, label, save_gif, side_by_side
 from plumbing.settings import Parser, add_fields, override
 from plumbing.t5 import Encoder, check_moved
 
@@ -308,9 +308,10 @@ class Sheet:
 def make_sheet(config, columns, classes=(), captions=None, n=64):
     """Return a Sheet with `columns` images of each caption or class. Without either it has n images."""
     if captions:
-        return Sheet(columns, [-1] * (columns * len(captions)), [c for c in captions for _ in range(columns)], captions)
+        names = [label(caption, f"caption {i}") for i, caption in enumerate(captions, 1)]
+        return Sheet(columns, [-1] * (columns * len(captions)), [c for c in captions for _ in range(columns)], names)
     if classes:
-        names = [config.class_names[c] if config.class_names else str(c) for c in classes]
+        names = [label(config.class_names[c], c) if config.class_names else str(c) for c in classes]
         return Sheet(columns, [c for c in classes for _ in range(columns)], names=names)
     return Sheet(8, [-1] * n)
 

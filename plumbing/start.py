@@ -10,7 +10,7 @@ import sys
 import torch
 
 from config import PRESETS, Config, build_model, make_schedules, numbers, parts
-from data import Glyphs, batches, open_run, open_source
+from data import Glyphs, ImageFolder, batches, open_run, open_source
 from dwt import wavelet_levels
 from nested_unet import grow, mixed_rows, pyramid
 from plumbing import UserError, cost, shard
@@ -19,16 +19,17 @@ from plumbing.files import writable_folder
 from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, is_pretrained, load_weights,
                            read_checkpoint, sharded_steps)
 from plumbing.settings import Parser, add_fields, override
+from plumbing.sources import add_accept_flag, located, same_data
 from plumbing.t5 import Encoder, check_moved
 from precondition import band_rms
 
 # Settings that may change when a run is resumed.
 ON_RESUME = ("steps", "log_every", "held_out", "held_out_every", "sample_every", "save_every", "keep_every", "workers",
              "sampler", "sample_steps", "guidance", "noise_param", "clip_x", "compile", "text_encoder", "channels_last",
-             "accumulate", "recompute", "shard", "if_unsaved")
+             "accumulate", "recompute", "shard", "if_unsaved", "data")    # data: the same in another place
 # Settings without a flag in train.py: the data or distill.py set them.
 SET_ELSEWHERE = ("num_classes", "class_names", "examples", "distilled_from", "distilled_steps", "distill_weight",
-                 "guidance_max", "band_rms")
+                 "guidance_max", "band_rms", "data_id")
 # Settings that --init-from takes from the weights. The first part makes the network and its schedule what they are.
 OF_NETWORK = ("model", "size", "patching", "base_channels", "emb_channels", "channel_mult", "num_res_blocks",
               "num_transformer_blocks", "attn_resolutions", "attn_layers", "num_heads", "text_encoder", "text_channels",
@@ -53,6 +54,7 @@ def parse():
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     parser.add_argument("--dry-run", action="store_true", help="print settings, size and cost; do not train")
     parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: the cost for each of N processes")
+    add_accept_flag(parser)
     add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in SET_ELSEWHERE])
     args = parser.parse_args()
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
@@ -83,7 +85,7 @@ def read_command_line():
         raise UserError(f"--resume {args.resume}: a distilled run; distill.py continues it")
     if args.preset:                                                       # --auto-resume: the same command once more
         check_same_run(args, override(preset_of(args), **given), saved)
-    config = override(saved, **given)
+    config = located(override(saved, **given), args, f"--resume {args.resume}")
     check_moved(saved.text_encoder, config.text_encoder, args.resume)
     changed = sorted(k for k in given if k not in ON_RESUME and getattr(config, k) != getattr(saved, k))
     if changed:
@@ -123,9 +125,14 @@ def newest_checkpoint(run):
 
 def check_same_run(args, asked, saved):
     """Refuse --auto-resume if the command asks for other settings than the run in --out has."""
-    settled = (*ON_RESUME, *SET_ELSEWHERE, "precision", "withhold")       # the last two are settled as a run starts
+    settled = {*ON_RESUME, *SET_ELSEWHERE, "precision", "withhold"}       # the last two are settled as a run starts
+    if not hasattr(args, "data"):                                         # then the preset's, which must be the run's
+        settled.remove("data")
     for field in dataclasses.fields(Config):
-        if field.name not in settled and getattr(asked, field.name) != getattr(saved, field.name):
+        asked_for, theirs = getattr(asked, field.name), getattr(saved, field.name)
+        if field.name in ("grow_from", "init_from"):                      # one folder may be written in several ways
+            asked_for, theirs = os.path.realpath(asked_for), os.path.realpath(theirs)
+        if field.name not in settled and asked_for != theirs:
             raise UserError(f"--auto-resume: {args.out} is another run than this command's: its "
                             f"--{field.name.replace('_', '-')} is {getattr(saved, field.name)!r}, not "
                             f"{getattr(asked, field.name)!r} (to continue it as it is: --resume {args.out})")
@@ -147,6 +154,8 @@ def resolve(config, checkpoint, args, device, world):
     check_sharding(config)
     source = open_run(config) if config.data else None
     check_held_out(config, source, checkpoint)
+    if args.out and checkpoint is None:
+        check_out(args.out, source)
     if source:
         config = fit_to_data(config, source, checkpoint, args)
     precision = choose_precision(config.precision, device)
@@ -169,6 +178,15 @@ def check_batch(config, world):
             mixed_rows(numbers(config.mixed_ratio, ":"), config.batch // world // config.accumulate)
         except ValueError as error:
             raise UserError(f"--mixed-ratio: {error}, over {world} processes") from None
+
+
+def check_out(out, source):
+    """Refuse to make a run of a folder of training images: as a run it would no longer count as data."""
+    if not isinstance(source, ImageFolder):
+        return
+    run, root, *folders = map(os.path.realpath, [out, source.path, *{os.path.dirname(file) for file in source.files}])
+    if os.path.commonpath([root, run]) == root and any(os.path.commonpath([run, folder]) == run for folder in folders):
+        raise UserError(f"--out {out}: there are training images in it; choose another folder, which may be in it")
 
 
 def check_sharding(config):
@@ -197,12 +215,8 @@ def fit_to_data(config, source, checkpoint, args):
             raise UserError("; ".join([f"--text-encoder {config.text_encoder}: {config.data} has no captions "
                                        "(captions.jsonl, or a .txt beside each image)", *caption_faults(source)]))
         config = dataclasses.replace(config, examples=examples)
-    if checkpoint and tuple(source.classes) != config.class_names:
-        raise UserError(f"--resume {args.resume}: the classes of {config.data} are no longer those of the run")
-    if checkpoint and checkpoint.get("examples") not in (None, len(source)):  # None: an old checkpoint
-        raise UserError(f"--resume {args.resume}: {config.data} had {checkpoint['examples']:,} examples and now has "
-                        f"{len(source):,}; their order would change")
-    return config
+    then = checkpoint.get("examples") if checkpoint and not args.accept_changed_data else None
+    return same_data(config, source, count=then)
 
 
 def measure_bands(config, source, initial, n=64):

@@ -3,6 +3,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 import os
 import sys
 import types
@@ -250,6 +251,39 @@ def test_values_that_are_not_finite_stop_it(tmp_path):
         status, line = run_here(E, [run, *SMALL, "--metrics", metrics])
         assert status == 2 and wanted in line and line.count("\n") == 1
     assert not (run / "evaluation.json").exists()
+
+
+def test_no_measure_ends_the_others(tmp_path, monkeypatch, capfd):
+    """One picture again and again has colours of no spread, and a bound may be infinite. Kills: inf in JSON, or a
+    measure that takes what was measured before with it."""
+    for i in range(4):
+        (tmp_path / "same").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), (9, 99, 200)).save(tmp_path / "same" / f"{i}.png")
+    torch.jit.script(Inception()).save(str(tmp_path / "net.pt"))
+    run = make_run(tmp_path / "a", data=str(tmp_path / "same"), num_classes=0, class_names=())
+    monkeypatch.setattr(E, "likelihood", lambda *args: dict(total=torch.full((4,), math.inf)))
+    status, lines = run_here(E, [run, *SMALL, "--features", tmp_path / "net.pt"])
+    assert status is None and "colour_spread: left out; it is inf" in lines and "bits per dimension: left out" in lines
+    assert lines.count("\n") == 2
+    scores = json.loads((run / "evaluation.json").read_text())
+    assert scores["fd_train"] > 0 and "colour_distance" in scores
+    assert not {"colour_spread", "bits_per_dim"} & set(scores)
+    kept = Q.finite(dict(a=1.0, a_pm=math.nan, b=math.nan, b_pm=0.5, b_n=3))
+    assert kept == dict(a=1.0, b_n=3) and "b_pm" not in capfd.readouterr().err
+    rows = [dict(s=s, low_res=name, is_pm=0.1, **{"is": 1.0}) for s, name in ((0, "made"), (0, "real"), (1, "made"))]
+    del rows[-1]["is"]
+    assert Q.draw_sweep_of_s("renoised", rows, str(tmp_path / "s.png"))
+    assert Q.draw_sweep("guidance", [dict(guidance="1"), dict(guidance="2", fd_train=1.0)], str(tmp_path / "g.png"))
+
+
+def test_a_run_on_a_single_image_gives_samples(tmp_path):
+    """Kills: a refusal to draw where nothing is compared."""
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "one" / "a.png")
+    run = make_run(tmp_path / "a", data=str(tmp_path / "one"), num_classes=0, class_names=())
+    assert run_here(E, [run, *SMALL, "--metrics", "none", "--export", tmp_path / "x.npz"]) == (None, "")
+    status, line = run_here(E, [run, *SMALL])
+    assert status == 2 and "one: want two images or more to compare with" in line and line.count("\n") == 1
 
 
 def test_samples_of_a_damaged_file_are_drawn_again(tmp_path, capsys):

@@ -163,6 +163,19 @@ def test_names_beside_a_sheet_are_drawn():
     assert pictures.label_font(["A", "B"], 20).getname() == pictures.ImageFont.load_default(20).getname()
 
 
+def test_what_no_font_draws_is_a_number(monkeypatch):
+    """Kills: boxes for Chinese; a number for what can be drawn; the number of the row for that of the class."""
+    names = ("cat", "\u732b", "cafe\u0301", "\u0642\u0637\u0629", "\U0001f408\ufe0f \udce9")
+    config = dataclasses.replace(C.PRESETS["glyphs16"], num_classes=5, class_names=names)
+    monkeypatch.setattr(pictures.features, "check", lambda name: True)
+    assert sampling.make_sheet(config, 1, [4, 1, 0, 2, 3]).names == ["4", "1", "cat", "caf\u00e9", "\u0642\u0637\u0629"]
+    monkeypatch.setattr(pictures.features, "check", lambda name: False)   # Arabic would go from left to right
+    assert sampling.make_sheet(config, 1, [3, 0]).names == ["3", "cat"]
+    sheet = sampling.make_sheet(config, 2, captions=["a cat", "\u4e00\u53ea"])
+    assert sheet.names == ["a cat", "caption 2"] and sheet.captions[2:] == ["\u4e00\u53ea"] * 2
+    assert sheet.picture(torch.zeros(4, 3, 32, 32)).size[0] > 32
+
+
 def test_a_student_is_sampled_at_its_own_steps():
     config = override(C.PRESETS["glyphs16"], distilled_steps=4, sample_steps=4, sampler="ddim")
     sampling.check_student(config, "run", stop=0.25)

@@ -18,6 +18,7 @@ import sample as P
 import train as T
 from config import PRESETS
 from plumbing import UserError, training
+from plumbing.measuring import draw_comparison
 from precondition import band_rms
 from programs import ROOT, TINY, checkpoint, log_column, program, run_here, train_tiny
 
@@ -96,6 +97,19 @@ def test_a_folder_of_images_trains_and_samples_and_counts_what_it_skips(tmp_path
     assert done.returncode == 0, done.stderr
     done = program("sample.py", tmp_path / "flat", "--labels", "A", "--device", "cpu")
     assert done.returncode == 2 and "no classes" in done.stderr
+
+
+def test_odd_names_do_not_end_a_program(tmp_path):
+    """A skipped file and a run whose names are not UTF-8, an output that is ASCII. Kills: UnicodeEncodeError; a
+    checkpoint that is called damaged, as PyTorch cannot map it."""
+    write_images(tmp_path / "data", 3)
+    os.symlink("nowhere", os.fsencode(tmp_path / "data" / "c0") + b"/caf\xe9.png")
+    run, env = tmp_path / os.fsdecode("прогон".encode() + b"\xe9"), {"PYTHONIOENCODING": "ascii:strict"}
+    done = train_tiny("--steps", 1, "--data", tmp_path / "data", "--out", run, env=env)
+    assert r"caf\udce9.png: No such file" in done.stdout and r"\u043f" in done.stdout
+    assert run_here(P, [run, "--labels", "c0", "--device", "cpu", "--out", f"{run}.png"]) == (None, "")
+    assert run_here(T, ["--resume", run, "--steps", 2, "--device", "cpu"]) == (None, "")
+    draw_comparison([(run.name, torch.zeros(2, 8, 8, 3))], [("猫", [(1, 1.0), (2, 0.5)])], f"{run}.png")
 
 
 def test_the_held_out_loss_of_a_folder(tmp_path):
