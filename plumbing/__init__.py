@@ -12,7 +12,7 @@
     files.py      files that are written whole or not at all
     images.py     list a folder of images, decode any file safely, read captions
     fonts.py      open any font file, draw its characters
-    workers.py    the data loader's processes and their signals
+    workers.py    the data loader's processes: their start, signals and end
     pictures.py   sheets of samples, captions, matplotlib
     t5.py         a frozen T5 and its cache
     features.py   the networks that grade samples, and the real images beside them

@@ -28,6 +28,7 @@ from measures import Moments, colour_histogram
 from plumbing.runs import cores, progress
 from plumbing.files import reason_of, whole_file
 from plumbing.pictures import to_uint8
+from plumbing.workers import load
 
 FORMAT = 1                # of cached networks and descriptions; raise it when the code that makes them changes
 MIN_ACCURACY = 0.98       # on held-out characters; a weak classifier cannot grade samples
@@ -256,9 +257,8 @@ def _readable(examples):                                                  # a la
 
 def real_images(source, indices, what):
     """Yield batches (indices (B,), images uint8 (B, H, W, 3)) in order. Worker processes decode them."""
-    loader = torch.utils.data.DataLoader(Examples(source, indices), 100, num_workers=min(8, cores()),
-                                         collate_fn=_readable)
-    for number, examples in enumerate(loader, 1):
+    loaded = load(Examples(source, indices), batch_size=100, num_workers=min(8, cores()), collate_fn=_readable)
+    for number, examples in enumerate(loaded, 1):
         progress(what, min(100 * number, len(indices)), len(indices))
         if examples:
             yield torch.tensor([i for i, _ in examples]), torch.stack([image for _, image in examples])

@@ -1,4 +1,5 @@
 """train.py and sample.py as programs: the run folder, folders of images, the log, signals, one line for a mistake."""
+import contextlib
 import csv
 import json
 import os
@@ -207,6 +208,58 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 128 + signal.SIGTERM and err == ""
     assert f"continue with: python train.py --resume {tmp_path / 'r'}" in out
     assert checkpoint(tmp_path / "r")["step"] > 0
+
+
+STARTING = """
+import multiprocessing, os, runpy, sys
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv.pop(1))
+    del sys.argv[0]
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def in_session(leader):
+    """Return the processes of a session that still run, by Linux's list of them."""
+    found = []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+            state, _, _, session = file.read().rsplit(")", 1)[1].split()[:4]
+            found += [int(name)] * (int(session) == leader and state != "Z")
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("method, sent", [pytest.param("forkserver", None, marks=pytest.mark.slow)] + [
+    pytest.param(method, sent, marks=pytest.mark.long) for method in ("fork", "forkserver", "spawn")
+    for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)])
+def test_workers_end_with_the_run_however_they_start(tmp_path, method, sent):
+    """Python 3.14 starts workers by a fork server. Kills: a worker that takes os.getppid() for its parent and waits for
+    ever; orphans after SIGKILL; a fork server, or a worker that is still starting, that dies of the run's signal."""
+    (tmp_path / "starting.py").write_text(STARTING)
+    run = tmp_path / "r"
+    process = subprocess.Popen([sys.executable, tmp_path / "starting.py", method, os.path.join(ROOT, "train.py"), *TINY,
+                                "--workers", "2", "--steps", "100000" if sent else "2", "--out", run],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline = time.time() + 60
+        while sent and time.time() < deadline and not (run / "log.csv").exists():               # the workers start now
+            time.sleep(0.05)
+        if sent == signal.SIGKILL:
+            time.sleep(3)
+            process.kill()
+        elif sent:
+            os.killpg(process.pid, sent)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == (-sent if sent == signal.SIGKILL else 128 + sent if sent else 0), err
+        assert sent == signal.SIGKILL or err == "" and checkpoint(run)["step"] > 0
+        while in_session(process.pid) and time.time() < deadline:
+            time.sleep(0.1)
+        assert not in_session(process.pid)
+    finally:
+        for pid in in_session(process.pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_ctrl_c_outside_the_loop_is_one_line():
