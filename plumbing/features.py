@@ -26,7 +26,7 @@ from data import FontFile, Glyphs, Stream, open_run, open_source
 from plumbing import UserError
 from measures import Moments, colour_histogram
 from plumbing.runs import cores, progress
-from plumbing.files import reason_of, whole_file
+from plumbing.files import blame_machine, reason_of, whole_file
 from plumbing.pictures import to_uint8
 from plumbing.workers import load
 
@@ -218,6 +218,7 @@ def cached(path, compute):
         try:
             return torch.load(path, weights_only=True)
         except Exception as error:                                        # half a file fails in many ways
+            blame_machine(path, error)
             print(f"{path}: damaged, computed again ({type(error).__name__})", file=sys.stderr)
     value = compute()
     save_cached(path, value)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from config import Config, build_model
 from plumbing import UserError
-from plumbing.files import keep, reason_of, whole_file
+from plumbing.files import blame_machine, keep, reason_of, whole_file
 from plumbing.settings import override
 
 CHECKPOINT, PREVIOUS, SHARDED = "checkpoint.pt", "previous.pt", "sharded"
@@ -46,10 +46,10 @@ def main_program(main):
         sys.exit(status)
     except UserError as error:
         leave(" ".join(str(error).split()), 2)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         leave(out_of_memory(error), 2)
     except RuntimeError as error:
-        if re.search("out of memory|can't allocate memory", str(error)):  # CUDA's own calls; the CPU
+        if re.search("out of memory|(can't|Cannot) allocate memory", str(error)):  # CUDA's own calls; the CPU
             leave(out_of_memory(error), 2)
         if re.search(r"No working C\+\+ compiler|Failed to find C compiler", str(error)):
             leave("torch.compile finds no C++ compiler here: go without (train.py: --compile off)", 2)
@@ -246,6 +246,14 @@ def results_folder(run):
     return os.path.join("runs", os.path.basename(os.path.abspath(run)) + "-pretrained")
 
 
+def check_reachable(path):
+    """Raise UserError if the machine does not let us look whether this file is there: it is not missing then."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        blame_machine(path, error)
+
+
 def read_checkpoint(folder, name=CHECKPOINT, old=False):
     """Return the dict that save_checkpoint wrote, with `config` as a Config and `path`, the file.
 
@@ -258,6 +266,7 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
     if name == CHECKPOINT and is_pretrained(folder):
         name, wanted = WEIGHTS, {"ema", "step", "images"}
     path = os.path.join(folder, name)
+    check_reachable(path)
     if not os.path.exists(folder):
         raise UserError(f"{folder}: no such run")
     if not os.path.isfile(path):
@@ -282,6 +291,7 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: a checkpoint of another program ({error})") from None
     except Exception as error:                                            # a damaged file fails in many ways
+        blame_machine(path, error)
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"{path}: damaged, or not a checkpoint ({reason}){hint}") from None
     if missing:

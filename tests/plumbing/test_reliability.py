@@ -217,6 +217,39 @@ def test_the_line_about_a_damaged_checkpoint_names_the_one_before(unbroken, tmp_
     assert not soak.differences(unbroken, tmp_path / "run")
 
 
+@pytest.mark.parametrize("error, cause", [
+    (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"), (MemoryError(), "not enough memory"),
+    (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    (RuntimeError("unable to mmap 17 bytes from file <x>: Cannot allocate memory (12)"), "not enough memory")])
+@pytest.mark.parametrize("where", ["stat", "ZipFile", "load"])
+def test_a_good_checkpoint_that_the_machine_cannot_read_is_not_called_damaged(unbroken, monkeypatch, error, cause, where):
+    """Kills: the advice to put the checkpoint before in its place, which destroys the good one."""
+    if where == "stat" and not isinstance(error, OSError):
+        pytest.skip("to look for a file takes no memory")
+    real = os.stat
+
+    def fail(path, *args, **options):
+        if str(path).endswith("checkpoint.pt"):
+            raise error
+        return real(path, *args, **options)
+    monkeypatch.setattr(*{"stat": (os, "stat"), "ZipFile": (runs.zipfile, "ZipFile"), "load": (torch, "load")}[where],
+                        fail)
+    with pytest.raises(UserError, match=f"checkpoint.pt: cannot be read: {cause}$"):
+        runs.read_checkpoint(str(unbroken))
+
+
+def test_good_shards_that_the_machine_cannot_read_are_not_called_damaged(tmp_path, monkeypatch):
+    """Kills: the advice to remove them."""
+    def unreadable(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+    state = dict(path=str(tmp_path), files={"a": 1})
+    with pytest.raises(UserError, match="damaged"):                       # there is no such file
+        shard.check(state)
+    monkeypatch.setattr(shard, "checksum", unreadable)
+    with pytest.raises(UserError, match="a: cannot be read: Permission denied$"):
+        shard.check(state)
+
+
 def test_a_gradient_that_is_not_finite_leaves_the_state_before_it(tmp_path, monkeypatch):
     """Kills: an update by the bad gradient, EMA weights that moved, a step named wrongly."""
     real, calls, out = T.simple_loss, [], tmp_path / "r"
