@@ -262,6 +262,24 @@ def test_workers_end_with_the_run_however_they_start(tmp_path, method, sent):
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("steps, saved", ((6, 3), (2, 2)))
+def test_sigterm_stops_the_drawing_of_a_sheet_and_loses_nothing(tmp_path, monkeypatch, steps, saved):
+    """It comes in the sheet of step 2: the run's last one, or not. Kills: a sheet drawn to its end, which takes minutes
+    at the papers' size; steps that are lost if a kill follows."""
+    real, predictions = training.sample_run, []
+
+    def sample_run(*args):
+        predictions.append(checkpoint(tmp_path / "r")["step"])            # saved before the drawing began
+        os.kill(os.getpid(), signal.SIGTERM)
+        *args, on_step = args
+        return real(*args, lambda *more: (predictions.append(more[1]), on_step(*more)))
+    monkeypatch.setattr(training, "sample_run", sample_run)
+    status, _ = run_here(T, [*TINY, "--steps", steps, "--sample-every", 2, "--sample-steps", 50, "--out",
+                             tmp_path / "r"])
+    assert status == 128 + signal.SIGTERM and predictions == [2, 1]       # stopped after one prediction of 50
+    assert checkpoint(tmp_path / "r")["step"] == saved and not (tmp_path / "r" / "samples_0000002.png").exists()
+
+
 def test_ctrl_c_outside_the_loop_is_one_line():
     """Ctrl-C ends with status 130, a mistake with 2. Kills: a traceback; a message of two lines."""
     for error, status, wanted in ((KeyboardInterrupt(), 130, "interrupted"), (UserError("so\nso"), 2, "so so")):
