@@ -153,9 +153,23 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processes():
+    """Return the number of processes that torchrun has started, 1 without it. Raises UserError if its variables are
+    not complete: a script or a job may have left WORLD_SIZE behind. An empty one counts as none."""
+    world = os.environ.get("WORLD_SIZE") or "1"
+    if world.isdecimal() and int(world) == 1:
+        return 1
+    numbers = [os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "MASTER_PORT")]
+    complete = all(map(str.isdecimal, [world, *numbers])) and os.environ.get("MASTER_ADDR")
+    if not complete or int(numbers[0]) >= int(world):
+        raise UserError(f"WORLD_SIZE={world} in the environment is not from torchrun: unset WORLD_SIZE, or start "
+                        "several processes with torchrun --nproc_per_node N train.py")
+    return int(world)
+
+
 def start_processes(device_name):
     """Return (rank, world, device, why). Under torchrun join the process group: gloo, and nccl for CUDA tensors."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes()
     device, why = choose_device(device_name)
     if world == 1:
         return 0, 1, device, why
@@ -271,6 +285,9 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
         raise UserError(f"{folder}: no such run")
     if not os.path.isfile(path):
         sharded = f"; but a sharded one: python -m plumbing.shard {folder}" if sharded_steps(folder) else ""
+        if name == CHECKPOINT and not sharded and os.path.exists(os.path.join(folder, "log.csv")):
+            raise UserError(f"{folder}: this run has no checkpoint yet; if it was killed, its first command begins it "
+                            f"anew with --out {folder} --auto-resume")
         raise UserError(f"{folder}: not a run (it has no {name}{sharded})")
     before = os.path.join(folder, PREVIOUS)
     hint = ""

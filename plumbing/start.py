@@ -316,8 +316,11 @@ def new_folder(out, preset, again=False):
             out, number = os.path.join("runs", f"{preset}-{number}"), number + 1
     elif is_pretrained(out):
         raise UserError(f"--out {out}: holds pretrained weights; choose another folder")
-    elif has_checkpoint(out) or (os.path.exists(os.path.join(out, "log.csv")) and not again):
+    elif has_checkpoint(out):
         raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
+    elif os.path.exists(os.path.join(out, "log.csv")) and not again:      # it may just have begun: do not take it over
+        raise UserError(f"--out {out}: holds a run without a checkpoint yet; if it was killed, begin it anew with "
+                        "--auto-resume, or choose another folder")
     return writable_folder(out, "--out")
 
 

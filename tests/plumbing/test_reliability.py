@@ -364,6 +364,17 @@ def test_torchrun_starts_it_again_and_it_goes_on_by_itself(tmp_path):
         torch.testing.assert_close(a["model"][key], b["model"][key], atol=1e-4, rtol=1e-3)
 
 
+def test_killed_before_its_first_checkpoint_it_says_what_works(tmp_path):
+    """Kills: --out that advises --resume, which says that this is no run."""
+    words = [*TINY, "--steps", 1, "--out", tmp_path / "run"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.csv").write_text("step,images\n")
+    for module, args in ((T, words), (T, ["--resume", tmp_path / "run"]), (P, [tmp_path / "run"])):
+        status, line = run_here(module, args)
+        assert status == 2 and line.count("\n") == 1 and "--auto-resume" in line and "killed" in line
+    assert run_here(T, [*words, "--auto-resume"]) == (None, "")           # as the line says
+
+
 def test_auto_resume_begins_and_goes_on(tmp_path):
     words = [*TINY, "--out", tmp_path / "run", "--auto-resume", "--save-every", 5]
     (tmp_path / "run").mkdir()

@@ -184,6 +184,19 @@ def test_dry_run_resolves_what_was_left_open(tmp_path, capsys):
         assert status == 2 and wanted in line
 
 
+@pytest.mark.parametrize("left, status", ((dict(WORLD_SIZE=""), None), (dict(WORLD_SIZE="1"), None),
+                                          (dict(WORLD_SIZE="2"), 2), (dict(WORLD_SIZE="0"), 2),
+                                          (dict(WORLD_SIZE="two"), 2), (dict(WORLD_SIZE="2", RANK="0"), 2),
+                                          (dict(WORLD_SIZE="2", RANK="", LOCAL_RANK="0", MASTER_PORT="1",
+                                                MASTER_ADDR="localhost"), 2)))
+def test_what_another_job_left_in_the_environment_is_one_line(monkeypatch, left, status):
+    """Kills: a traceback, a process that waits for others that nobody started."""
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    done, line = run_here(T, ["--preset", "minute", "--dry-run", "--device", "cpu"])
+    assert done == status and (status is None or "torchrun" in line and line.count("\n") == 1)
+
+
 # ---- how a run stops
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
