@@ -247,6 +247,13 @@ def has_checkpoint(folder):
     return os.path.exists(os.path.join(folder, CHECKPOINT)) or bool(sharded_steps(folder))
 
 
+def run_of(path):
+    """Return the folder of a run that a user names: by itself, or by the file in it that the programs read."""
+    if os.path.basename(path) in (CHECKPOINT, WEIGHTS) and os.path.isfile(path):
+        return os.path.dirname(path) or "."
+    return path
+
+
 def is_pretrained(folder):
     """Return True if the folder holds pretrained weights in place of a run."""
     return os.path.isfile(os.path.join(folder, WEIGHTS)) and not has_checkpoint(folder)
@@ -303,6 +310,10 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
         if name == WEIGHTS and not missing:                               # 16 bit in the file, 32 here
             state["ema"] = {key: w.float() if w.dtype == torch.float16 else w for key, w in state["ema"].items()}
             state["model"] = state["ema"]
+        for part in wanted & {"model", "ema"} - missing:                  # such a model draws black pictures
+            for key, weights in state[part].items():
+                if not torch.isfinite(weights).all():
+                    raise UserError(f"{path}: its weights hold values that are not finite ({part}.{key})")
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError) as error:

@@ -40,7 +40,7 @@ from plumbing.settings import Parser
 from config import build_model, make_optimizer
 from plumbing import UserError
 from plumbing.runs import (CHECKPOINT, SHARDED, broadcast, config_of, main_program, read_checkpoint, save_checkpoint,
-                           sharded_steps)
+                           run_of, sharded_steps)
 from plumbing.files import blame_machine, flush_folder, reason_of, whole_file
 from unet import FeedForward, MapAttention, ResBlock
 from uvit import AttentionBlock, TransformerBlock
@@ -261,7 +261,7 @@ def load(state, model, ema, optimizer):
 def main():
     """Turn RUN/sharded into RUN/checkpoint.pt, in one process: it needs memory for four copies of the weights."""
     parser = Parser(prog="plumbing.shard", description="Make one checkpoint.pt of a sharded run's last checkpoint.")
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", type=run_of, metavar="RUN")
     run = parser.parse_args().run
     state = newest(run)
     if os.path.exists(os.path.join(run, CHECKPOINT)) and read_checkpoint(run, CHECKPOINT, True)["step"] > state["step"]:

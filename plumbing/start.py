@@ -16,7 +16,7 @@ from nested_unet import grow, mixed_rows, pyramid
 from plumbing import UserError, cost, shard
 from plumbing.files import writable_folder
 from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, is_pretrained, load_weights,
-                           read_checkpoint, sharded_steps)
+                           read_checkpoint, run_of, sharded_steps)
 from plumbing.settings import Parser, add_fields, override
 from plumbing.t5 import Encoder, check_moved
 from precondition import band_rms
@@ -46,7 +46,7 @@ def parse():
     parser = Parser(prog="train.py", description="Train a diffusion model. Without arguments: letters at 64 x 64.")
     parser.add_argument("--preset", help="named settings: " + ", ".join(PRESETS) + " (default glyphs64)")
     parser.add_argument("--out", help="folder of the run (default runs/PRESET; with --init-from runs/NAME-tuned)")
-    parser.add_argument("--resume", metavar="RUN", help="folder of the run to continue")
+    parser.add_argument("--resume", type=run_of, metavar="RUN", help="folder of the run to continue")
     parser.add_argument("--auto-resume", action="store_true", help="with --out: continue the run there, or start it if "
                         "there is none; for jobs that are restarted")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
@@ -54,6 +54,8 @@ def parse():
     parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: the cost for each of N processes")
     add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in SET_ELSEWHERE])
     args = parser.parse_args()
+    for option in {"grow_from", "init_from"} & vars(args).keys():
+        setattr(args, option, run_of(getattr(args, option)))
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     for option in ("resume", "preset", "out", "grow_from", "init_from"):  # an unset variable of a script
         if getattr(args, option, None) == "":

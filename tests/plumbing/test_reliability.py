@@ -238,6 +238,28 @@ def test_a_good_checkpoint_that_the_machine_cannot_read_is_not_called_damaged(un
         runs.read_checkpoint(str(unbroken))
 
 
+@pytest.mark.parametrize("value, wanted", ((float("nan"), "its weights hold values that are not finite"),
+                                           (1e30, "the images hold values that are not finite")))
+def test_weights_that_are_not_finite_draw_no_black_picture(unbroken, tmp_path, value, wanted):
+    """Kills: a picture without a word."""
+    state = torch.load(unbroken / "checkpoint.pt", weights_only=True)
+    for weights in state["ema"].values():
+        weights.fill_(value)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    status, line = run_here(P, [tmp_path, "--n", 1, "--labels", "A", "--out", tmp_path / "x.png", "--device", "cpu"])
+    assert status == 2 and wanted in line and line.count("\n") == 1 and not (tmp_path / "x.png").exists()
+
+
+def test_a_run_may_be_named_by_its_checkpoint(unbroken, tmp_path, monkeypatch):
+    """Kills: results in a folder `checkpoint.pt`; another file of the run, read as if it were the newest."""
+    file = unbroken / "checkpoint.pt"
+    assert run_here(P, [file, "--n", 1, "--labels", "A", "--out", tmp_path / "x.png", "--device", "cpu"]) == (None, "")
+    monkeypatch.chdir(unbroken)
+    assert runs.run_of("checkpoint.pt") == "." and runs.run_of("previous.pt") == "previous.pt"
+    status, line = run_here(P, [unbroken / "previous.pt"])
+    assert status == 2 and line.count("\n") == 1
+
+
 def test_good_shards_that_the_machine_cannot_read_are_not_called_damaged(tmp_path, monkeypatch):
     """Kills: the advice to remove them."""
     def unreadable(path):
