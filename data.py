@@ -33,7 +33,7 @@ from plumbing import UserError
 from plumbing.captions import Captions
 from plumbing.fonts import drawings, drawn_characters, find_font, glyph_tile, matplotlib_fonts, open_font
 from plumbing.images import BrokenImage, list_images, load_image
-from plumbing.workers import heed_parent_only
+from plumbing.workers import load
 
 
 # ------------------------------------------------------------------------------------------ glyph scenes
@@ -374,7 +374,6 @@ def batches(source, batch, seed, first_step=0, rank=0, world=1, workers=1, flip=
     """
     share = batch // world
     firsts = itertools.count(first_step * batch + rank * share, batch)    # the first position of each step
-    return iter(torch.utils.data.DataLoader(
-        Stream(source, seed, flip), batch_sampler=(list(range(first, first + share)) for first in firsts),
-        collate_fn=collate, num_workers=workers, prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(), worker_init_fn=heed_parent_only))
+    return load(Stream(source, seed, flip), batch_sampler=(list(range(first, first + share)) for first in firsts),
+                collate_fn=collate, num_workers=workers, prefetch_factor=4 if workers else None,
+                pin_memory=torch.cuda.is_available())

@@ -42,7 +42,7 @@ from plumbing.features import tensor_bytes
 from plumbing.files import fingerprint, writable_folder
 from plumbing.pictures import pyplot, save_figure, show_image
 from plumbing.runs import (CHECKPOINT, autocast, choose_device, choose_precision, cores, ema_model, load_weights,
-                           main_program, read_checkpoint, results_folder)
+                           main_program, read_checkpoint, results_folder, run_of)
 from plumbing.settings import Parser, override
 from plumbing.sources import add_accept_flag, check_unchanged, located, same_data
 from plumbing.t5 import Encoder
@@ -241,7 +241,7 @@ def ladder(first, last):
 
 def parse(argv):
     parser = Parser(prog="distill.py", description="Distil a run into one of few steps. Without arguments: explain it.")
-    parser.add_argument("run", metavar="RUN", help="folder of the teacher")
+    parser.add_argument("run", type=run_of, metavar="RUN", help="folder of the teacher")
     parser.add_argument("--to", type=int, default=4, help="steps of the last student, a power of two (default 4)")
     parser.add_argument("--from", type=int, dest="first", help="steps of the teacher (default 256, or those of a "
                         "distilled run)")

@@ -25,9 +25,10 @@ from data import FontFile, Glyphs, Stream, open_run, open_source
 from plumbing import UserError
 from measures import Moments, colour_histogram
 from plumbing.runs import cores, progress
-from plumbing.files import fingerprint, reason_of, whole_file
+from plumbing.files import blame_machine, fingerprint, reason_of, whole_file
 from plumbing.pictures import to_uint8
 from plumbing.sources import same_data
+from plumbing.workers import load
 
 FORMAT = 1                # of cached networks and descriptions; raise it when the code that makes them changes
 MIN_ACCURACY = 0.98       # on held-out characters; a weak classifier cannot grade samples
@@ -208,6 +209,7 @@ def cached(path, compute):
         try:
             return torch.load(path, weights_only=True)
         except Exception as error:                                        # half a file fails in many ways
+            blame_machine(path, error)
             print(f"{path}: damaged, computed again ({type(error).__name__})", file=sys.stderr)
     value = compute()
     save_cached(path, value)
@@ -247,9 +249,8 @@ def _readable(examples):                                                  # a la
 
 def real_images(source, indices, what):
     """Yield batches (indices (B,), images uint8 (B, H, W, 3)) in order. Worker processes decode them."""
-    loader = torch.utils.data.DataLoader(Examples(source, indices), 100, num_workers=min(8, cores()),
-                                         collate_fn=_readable)
-    for number, examples in enumerate(loader, 1):
+    loaded = load(Examples(source, indices), batch_size=100, num_workers=min(8, cores()), collate_fn=_readable)
+    for number, examples in enumerate(loaded, 1):
         progress(what, min(100 * number, len(indices)), len(indices))
         if examples:
             yield torch.tensor([i for i, _ in examples]), torch.stack([image for _, image in examples])

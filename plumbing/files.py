@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -81,6 +82,21 @@ def reason_of(error):
     return getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
 
 
+def blame_machine(path, error):
+    """Raise UserError with the true cause if this machine cannot read a file. Return if the file itself is to blame.
+
+    A good file must not be called damaged where permission or memory is missing, or the disk fails: the user would
+    replace it. Seeking to a place that a damaged file names is EINVAL.
+    """
+    fault = None
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):                       # PyTorch: RuntimeError
+        fault = "not enough memory"
+    elif isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+        fault = error.strerror
+    if fault:
+        raise UserError(f"{path}: cannot be read: {fault}") from None
+
+
 def write_json(path, values):
     """Write a dict as JSON, whole or not at all. NaN is refused: JSON has none."""
     with whole_file(path, "w") as file:
@@ -92,7 +108,8 @@ def read_json(path):
     try:
         with open(path) as file:
             return json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        blame_machine(path, error)
         return {}
 
 

@@ -19,7 +19,7 @@ from plumbing.features import MIN_ACCURACY, GlyphFeatures, cached, distances, sa
 from plumbing.files import fingerprint, read_json, write_json
 from plumbing.images import BrokenImage
 from plumbing.pictures import grid, label, pyplot, save_figure
-from plumbing.runs import choose_precision, ema_model, kept_checkpoints, made_by, results_folder
+from plumbing.runs import choose_precision, ema_model, kept_checkpoints, made_by, results_folder, run_of
 from plumbing.sampling import (add_settings, check_chain, check_levels, check_student, given_settings, with_settings,
                                words_of)
 from plumbing.settings import Parser, add_fields, override
@@ -117,7 +117,7 @@ def parse(argv):
 
 def make_parser():
     parser = Parser(prog="evaluate.py", description="Measure the samples of one run or compare several.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
+    parser.add_argument("runs", nargs="+", type=run_of, metavar="RUN", help="folder of a run, or of several")
     parser.add_argument("--n", type=int, default=2000, help="samples (default 2000; the papers use 50,000)")
     parser.add_argument("--n-real", type=int, default=10_000, help="training images, and as many held-out ones "
                         "(default 10000)")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from config import Config, build_model
 from plumbing import UserError
-from plumbing.files import escape_odd_names, keep, reason_of, whole_file
+from plumbing.files import blame_machine, escape_odd_names, keep, reason_of, whole_file
 from plumbing.settings import override
 
 CHECKPOINT, PREVIOUS, SHARDED = "checkpoint.pt", "previous.pt", "sharded"
@@ -48,10 +48,10 @@ def main_program(main):
         sys.exit(status)
     except UserError as error:
         leave(" ".join(str(error).split()), 2)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         leave(out_of_memory(error), 2)
     except RuntimeError as error:
-        if re.search("out of memory|can't allocate memory", str(error)):  # CUDA's own calls; the CPU
+        if re.search("out of memory|(can't|Cannot) allocate memory", str(error)):  # CUDA's own calls; the CPU
             leave(out_of_memory(error), 2)
         if re.search(r"No working C\+\+ compiler|Failed to find C compiler", str(error)):
             leave("torch.compile finds no C++ compiler here: go without (train.py: --compile off)", 2)
@@ -155,9 +155,23 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processes():
+    """Return the number of processes that torchrun has started, 1 without it. Raises UserError if its variables are
+    not complete: a script or a job may have left WORLD_SIZE behind. An empty one counts as none."""
+    world = os.environ.get("WORLD_SIZE") or "1"
+    if world.isdecimal() and int(world) == 1:
+        return 1
+    numbers = [os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "MASTER_PORT")]
+    complete = all(map(str.isdecimal, [world, *numbers])) and os.environ.get("MASTER_ADDR")
+    if not complete or int(numbers[0]) >= int(world):
+        raise UserError(f"WORLD_SIZE={world} in the environment is not from torchrun: unset WORLD_SIZE, or start "
+                        "several processes with torchrun --nproc_per_node N train.py")
+    return int(world)
+
+
 def start_processes(device_name):
     """Return (rank, world, device, why). Under torchrun join the process group: gloo, and nccl for CUDA tensors."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes()
     device, why = choose_device(device_name)
     if world == 1:
         return 0, 1, device, why
@@ -235,6 +249,13 @@ def has_checkpoint(folder):
     return os.path.exists(os.path.join(folder, CHECKPOINT)) or bool(sharded_steps(folder))
 
 
+def run_of(path):
+    """Return the folder of a run that a user names: by itself, or by the file in it that the programs read."""
+    if os.path.basename(path) in (CHECKPOINT, WEIGHTS) and os.path.isfile(path):
+        return os.path.dirname(path) or "."
+    return path
+
+
 def is_pretrained(folder):
     """Return True if the folder holds pretrained weights in place of a run."""
     return os.path.isfile(os.path.join(folder, WEIGHTS)) and not has_checkpoint(folder)
@@ -246,6 +267,14 @@ def results_folder(run):
     if not is_pretrained(run):
         return run
     return os.path.join("runs", os.path.basename(os.path.abspath(run)) + "-pretrained")
+
+
+def check_reachable(path):
+    """Raise UserError if the machine does not let us look whether this file is there: it is not missing then."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        blame_machine(path, error)
 
 
 def read_checkpoint(folder, name=CHECKPOINT, old=False):
@@ -260,10 +289,14 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
     if name == CHECKPOINT and is_pretrained(folder):
         name, wanted = WEIGHTS, {"ema", "step", "images"}
     path = os.path.join(folder, name)
+    check_reachable(path)
     if not os.path.exists(folder):
         raise UserError(f"{folder}: no such run")
     if not os.path.isfile(path):
         sharded = f"; but a sharded one: python -m plumbing.shard {folder}" if sharded_steps(folder) else ""
+        if name == CHECKPOINT and not sharded and os.path.exists(os.path.join(folder, "log.csv")):
+            raise UserError(f"{folder}: this run has no checkpoint yet; if it was killed, its first command begins it "
+                            f"anew with --out {folder} --auto-resume")
         raise UserError(f"{folder}: not a run (it has no {name}{sharded})")
     before = os.path.join(folder, PREVIOUS)
     hint = ""
@@ -280,11 +313,16 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
         if name == WEIGHTS and not missing:                               # 16 bit in the file, 32 here
             state["ema"] = {key: w.float() if w.dtype == torch.float16 else w for key, w in state["ema"].items()}
             state["model"] = state["ema"]
+        for part in wanted & {"model", "ema"} - missing:                  # such a model draws black pictures
+            for key, weights in state[part].items():
+                if not torch.isfinite(weights).all():
+                    raise UserError(f"{path}: its weights hold values that are not finite ({part}.{key})")
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: a checkpoint of another program ({error})") from None
     except Exception as error:                                            # a damaged file fails in many ways
+        blame_machine(path, error)
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"{path}: damaged, or not a checkpoint ({reason}){hint}") from None
     if missing:

@@ -13,6 +13,7 @@ from data import turned_back
 from plumbing import UserError
 from plumbing.captions import NOT_TEXT, cut, open_text, tidy
 from plumbing.pictures import captioned, grid, label, save_gif, side_by_side
+from plumbing.runs import run_of
 from plumbing.settings import Parser, add_fields, override
 from plumbing.t5 import Encoder, check_moved
 
@@ -29,8 +30,8 @@ QUICK_STEPS = 10                                                          # samp
 def parse(argv, stage=0):
     """Parse the command line of sample.py, as stage `stage` of a cascade sees it. Raises UserError."""
     parser = Parser(prog="sample.py", description="Draw images from a trained run, or from the runs of a cascade.")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run; for a cascade all, the lowest first "
-                        f"(default: the weights in pretrained/{DEFAULT}, with captions {DEFAULT_TEXT})")
+    parser.add_argument("runs", nargs="*", type=run_of, metavar="RUN", help="folder of a run; for a cascade all, "
+                        f"the lowest first (default: the weights in pretrained/{DEFAULT}, with captions {DEFAULT_TEXT})")
     parser.add_argument("--n", type=int, help="images of each class or caption (default 4); for a run that has "
                         "neither, images in all (default 32)")
     parser.add_argument("--labels", help="classes by name or number, separated by commas (default: the first 36)")
@@ -334,6 +335,8 @@ def write_pictures(args, sheet, images, film=None):
         stages = [turned_back(stage) for stage in stages] if args.portrait else stages
         return sheet.picture(side_by_side(stages[::-1]))
 
+    if not all(torch.isfinite(stage).all() for stage in images):
+        raise UserError(f"{', '.join(args.runs)}: the images hold values that are not finite; no picture is written")
     frames = [arrange(stages) for stages in film.frames(images)] if film else []
     try:
         arrange(images).save(args.out)

@@ -40,8 +40,8 @@ from plumbing.settings import Parser
 from config import build_model, make_optimizer
 from plumbing import UserError
 from plumbing.runs import (CHECKPOINT, SHARDED, broadcast, config_of, main_program, read_checkpoint, save_checkpoint,
-                           sharded_steps)
-from plumbing.files import flush_folder, reason_of, whole_file
+                           run_of, sharded_steps)
+from plumbing.files import blame_machine, flush_folder, reason_of, whole_file
 from unet import FeedForward, MapAttention, ResBlock
 from uvit import AttentionBlock, TransformerBlock
 
@@ -137,15 +137,15 @@ def save(folder, model, ema, optimizer, step, images, config, examples, name=Non
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
         if first:
             shutil.rmtree(new, ignore_errors=True)
-        raise UserError(f"{path}: step {step} could not be saved: {cause(error)}") from None
+        raise UserError(f"{path}: step {step} could not be saved: {reason_of(first_failure(error))}") from None
     wait_for_all()
 
 
-def cause(error):
-    """Return why saving or loading failed, in one line: the first rank's own error, without its stack."""
+def first_failure(error):
+    """Return the first rank's own error of a failed save or load, without its stack."""
     if isinstance(error, dcp.api.CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    return reason_of(error)
+        return next(iter(error.failures.values()))[0]
+    return error
 
 
 def rank():
@@ -176,28 +176,30 @@ def newest(folder):
             state = json.load(file)
         return dict(path=path, config=config_of(state["config"]), step=int(state["step"]), images=int(state["images"]),
                     examples=state["examples"], files=dict(state["files"]))
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, MemoryError) as error:
+        blame_machine(path, error)
         raise UserError(f"{path}: damaged, or not a checkpoint ({type(error).__name__}: {error})") from None
 
 
 def check(state):
     """Compare the files with their checksums, each rank its part. Raises UserError, on every rank."""
     world = dist.get_world_size() if dist.is_initialized() else 1
-    damaged = []
+    faults = {}                                                           # file: the error of reading it, or None
     for name in sorted(state["files"])[rank()::world]:
-        path = os.path.join(state["path"], os.path.basename(name))
         try:
-            right = checksum(path) == state["files"][name]
-        except OSError:
-            right = False
-        if not right:
-            damaged.append(name)
-    lists = [damaged]
+            if checksum(os.path.join(state["path"], os.path.basename(name))) != state["files"][name]:
+                faults[name] = None
+        except (OSError, MemoryError) as error:
+            faults[name] = error
+    every = [faults]
     if world > 1:
-        lists = [None] * world
-        dist.all_gather_object(lists, damaged)
-    if damaged := [name for names in lists for name in names]:
-        raise UserError(f"{state['path']}: damaged ({', '.join(damaged)}); remove this folder, and the run continues "
+        every = [None] * world
+        dist.all_gather_object(every, faults)
+    faults = {name: fault for one in every for name, fault in one.items()}
+    for name, error in faults.items():
+        blame_machine(os.path.join(state["path"], name), error)
+    if faults:
+        raise UserError(f"{state['path']}: damaged ({', '.join(faults)}); remove this folder, and the run continues "
                         "from the checkpoint before it")
 
 
@@ -249,7 +251,9 @@ def load(state, model, ema, optimizer):
             warnings.simplefilter("ignore")
             dcp.load(into, storage_reader=Reader(state["path"]), planner=Planner())
     except (Exception, dcp.api.CheckpointException) as error:             # a damaged file fails in many ways
-        raise UserError(f"{state['path']}: damaged, or a checkpoint of another model ({cause(error)})") from None
+        error = first_failure(error)
+        blame_machine(state["path"], error)
+        raise UserError(f"{state['path']}: damaged, or a checkpoint of another model ({reason_of(error)})") from None
 
 
 # ------------------------------------------------------------------------------------------ the program
@@ -257,7 +261,7 @@ def load(state, model, ema, optimizer):
 def main():
     """Turn RUN/sharded into RUN/checkpoint.pt, in one process: it needs memory for four copies of the weights."""
     parser = Parser(prog="plumbing.shard", description="Make one checkpoint.pt of a sharded run's last checkpoint.")
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", type=run_of, metavar="RUN")
     run = parser.parse_args().run
     state = newest(run)
     if os.path.exists(os.path.join(run, CHECKPOINT)) and read_checkpoint(run, CHECKPOINT, True)["step"] > state["step"]:

@@ -17,7 +17,7 @@ from plumbing import UserError, cost, shard
 from plumbing.captions import faults as caption_faults
 from plumbing.files import writable_folder
 from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, is_pretrained, load_weights,
-                           read_checkpoint, sharded_steps)
+                           read_checkpoint, run_of, sharded_steps)
 from plumbing.settings import Parser, add_fields, override
 from plumbing.sources import add_accept_flag, located, same_data
 from plumbing.t5 import Encoder, check_moved
@@ -48,7 +48,7 @@ def parse():
     parser = Parser(prog="train.py", description="Train a diffusion model. Without arguments: letters at 64 x 64.")
     parser.add_argument("--preset", help="named settings: " + ", ".join(PRESETS) + " (default glyphs64)")
     parser.add_argument("--out", help="folder of the run (default runs/PRESET; with --init-from runs/NAME-tuned)")
-    parser.add_argument("--resume", metavar="RUN", help="folder of the run to continue")
+    parser.add_argument("--resume", type=run_of, metavar="RUN", help="folder of the run to continue")
     parser.add_argument("--auto-resume", action="store_true", help="with --out: continue the run there, or start it if "
                         "there is none; for jobs that are restarted")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
@@ -57,6 +57,8 @@ def parse():
     add_accept_flag(parser)
     add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in SET_ELSEWHERE])
     args = parser.parse_args()
+    for option in {"grow_from", "init_from"} & vars(args).keys():
+        setattr(args, option, run_of(getattr(args, option)))
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     for option in ("resume", "preset", "out", "grow_from", "init_from"):  # an unset variable of a script
         if getattr(args, option, None) == "":
@@ -335,8 +337,11 @@ def new_folder(out, preset, again=False):
             out, number = os.path.join("runs", f"{preset}-{number}"), number + 1
     elif is_pretrained(out):
         raise UserError(f"--out {out}: holds pretrained weights; choose another folder")
-    elif has_checkpoint(out) or (os.path.exists(os.path.join(out, "log.csv")) and not again):
+    elif has_checkpoint(out):
         raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
+    elif os.path.exists(os.path.join(out, "log.csv")) and not again:      # it may just have begun: do not take it over
+        raise UserError(f"--out {out}: holds a run without a checkpoint yet; if it was killed, begin it anew with "
+                        "--auto-resume, or choose another folder")
     return writable_folder(out, "--out")
 
 

@@ -18,7 +18,7 @@ import torch
 from data import open_source
 from plumbing import UserError
 from plumbing.captions import faults
-from plumbing.files import whole_file, write_json
+from plumbing.files import blame_machine, whole_file, write_json
 from plumbing.runs import choose_device, main_program
 from plumbing.settings import Parser
 from text import to_bytes
@@ -146,6 +146,7 @@ class Cache:
             self.paths = [os.path.join(folder, name + ".npy") for name in names]
             indices = [np.load(path[:-4] + ".index") for path in self.paths] or [np.zeros((0, 3), np.uint64)]
         except Exception as error:                                        # damaged files fail in many ways
+            blame_machine(folder, error)
             raise UserError(f"{folder}: damaged ({error}); remove it and run python -m plumbing.t5 again") from None
         part = np.repeat(np.arange(len(indices), dtype=np.uint64), [len(index) for index in indices])
         self.index = np.column_stack([np.concatenate(indices), part])     # key, first token, last + 1, part

@@ -33,6 +33,10 @@ from sample import image_seeds, sample_run
 LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "seconds", "held_out"]
 
 
+class DrawingStopped(Exception):
+    """Ctrl-C or SIGTERM came while a sheet was drawn."""
+
+
 class Interrupt:
     """Remember Ctrl-C and SIGTERM in `signal` instead of dying, so that the loop can save first.
 
@@ -66,8 +70,8 @@ class Run:
     model, ema, optimizer   what a checkpoint holds
     step                    where the loop begins
     held_out_loss           function () -> float, or None
-    sheet                   function (images per class, classes, sampling steps) -> Pillow picture, or None; without it
-                            there is no index.html
+    sheet                   function (images per class, classes, sampling steps, on_step) -> Pillow picture, or None;
+                            without it there is no index.html
     """
 
     def __init__(self, folder, config, source, model, ema, optimizer, step=0, rank=0, world=1, held_out_loss=None,
@@ -133,7 +137,8 @@ class Run:
         measured = self.held_out_loss is not None and self.due(config.held_out_every)
         if self.due(config.log_every) or measured or last:
             self.log_step(loss, grad_norm, lr, measured)
-        if self.due(config.save_every) or self.due(config.keep_every) or last or self.stopped:
+        # A sheet takes up to minutes. If the run is killed meanwhile, the step is safe.
+        if any(map(self.due, (config.save_every, config.keep_every, config.sample_every))) or last or self.stopped:
             self.save()
         if last or self.stopped:
             return
@@ -180,10 +185,16 @@ class Run:
         """Call a function that runs the EMA weights: on rank 0, or on every rank if each holds a shard only."""
         if self.rank and not self.sharded:
             return None
-        result = forward(*args)
-        if self.sharded:
-            self.ema.reshard()                                            # only a backward pass does so by itself
-        return result
+        try:
+            return forward(*args)
+        finally:
+            if self.sharded:
+                self.ema.reshard()                                        # only a backward pass does so by itself
+
+    def stop_drawing(self, *progress):
+        """Raise DrawingStopped if the run shall stop. The next step then saves and ends the run."""
+        if any_rank(self.interrupt.signal is not None, self.world if self.sharded else 1):
+            raise DrawingStopped
 
     def save_sheet(self, a_class=2, classes=36, steps=None):
         """Draw a sheet of samples with the EMA weights. steps: sampling steps, None for the run's own."""
@@ -191,11 +202,13 @@ class Run:
             return
         name = sheet_name(self.step)
         try:
-            picture = self.on_ranks(self.sheet, a_class, classes, steps)
+            picture = self.on_ranks(self.sheet, a_class, classes, steps, self.stop_drawing)
             if self.rank == 0:
                 with whole_file(os.path.join(self.folder, name)) as file:
                     picture.save(file, "PNG")
                 self.page.add_sheet(self.step, is_quick=steps is not None)
+        except DrawingStopped:
+            self.log.say("no sheet of samples: it was stopped")
         except UserError as error:                                        # no low-res image: the run goes on
             self.log.say(f"no sheet of samples: {error}")
         except OSError as error:                                          # a full disk: the run goes on
@@ -216,6 +229,7 @@ class Run:
         join = f"python -m plumbing.shard {self.folder}, then " if self.config.shard else ""
         self.log.say(f"draw more with: {join}python sample.py {self.folder}")
         self.page.write("done", self.next_commands())
+        return 128 + self.interrupt.signal if self.interrupt.signal else None                   # the last sheet stopped
 
     def next_commands(self):
         """Return what the user may type when the run is complete."""
@@ -267,10 +281,11 @@ class EarlySheets:
         self.spent, self.an_image = self.spent + seconds, seconds / images
 
 
-def draw_sheet(ema, config, device, encoder, a_class, classes=36, steps=None):
+def draw_sheet(ema, config, device, encoder, a_class, classes=36, steps=None, on_step=None):
     """Draw samples of each class or caption with the EMA weights; a super-resolution model enlarges real images.
 
-    steps: number of steps of DDIM, which needs few of them; None: the run's own sampler and steps.
+    steps: number of steps of DDIM, which needs few of them; None: the run's own sampler and steps. on_step: as in
+    sample_run().
     """
     if steps:
         config = dataclasses.replace(config, sample_steps=min(steps, config.sample_steps), sampler="ddim")
@@ -278,10 +293,12 @@ def draw_sheet(ema, config, device, encoder, a_class, classes=36, steps=None):
     if config.low_size:
         source = open_run(config, portrait=False)                         # the sheet shows no upright images
         low_res = functools.partial(real_low_res, source, config)
-    return class_sheet(ema, config, device, config.precision, a_class, config.seed, low_res, encoder, classes)
+    return class_sheet(ema, config, device, config.precision, a_class, config.seed, low_res, encoder, classes,
+                       on_step)
 
 
-def class_sheet(model, config, device, precision, columns, seed=0, real_low_res=None, encoder=None, rows=36):
+def class_sheet(model, config, device, precision, columns, seed=0, real_low_res=None, encoder=None, rows=36,
+                on_step=None):
     """Draw a sheet: `columns` images of each of the first `rows` classes or captions (config.examples).
 
     real_low_res(labels or captions) returns real low-res images. A super-resolution model starts from them.
@@ -292,7 +309,8 @@ def class_sheet(model, config, device, precision, columns, seed=0, real_low_res=
     if real_low_res:
         cond["low_res"] = real_low_res(sheet.captions or sheet.labels)
         cond["aug_logsnr"] = torch.full((len(sheet.labels),), torch.inf)
-    return sheet.picture(sample_run(model, config, cond, image_seeds(seed, len(sheet.labels)), device, precision))
+    return sheet.picture(sample_run(model, config, cond, image_seeds(seed, len(sheet.labels)), device, precision,
+                                    on_step))
 
 
 def real_low_res(source, config, labels, first=0):

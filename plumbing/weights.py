@@ -15,7 +15,7 @@ import torch
 
 from plumbing import UserError
 from plumbing.files import whole_file, writable_folder
-from plumbing.runs import WEIGHTS, commit, main_program, read_checkpoint
+from plumbing.runs import WEIGHTS, commit, main_program, read_checkpoint, run_of
 from plumbing.settings import Parser
 
 LARGEST = 9_000_000                                                       # bytes of a file
@@ -57,7 +57,7 @@ def export(run, folder):
 
 def main():
     parser = Parser(prog="plumbing.weights", description="Keep the EMA weights of a run, in 16 bit.")
-    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    parser.add_argument("run", type=run_of, metavar="RUN", help="folder of the run")
     parser.add_argument("name", metavar="NAME", help="the weights go to pretrained/NAME")
     args = parser.parse_args()
     if os.path.basename(args.name) != args.name or args.name in ("", ".", ".."):

@@ -32,6 +32,15 @@ def test_drawing_imports_neither_matplotlib_nor_the_lecture():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
+def test_pictures_go_to_files_whatever_a_notebook_has_set(tmp_path):
+    """Its kernel hands MPLBACKEND to the programs it starts. Kills: `import matplotlib` before the variable is
+    replaced, which fails."""
+    code = ("import sys; from plumbing import pictures\n"
+            "figure, axis = pictures.pyplot().subplots()\npictures.save_figure(figure, sys.argv[2])")
+    done = program("data.py", tmp_path / "x.png", launcher=("-c", code), env=dict(MPLBACKEND="nosuch"))
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "x.png").exists()
+
+
 def test_the_fonts_are_matplotlibs():
     """We find them without matplotlib. It says the same. Kills: another folder after an update of matplotlib."""
     import matplotlib

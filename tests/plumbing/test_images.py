@@ -9,7 +9,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 import data as D
-from plumbing import UserError, images
+from plumbing import UserError, images, workers
 
 
 @pytest.fixture
@@ -189,5 +189,5 @@ def test_stream_replaces_and_names_broken_files(folder):
 def test_what_the_workers_are_sent_can_be_sent():
     """Where processes are not forked (macOS, Windows), all this travels by pickle. Kills: a cache or lambda in it."""
     stream = D.Stream(D.Glyphs((16, 16)), seed=3, flip=True)
-    copy, collate, init = pickle.loads(pickle.dumps((stream, D.collate, D.heed_parent_only)))
+    copy, collate, init = pickle.loads(pickle.dumps((stream, D.collate, workers._heed_parent_only)))
     assert torch.equal(copy[7]["image"], stream[7]["image"])

@@ -217,6 +217,61 @@ def test_the_line_about_a_damaged_checkpoint_names_the_one_before(unbroken, tmp_
     assert not soak.differences(unbroken, tmp_path / "run")
 
 
+@pytest.mark.parametrize("error, cause", [
+    (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"), (MemoryError(), "not enough memory"),
+    (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    (RuntimeError("unable to mmap 17 bytes from file <x>: Cannot allocate memory (12)"), "not enough memory")])
+@pytest.mark.parametrize("where", ["stat", "ZipFile", "load"])
+def test_a_good_checkpoint_that_the_machine_cannot_read_is_not_called_damaged(unbroken, monkeypatch, error, cause, where):
+    """Kills: the advice to put the checkpoint before in its place, which destroys the good one."""
+    if where == "stat" and not isinstance(error, OSError):
+        pytest.skip("to look for a file takes no memory")
+    real = os.stat
+
+    def fail(path, *args, **options):
+        if str(path).endswith("checkpoint.pt"):
+            raise error
+        return real(path, *args, **options)
+    monkeypatch.setattr(*{"stat": (os, "stat"), "ZipFile": (runs.zipfile, "ZipFile"), "load": (torch, "load")}[where],
+                        fail)
+    with pytest.raises(UserError, match=f"checkpoint.pt: cannot be read: {cause}$"):
+        runs.read_checkpoint(str(unbroken))
+
+
+@pytest.mark.parametrize("value, wanted", ((float("nan"), "its weights hold values that are not finite"),
+                                           (1e30, "the images hold values that are not finite")))
+def test_weights_that_are_not_finite_draw_no_black_picture(unbroken, tmp_path, value, wanted):
+    """Kills: a picture without a word."""
+    state = torch.load(unbroken / "checkpoint.pt", weights_only=True)
+    for weights in state["ema"].values():
+        weights.fill_(value)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    status, line = run_here(P, [tmp_path, "--n", 1, "--labels", "A", "--out", tmp_path / "x.png", "--device", "cpu"])
+    assert status == 2 and wanted in line and line.count("\n") == 1 and not (tmp_path / "x.png").exists()
+
+
+def test_a_run_may_be_named_by_its_checkpoint(unbroken, tmp_path, monkeypatch):
+    """Kills: results in a folder `checkpoint.pt`; another file of the run, read as if it were the newest."""
+    file = unbroken / "checkpoint.pt"
+    assert run_here(P, [file, "--n", 1, "--labels", "A", "--out", tmp_path / "x.png", "--device", "cpu"]) == (None, "")
+    monkeypatch.chdir(unbroken)
+    assert runs.run_of("checkpoint.pt") == "." and runs.run_of("previous.pt") == "previous.pt"
+    status, line = run_here(P, [unbroken / "previous.pt"])
+    assert status == 2 and line.count("\n") == 1
+
+
+def test_good_shards_that_the_machine_cannot_read_are_not_called_damaged(tmp_path, monkeypatch):
+    """Kills: the advice to remove them."""
+    def unreadable(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+    state = dict(path=str(tmp_path), files={"a": 1})
+    with pytest.raises(UserError, match="damaged"):                       # there is no such file
+        shard.check(state)
+    monkeypatch.setattr(shard, "checksum", unreadable)
+    with pytest.raises(UserError, match="a: cannot be read: Permission denied$"):
+        shard.check(state)
+
+
 def test_a_gradient_that_is_not_finite_leaves_the_state_before_it(tmp_path, monkeypatch):
     """Kills: an update by the bad gradient, EMA weights that moved, a step named wrongly."""
     real, calls, out = T.simple_loss, [], tmp_path / "r"
@@ -329,6 +384,17 @@ def test_torchrun_starts_it_again_and_it_goes_on_by_itself(tmp_path):
     assert a["step"] == b["step"] == 5
     for key in b["model"]:                                                # as two processes against one
         torch.testing.assert_close(a["model"][key], b["model"][key], atol=1e-4, rtol=1e-3)
+
+
+def test_killed_before_its_first_checkpoint_it_says_what_works(tmp_path):
+    """Kills: --out that advises --resume, which says that this is no run."""
+    words = [*TINY, "--steps", 1, "--out", tmp_path / "run"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.csv").write_text("step,images\n")
+    for module, args in ((T, words), (T, ["--resume", tmp_path / "run"]), (P, [tmp_path / "run"])):
+        status, line = run_here(module, args)
+        assert status == 2 and line.count("\n") == 1 and "--auto-resume" in line and "killed" in line
+    assert run_here(T, [*words, "--auto-resume"]) == (None, "")           # as the line says
 
 
 def test_auto_resume_begins_and_goes_on(tmp_path):

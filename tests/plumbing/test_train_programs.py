@@ -1,4 +1,5 @@
 """train.py and sample.py as programs: the run folder, folders of images, the log, signals, one line for a mistake."""
+import contextlib
 import csv
 import json
 import os
@@ -199,6 +200,19 @@ def test_dry_run_resolves_what_was_left_open(tmp_path, capsys):
         assert status == 2 and wanted in line
 
 
+@pytest.mark.parametrize("left, status", ((dict(WORLD_SIZE=""), None), (dict(WORLD_SIZE="1"), None),
+                                          (dict(WORLD_SIZE="2"), 2), (dict(WORLD_SIZE="0"), 2),
+                                          (dict(WORLD_SIZE="two"), 2), (dict(WORLD_SIZE="2", RANK="0"), 2),
+                                          (dict(WORLD_SIZE="2", RANK="", LOCAL_RANK="0", MASTER_PORT="1",
+                                                MASTER_ADDR="localhost"), 2)))
+def test_what_another_job_left_in_the_environment_is_one_line(monkeypatch, left, status):
+    """Kills: a traceback, a process that waits for others that nobody started."""
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    done, line = run_here(T, ["--preset", "minute", "--dry-run", "--device", "cpu"])
+    assert done == status and (status is None or "torchrun" in line and line.count("\n") == 1)
+
+
 # ---- how a run stops
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
@@ -223,6 +237,76 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 128 + signal.SIGTERM and err == ""
     assert f"continue with: python train.py --resume {tmp_path / 'r'}" in out
     assert checkpoint(tmp_path / "r")["step"] > 0
+
+
+STARTING = """
+import multiprocessing, os, runpy, sys
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv.pop(1))
+    del sys.argv[0]
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def in_session(leader):
+    """Return the processes of a session that still run, by Linux's list of them."""
+    found = []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+            state, _, _, session = file.read().rsplit(")", 1)[1].split()[:4]
+            found += [int(name)] * (int(session) == leader and state != "Z")
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("method, sent", [pytest.param("forkserver", None, marks=pytest.mark.slow)] + [
+    pytest.param(method, sent, marks=pytest.mark.long) for method in ("fork", "forkserver", "spawn")
+    for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)])
+def test_workers_end_with_the_run_however_they_start(tmp_path, method, sent):
+    """Python 3.14 starts workers by a fork server. Kills: a worker that takes os.getppid() for its parent and waits for
+    ever; orphans after SIGKILL; a fork server, or a worker that is still starting, that dies of the run's signal."""
+    (tmp_path / "starting.py").write_text(STARTING)
+    run = tmp_path / "r"
+    process = subprocess.Popen([sys.executable, tmp_path / "starting.py", method, os.path.join(ROOT, "train.py"), *TINY,
+                                "--workers", "2", "--steps", "100000" if sent else "2", "--out", run],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline = time.time() + 60
+        while sent and time.time() < deadline and not (run / "log.csv").exists():               # the workers start now
+            time.sleep(0.05)
+        if sent == signal.SIGKILL:
+            time.sleep(3)
+            process.kill()
+        elif sent:
+            os.killpg(process.pid, sent)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == (-sent if sent == signal.SIGKILL else 128 + sent if sent else 0), err
+        assert sent == signal.SIGKILL or err == "" and checkpoint(run)["step"] > 0
+        while in_session(process.pid) and time.time() < deadline:
+            time.sleep(0.1)
+        assert not in_session(process.pid)
+    finally:
+        for pid in in_session(process.pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("steps, saved", ((6, 3), (2, 2)))
+def test_sigterm_stops_the_drawing_of_a_sheet_and_loses_nothing(tmp_path, monkeypatch, steps, saved):
+    """It comes in the sheet of step 2: the run's last one, or not. Kills: a sheet drawn to its end, which takes minutes
+    at the papers' size; steps that are lost if a kill follows."""
+    real, predictions = training.sample_run, []
+
+    def sample_run(*args):
+        predictions.append(checkpoint(tmp_path / "r")["step"])            # saved before the drawing began
+        os.kill(os.getpid(), signal.SIGTERM)
+        *args, on_step = args
+        return real(*args, lambda *more: (predictions.append(more[1]), on_step(*more)))
+    monkeypatch.setattr(training, "sample_run", sample_run)
+    status, _ = run_here(T, [*TINY, "--steps", steps, "--sample-every", 2, "--sample-steps", 50, "--out",
+                             tmp_path / "r"])
+    assert status == 128 + signal.SIGTERM and predictions == [2, 1]       # stopped after one prediction of 50
+    assert checkpoint(tmp_path / "r")["step"] == saved and not (tmp_path / "r" / "samples_0000002.png").exists()
 
 
 def test_ctrl_c_outside_the_loop_is_one_line():
