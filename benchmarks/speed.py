@@ -26,10 +26,12 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import PRESETS, build_model, make_optimizer
+from data import open_run
 from plumbing.settings import Parser, override
 from plumbing.cost import conditions_of, cost_of, forward
 from plumbing import UserError
 from plumbing.runs import autocast, choose_device, main_program
+from plumbing.start import measure_bands
 from train import training_loss, update_ema
 
 # The small presets, and the ImageNet networks of appendix B at 64 x 64, narrow enough for two cores. They have no
@@ -80,6 +82,8 @@ def make_step(config, device, precision, channels_last=False, compiled=False):
 
     Both return their seconds.
     """
+    if config.precondition == "bands":
+        config = override(config, band_rms=measure_bands(config, open_run(config), None))
     torch.manual_seed(0)
     with device:
         model, ema = build_model(config), build_model(config).eval().requires_grad_(False)

@@ -314,8 +314,8 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
             state["ema"] = {key: w.float() if w.dtype == torch.float16 else w for key, w in state["ema"].items()}
             state["model"] = state["ema"]
         for part in wanted & {"model", "ema"} - missing:                  # such a model draws black pictures
-            for key, weights in state[part].items():
-                if not torch.isfinite(weights).all():
+            for key, weights in (state[part] or {}).items():              # load_weights says what else is wrong
+                if torch.is_tensor(weights) and not torch.isfinite(weights).all():
                     raise UserError(f"{path}: its weights hold values that are not finite ({part}.{key})")
     except UserError:
         raise

@@ -272,7 +272,7 @@ def test_workers_end_with_the_run_however_they_start(tmp_path, method, sent):
                                 "--workers", "2", "--steps", "100000" if sent else "2", "--out", run],
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        deadline = time.time() + 60
+        deadline = time.time() + 180
         while sent and time.time() < deadline and not (run / "log.csv").exists():               # the workers start now
             time.sleep(0.05)
         if sent == signal.SIGKILL:
@@ -280,7 +280,7 @@ def test_workers_end_with_the_run_however_they_start(tmp_path, method, sent):
             process.kill()
         elif sent:
             os.killpg(process.pid, sent)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=180)
         assert process.returncode == (-sent if sent == signal.SIGKILL else 128 + sent if sent else 0), err
         assert sent == signal.SIGKILL or err == "" and checkpoint(run)["step"] > 0
         while in_session(process.pid) and time.time() < deadline:
