@@ -36,7 +36,7 @@ def test_the_example_runs():
     exec(example, names)
     images = names["images"]
     assert images.shape == (2, 3, 16, 16) and images.abs().max() <= 1
-    assert names["loss"] < 0.7 and 0.2 < images.std() < 0.9            # v from nothing: a loss near 1
+    assert names["loss"] < 0.35 and 0.2 < images.std() < 0.9           # eps from v = 0: a loss near 0.5
     assert len([line for line in example.splitlines() if line and not line.startswith(("import", "from"))]) <= 12
 
 
