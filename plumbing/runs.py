@@ -344,18 +344,24 @@ def load_weights(module, state, path):
     try:
         module.load_state_dict(state)
         if isinstance(module, torch.optim.Optimizer):
-            match_memory_order(module)
+            match_weights(module)
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: a checkpoint of another model ({detail})") from None
 
 
-def match_memory_order(optimizer):
-    """Bring the optimizer state into its weights' memory order: the fused kernel takes that for granted."""
+def match_weights(optimizer):
+    """Bring the optimizer state into its weights' memory order: the fused kernel takes that for granted, and their
+    shape, too. It would run past the memory of another one. Raises ValueError for another shape, or none."""
     for weight, state in optimizer.state.items():
-        for key, value in state.items():
-            if value.shape == weight.shape and value.stride() != weight.stride():
+        for key in ("exp_avg", "exp_avg_sq"):
+            value = state[key]
+            if value.shape != weight.shape:
+                raise ValueError(f"{key} is {tuple(value.shape)} for weights {tuple(weight.shape)}")
+            if value.stride() != weight.stride():
                 state[key] = torch.empty_like(weight).copy_(value)
+        if state["step"].numel() != 1:
+            raise ValueError("the optimizer has not one step for each weight")
 
 
 def load_run(path, device="cpu"):

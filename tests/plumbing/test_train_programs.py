@@ -388,6 +388,20 @@ def test_checkpoint_of_another_model_is_one_line(six_steps, tmp_path):
         assert status == 2 and "another model" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("key, value", [("exp_avg", torch.ones(1)), ("exp_avg_sq", torch.ones(1)), ("exp_avg", 1.0),
+                                        ("exp_avg", None), ("step", torch.ones(3))])
+def test_an_optimizer_of_another_shape_is_one_line(six_steps, tmp_path, key, value):
+    """Kills: a fused kernel that runs past the memory of a tensor of one number; one that is missing."""
+    state = checkpoint(six_steps)
+    first = next(iter(state["optimizer"]["state"].values()))
+    first[key] = value
+    if value is None:
+        del first[key]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    status, err = run_here(T, ["--resume", tmp_path, "--steps", "9"])
+    assert status == 2 and "another model" in err and err.count("\n") == 1
+
+
 def test_hostile_checkpoint_runs_no_code(tmp_path):
     """Kills: torch.load without weights_only, which runs code from the file."""
     class Exploit:
