@@ -35,7 +35,7 @@ def read_captions(path):
                 name = entry["file"] if "file" in entry else entry["file_name"]
                 captions = entry["caption"] if "caption" in entry else entry["text"]
                 captions = captions if isinstance(captions, list) else [] if captions is None else [captions]
-                yield number, name + "", [caption.encode("utf-8", "replace").decode() for caption in captions]
+                yield number, name + "", [caption + "" for caption in captions]
             except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 raise UserError(f'{path}, line {number}: want {{"file": ..., "caption": ...}}, the caption a text, a '
                                 "list of texts, or null") from None
@@ -71,11 +71,11 @@ class Captions:
                 self.listed.setdefault(i, []).extend(self.texts(captions, f"{path}, line {line}"))
 
     def texts(self, captions, where):
-        """Return the captions that are text, tidied. Note `where` in `broken` if one is not."""
+        """Return the captions that are text, tidied, without empty ones. Note `where` in `broken` if one is no text."""
         captions = [tidy(caption) for caption in captions]
         if any(map(NOT_TEXT.search, captions)):
             self.broken.add(where)
-        return [caption for caption in captions if not NOT_TEXT.search(caption)]
+        return [caption for caption in captions if caption and not NOT_TEXT.search(caption)]
 
     def __getitem__(self, i):
         if self.listed.get(i):

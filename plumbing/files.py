@@ -11,6 +11,11 @@ import tempfile
 
 from plumbing import UserError
 
+try:
+    import fcntl
+except ImportError:                                                       # Windows
+    fcntl = None
+
 
 @contextlib.contextmanager
 def whole_file(path, mode="wb", **options):
@@ -63,6 +68,22 @@ def writable_folder(path, flag):
     except OSError as error:
         raise UserError(f"{flag} {path}: {error.strerror}") from None
     return path
+
+
+def hold(folder):
+    """Hold the folder of a run as long as the returned file is open. Raises UserError if another process holds it.
+
+    The lock is of the kind that forked workers do not inherit: they outlive a killed run by a second.
+    """
+    file = open(os.path.join(folder, ".lock"), "w")
+    try:
+        if fcntl:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(f"{folder}: another process is training this run") from None
+    except OSError:                                                       # a file system without locks
+        pass
+    return file
 
 
 def escape_odd_names():

@@ -105,8 +105,11 @@ def load_image(path, size, portrait=False):
             with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BrokenImage(f"{path}: {image.width}x{image.height} is too large")
+                is_deep = ";16" in str(image.tile) or image.mode[0] in "IF"                     # 16 bits and more
                 image.draft("RGB", (2 * max(size), 2 * max(size)))        # JPEG: decode near the wanted size, quicker
                 image = _to_rgb(_turned_upright(image))
+                if is_deep and max(map(max, image.getextrema())) < 16:    # Pillow drops the lower 8 bits of colours
+                    raise BrokenImage(f"{path}: comes out black: it uses little of its 16 bits or more; save with 8")
                 if portrait and image.width < image.height:
                     size = size[::-1]
                 image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)

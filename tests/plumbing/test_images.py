@@ -2,6 +2,7 @@
 import os
 import pickle
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -113,8 +114,7 @@ GREY = np.tile(np.linspace(0, 250, 64).astype(np.uint8), (64, 1))         # its 
     (GREY.astype(np.uint16) * 4, 125), (GREY.astype(np.uint16) * 16, 125), (GREY.astype(np.uint16) * 64, 125),
     (GREY.astype(np.uint16) * 257, 125), ((GREY > 125).astype(np.uint16), 127.5),
     (GREY / np.float32(255), 125), (GREY / np.float32(250) * np.float32(1.004), 127.5),
-    (GREY / np.float32(255) * np.float32(4), 220), (GREY / np.float32(127.5) - 1, 125),
-    (np.zeros((64, 64), np.int32), 0)])
+    (GREY / np.float32(255) * np.float32(4), 220), (GREY / np.float32(127.5) - 1, 125)])
 def test_grey_is_as_bright_as_it_was_meant(tmp_path, values, mean):
     """8 to 16 bits, masks, the scales 0 to 1 and -1 to 1, overshoot, highlights: a file does not say which it holds.
 
@@ -131,6 +131,20 @@ def test_grey_with_holes_is_skipped_by_name(tmp_path):
         Image.fromarray(values).save(tmp_path / "a.tif")
         with pytest.raises(images.BrokenImage, match="a.tif: .*1 of 4,096 pixels are NaN or infinite"):
             images.load_image(str(tmp_path / "a.tif"), (64, 64))
+
+
+def test_what_comes_out_black_is_skipped_by_name(tmp_path):
+    """12 bits in colours of 16, of which Pillow keeps the upper 8. Kills: black pictures learnt without a word."""
+    rows = (b"\0" + struct.pack(">H", 4095) * 3 * 8) * 8
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    with open(tmp_path / "a.png", "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for name, data in chunks:
+            file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
+    Image.fromarray(np.full((8, 8), 0.01, np.float32)).save(tmp_path / "b.tif")
+    for name in ("a.png", "b.tif"):
+        with pytest.raises(images.BrokenImage, match=f"{name}: comes out black"):
+            images.load_image(str(tmp_path / name), (8, 8))
 
 
 def test_odd_metadata_do_not_cost_a_good_picture(tmp_path):

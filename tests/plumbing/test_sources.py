@@ -1,6 +1,8 @@
 """The data of a run that moved, changed, or hold the run itself: train.py, evaluate.py and distill.py find the same."""
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import evaluate as E
 import sample as P
 import train as T
 from plumbing import sources
-from programs import TINY, checkpoint, run_here
+from programs import ROOT, TINY, checkpoint, run_here
 
 DISTIL = ["--from", 4, "--to", 2, "--steps", 2, "--device", "cpu"]
 EXPORT = ["--metrics", "none", "--n", 4, "--device", "cpu", "--export"]
@@ -61,6 +63,17 @@ def test_data_that_moved_are_the_same_data(run, tmp_path):
     one_line(run_here(T, ["--resume", run, "--steps", 5]), f"its data are not in {there}", "say with --data")
 
 
+def test_a_run_is_trained_by_one_process(run):
+    """Kills: two --resume of one run, each of which overwrites the log and the checkpoints of the other."""
+    holder = "import sys; from plumbing.files import hold; lock = hold('run'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          env={**os.environ, "PYTHONPATH": ROOT}) as other:
+        other.stdout.readline()
+        one_line(run_here(T, ["--resume", run, "--steps", 3]), "run: another process is training this run")
+        other.stdin.close()
+    assert run_here(T, ["--resume", run, "--steps", 3]) == (None, "")
+
+
 def test_the_same_command_in_other_words(run, tmp_path):
     """Kills: --auto-resume or a distillation that compares how a folder is written."""
     words = [*TINY, "--preset", "glyphs64", "--out", "run", "--auto-resume", "--steps", 3, "--data"]
@@ -98,6 +111,19 @@ def test_data_that_changed_are_noticed_and_can_be_accepted(run, tmp_path):
     assert checkpoint(run)["examples"] == 7 and checkpoint(run)["step"] == 5
     shutil.rmtree(tmp_path / "photos" / "cat")                            # there is no number for another class
     one_line(run_here(T, ["--resume", run, "--steps", 6, "--accept-changed-data"]), "classes are no longer those")
+
+
+def test_captions_need_no_classes(tmp_path, monkeypatch):
+    """Kills: a new subfolder that blocks a run with captions for good."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "photos")
+    for i in range(4):
+        (tmp_path / "photos" / f"{i}.txt").write_text("a caption")
+    text = ["--text-encoder", "bytes", "--text-channels", 16, "--text-length", 12, "--text-layers", 1]
+    assert run_here(T, [*TINY, *text, "--steps", 1, "--data", "photos", "--out", "run"]) == (None, "")
+    write_images(tmp_path / "photos" / "more")
+    one_line(run_here(T, ["--resume", "run", "--steps", 2]), "had 4 examples and now has 8")
+    assert run_here(T, ["--resume", "run", "--steps", 2, "--accept-changed-data"]) == (None, "")
 
 
 def test_what_counts_as_the_same(tmp_path):
