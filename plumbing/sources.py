@@ -35,7 +35,8 @@ def same_data(config, source, count=None):
     count: the number of examples then, if it is known. Runs from before data_id have nothing else.
     """
     if not config.text_encoder and tuple(source.classes) != config.class_names:
-        raise UserError(f"{config.data}: its classes are no longer those of the run")
+        raise UserError(f"{config.data}: its classes are no longer those of the run; if its data are elsewhere, say "
+                        "so with --data")
     if count not in (None, len(source)):
         raise UserError(f"{config.data} had {count:,} examples and now has {len(source):,}; their order would change; "
                         "--accept-changed-data goes on with those of now")

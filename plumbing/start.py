@@ -229,9 +229,11 @@ def measure_bands(config, source, initial, n=64):
     """
     if config.init_from:
         return initial["config"].band_rms
-    x = next(batches(source, n, config.seed, workers=0))["image"]
+    batch = next(batches(source, n, config.seed, workers=0))
+    x = batch["image"]
     if x is None:
-        raise UserError(f"--data {config.data}: no image left that can be read, of {n} tried")
+        raise UserError(f"--data {config.data}: no image left that can be read, of {len(source):,}; the first one "
+                        f"tried is {batch['broken'][0]}")
     patchings = [config.outer_patching] * (len(config.sizes) - 1) + [config.patching]
     rms = [",".join(f"{max(s, 1 / 255):.4g}" for s in band_rms(level, wavelet_levels(patching)))
            for level, patching in zip(pyramid(x, config.sizes), patchings)]

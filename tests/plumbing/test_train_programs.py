@@ -360,7 +360,7 @@ def test_mistakes_of_train(six_steps, tmp_path):
              (["--multiscale", "128"], "multiscale"),
              (["--resume", tmp_path / "zero"], "damaged"), (["--resume", tmp_path / "garbage"], "damaged"),
              (["--logsnr-min", "-60"], "logsnr"), (["--channel-mult", "a"], "want whole numbers"),
-             (["--size", "16", "--data", tmp_path / "bad", "--workers", "0"], "no image left")]
+             (["--size", "16", "--data", tmp_path / "bad", "--workers", "0"], "of 1; the first one tried is")]
     for args, wanted in cases:
         new = [] if "--resume" in args or "--out" in args else ["--out", tmp_path / "new"]
         done = run_here(T, new + args)
