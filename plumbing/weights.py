@@ -36,10 +36,10 @@ def in_16_bits(state):
 def export(run, folder):
     """Write the EMA weights of a run as `folder`/weights.pt. Return the size in bytes. Raises UserError.
 
-    The precision of the training machine is forgotten: bf16 would be slow on the next reader's CPU.
+    The precision of the training machine is forgotten: each reader's machine chooses its own.
     """
     state = read_checkpoint(run)
-    config = dataclasses.replace(state["config"], precision="float32")
+    config = dataclasses.replace(state["config"], precision="auto")
     content, path = io.BytesIO(), os.path.join(folder, WEIGHTS)
     torch.save(dict(config=dataclasses.asdict(config), ema=in_16_bits(state["ema"]), step=state["step"],
                     images=state["images"], commit=commit()), content)

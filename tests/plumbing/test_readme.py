@@ -24,7 +24,7 @@ def test_the_readme_is_short_and_begins_with_the_commands():
     text = text_of("README.md")
     assert 10_000 <= len(text.encode()) <= 13_300
     start = "\n".join(text.splitlines()[:27])
-    assert "](figures/glyphs64.png)" in start and all(
+    assert "](figures/first.png)" in start and all(
         words in start for words in ("python sample.py", "python train.py", "python -m pytest"))
 
 

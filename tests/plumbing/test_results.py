@@ -95,6 +95,9 @@ def of_other_tables():
     for key in ("fd_train", "fd_held_out", "is"):
         yield f"glyphs64_bands, {key}", in_row([row[key] for row in now])
     yield "glyphs64_bands, read", in_row([row["read_rate"] for row in now], 0, 100)
+    box = results("pretrained")
+    for key in ("fd_train", "fd_held_out"):
+        yield f"pretrained, {key}", in_row([box[key], box["real_scenes"][key]])
     short = results("minute")
     yield "minute, fd_held_out", in_row([short["fd_held_out"], short["real_scenes"]["fd_held_out"]])
     yield "minute, read", in_row([short["read_rate"], short["real_scenes"]["read_rate"]], 1, 100)

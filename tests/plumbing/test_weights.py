@@ -69,7 +69,7 @@ def test_the_file_holds_the_ema_weights_in_16_bit_and_comes_back_in_32(made):
         torch.testing.assert_close(state["ema"][key], w, rtol=2 ** -11, atol=2 ** -25)
     assert state["model"] is state["ema"] and state["ema"].keys() == run["ema"].keys()
     assert (state["step"], state["images"]) == (10, 40)
-    assert state["config"] == override(run["config"], precision="float32")
+    assert state["config"] == override(run["config"], precision="auto")
     path = made / "pretrained" / "a" / "weights.pt"
     raw = torch.load(path, weights_only=True)
     assert raw.keys() == {"config", "ema", "step", "images", "commit"}
@@ -211,7 +211,8 @@ def test_without_a_run_one_of_each_class_is_drawn_wherever_one_is(made, default,
     assert sheet.shape == (4 * 48, 9 * 48, 3)                             # 36 letters, 9 a row, 16 px enlarged
     model, config = runs.load_run(str(made / "pretrained" / "a"))
     config, cond = override(config, sample_steps=sampling.QUICK_STEPS), {"label": torch.arange(36)}
-    images = P.sample_run(model, config, cond, P.image_seeds(0, 36), torch.device("cpu"), "float32")
+    cpu = torch.device("cpu")
+    images = P.sample_run(model, config, cond, P.image_seeds(0, 36), cpu, runs.choose_precision("auto", cpu))
     tenth = ((images[10] + 1) * 127.5).round().permute(1, 2, 0).numpy()   # second row, second column
     assert np.abs(sheet[48:96:3, 48:96:3].astype(int) - tenth).max() <= 1
     for args in (["--labels", "A,B", "--n", "2"], ["--steps", "2", "--out", "b.png"]):
