@@ -76,7 +76,7 @@ def test_mistakes_of_nested_runs(run16, tmp_path):
                                                                        "--outer-blocks", "1,1/"], "a width or more"),
              ([*nested, "--size", "64", "--grow-from", run16], "is of 16x16, the inner levels are 32x32"),
              ([*nested, "--noise-d", "64", "--grow-from", run16], "its schedule is another"),
-             ([*nested, "--precondition", "none", "--loss", "v_mse", "--grow-from", run16], "has --precondition bands, this one none"),
+             ([*nested, "--precondition", "none", "--loss", "v_mse", "--grow-from", run16], "has --precondition bands"),
              ([*TINY, "--out", tmp_path / "new", "--grow-from", run16], "--outer-channels is empty"),
              ([*nested, "--outer-blocks", "1"], "--outer-blocks 1: want a number of blocks for each width"),
              ([*nested, "--outer-channels", "8,x"], "--outer-channels 8,x: want whole numbers"),

@@ -222,7 +222,7 @@ def test_the_line_about_a_damaged_checkpoint_names_the_one_before(unbroken, tmp_
     (OSError(errno.EIO, "Input/output error"), "Input/output error"),
     (RuntimeError("unable to mmap 17 bytes from file <x>: Cannot allocate memory (12)"), "not enough memory")])
 @pytest.mark.parametrize("where", ["stat", "ZipFile", "load"])
-def test_a_good_checkpoint_that_the_machine_cannot_read_is_not_called_damaged(unbroken, monkeypatch, error, cause, where):
+def test_a_good_checkpoint_that_cannot_be_read_is_not_called_damaged(unbroken, monkeypatch, error, cause, where):
     """Kills: the advice to put the checkpoint before in its place, which destroys the good one."""
     if where == "stat" and not isinstance(error, OSError):
         pytest.skip("to look for a file takes no memory")
