@@ -549,7 +549,8 @@ def test_no_command_line_shows_a_traceback(two_steps, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     usual = {T: ["--dry-run"], P: ["run", "--n", "1", "--steps", "1"], shard: ["run"],
              evaluate: ["run", "--n", "4", "--metrics", "none", "--steps", "1"],
-             distill: ["run", "--from", "2", "--to", "1", "--steps", "1"]}
+             distill: ["run", "--from", "2", "--to", "1"]}
+    brief = {distill: ["--steps", "1", "--guided-steps", "1"]}            # the last word: 9 * 30 steps take for ever
     flags, rng, well = {module: flags_of(module) + ["--nosuch"] for module in usual}, random.Random(0), 0
     for _ in range(300):
         module = rng.choice([T, T, T, P, P, evaluate, distill, shard])
@@ -559,6 +560,7 @@ def test_no_command_line_shows_a_traceback(two_steps, tmp_path, monkeypatch):
             args += rng.choice(([flag, value], [flag, value], [f"{flag}={value}"], [flag]))
         if rng.random() < 0.1:
             args.insert(0, rng.choice(VALUES))
+        args += brief.get(module, [])
         status, err = run_here(module, args)                              # anything else raises
         assert status in (None, 0, 2), (module.__name__, args, err)
         assert status != 2 or err.count("\n") == 1, (module.__name__, args, err)
