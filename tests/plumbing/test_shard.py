@@ -95,7 +95,8 @@ from plumbing.runs import autocast
 from train import training_loss
 dist.init_process_group("gloo")
 nested = dict(outer_channels=sys.argv[3], outer_blocks="1,1", patching="none") if sys.argv[3] else {}
-config = override(C.PRESETS[sys.argv[1]], precision=sys.argv[2], base_channels=16, emb_channels=32, **nested)
+config = override(C.PRESETS[sys.argv[1]], precision=sys.argv[2], base_channels=16, emb_channels=32, loss="v_mse",
+                  **nested)
 torch.manual_seed(0)
 with torch.device("meta" if dist.get_rank() else "cpu"):
     model = C.build_model(config)
