@@ -146,7 +146,7 @@ class SuperResolutionUNet(nn.Module):
 def super_resolution_loss(model, x, low_res, aug_logsnr, cond, t, eps, schedule, measure):
     """Compute the simple loss of this stage, given its augmented low-res image. -> scalar.
 
-    measure(v_hat, z, x, eps, logsnr) -> the loss. train.py measures eps or v.
+    measure(v_hat, z, x, eps, logsnr) -> the loss. train.py measures eps, v or the bands of v.
     """
     logsnr = schedule(t)
     z = diffuse(x, eps, logsnr)
