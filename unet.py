@@ -149,12 +149,24 @@ class ResBlock(nn.Module):
         return x + h
 
 
+def attend(q, k, v, mask=None):
+    """Return softmax(q k^T d^-1/2) v of every head: q (B, n, N, d), k and v (B, n, T, d) -> (B, n, N, d).
+
+    Autocast makes norms float32, so q and k follow v. On a CPU all three are float32 instead: there PyTorch's bf16
+    takes five times as long on the way back.
+    """
+    dtype = torch.promote_types(v.dtype, torch.float32) if v.device.type == "cpu" else v.dtype
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q, k, v, mask)              # softmax over the keys
+
+
 class Attention(nn.Module):
     """The paper's self_attention (B.2.1), with its residual: tokens (B, N, C) -> (B, N, C).
 
     Layer norm (with bias) normalises q and k per head. So their product stays bounded, however large the weights of qkv
     grow. Only the learned gains and biases of the two norms can change the bound. The paper also has the scale d^-1/2:
-    scaled_dot_product_attention applies it. Raises ValueError if num_heads does not divide channels.
+    `attend` applies it. Raises ValueError if num_heads does not divide channels.
     # Paper: "Normalize" (without bias) is not defined. We take layer norm with a scale and no bias.
     # Paper: the printed function takes text_emb and never uses it. Cross-attention (5.2) is not printed.
     """
@@ -175,9 +187,9 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).view(B, N, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.unbind(2)                                           # (B, N, n, d) each
         q, k = self.norm_q(q), self.norm_k(k)                             # over d: per head
-        q, k, v = (a.transpose(1, 2).to(v.dtype) for a in (q, k, v))      # (B, n, N, d). Autocast makes norms float32
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v))                  # (B, n, N, d)
         mask = None if mask is None else mask[:, None, None]              # (B, 1, 1, N): for every head and query
-        h = F.scaled_dot_product_attention(q, k, v, mask)                 # softmax over the keys
+        h = attend(q, k, v, mask)
         return x + self.out(h.transpose(1, 2).reshape(B, N, C))
 
 
@@ -202,8 +214,8 @@ class CrossAttention(nn.Module):
         split = lambda a: a.view(B, -1, self.num_heads, C // self.num_heads)
         k, v = map(split, self.kv(tokens).chunk(2, 2))                    # (B, T, n, d) each
         q, k = self.norm_q(split(self.q(self.norm(x)))), self.norm_k(k)
-        q, k, v = (a.transpose(1, 2).to(v.dtype) for a in (q, k, v))      # (B, n, N or T, d). .to(): as in Attention
-        h = F.scaled_dot_product_attention(q, k, v, mask[:, None, None])
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v))                  # (B, n, N or T, d)
+        h = attend(q, k, v, mask[:, None, None])
         return x + self.out(h.transpose(1, 2).reshape(B, N, C))
 
 

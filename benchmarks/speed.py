@@ -4,6 +4,7 @@ Paper: simple diffusion, section 5 and tables 4, 5 (steps a second), figure 9 (l
 
     python benchmarks/speed.py [--compile] [--batch 8] [--models glyphs64,unet64] -> results/speed[_compile]_DEVICE.json
     python benchmarks/speed.py growth        what resolution costs, by patching    -> results/speed_growth_DEVICE.json
+    python benchmarks/speed.py attention     bf16 against float32, inside unet.attend -> results/speed_attention_DEVICE.json
     python benchmarks/speed.py paper         on a GPU: the models of tables 4 and 5, and the 2 B U-ViT
 
 Variants take turns (A B C A B C ...), so a disturbance affects all of them. The least of --turns or more counts.
@@ -43,6 +44,7 @@ MODELS |= {"unet64": override(PRESETS["imagenet128_unet"], size=(64, 64), base_c
            "uvit64": override(PRESETS["imagenet128_uvit"], size=(64, 64), base_channels=64, channel_mult=(1, 2, 8),
                               num_res_blocks=(2, 2), num_transformer_blocks=8, emb_channels=512,
                               transformer_dropout=0.0)}
+ATTENTION = ((16, 4, 64, 32), (8, 4, 64, 48), (8, 4, 256, 48), (8, 4, 1024, 16))   # minute, glyphs64, larger maps
 GROWTH = ("none", "dwt_1", "dwt_2", "conv_2", "conv_4")
 TABLE_5 = {"imagenet512_unet": 100, "imagenet512_unet_dwt1": 139, "imagenet512_unet_dwt2": 146,
            "imagenet512_unet_conv2": 137, "imagenet512_unet_conv4": 146}
@@ -268,6 +270,23 @@ def growth(args):
     save(f"speed_growth_{device.type}.json", device, rows=rows)
 
 
+def attention(args):
+    """Measure scaled_dot_product_attention, forward and back, in bf16 and in float32, at the sizes of the presets."""
+    device, _ = choose_device()
+    rows = []
+    print("batch, heads, tokens, channels a head      ms: bf16   float32     ratio")
+    for shape in ATTENTION:
+        runs = []
+        for dtype in (torch.bfloat16, torch.float32):
+            q, k, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+            runs.append(timed(lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v).sum().backward(), device))
+        turns = [[run() for run in runs] for _ in range(10 * args.turns)]
+        bf16, float32 = (min(seconds) for seconds in zip(*turns))
+        rows.append(dict(shape=shape, bf16=bf16, float32=float32))
+        print(f"{str(shape):40s} {1e3 * bf16:10.2f} {1e3 * float32:9.2f} {bf16 / float32:9.1f}", flush=True)
+    save(f"speed_attention_{device.type}.json", device, rows=rows)
+
+
 def paper(args):
     """Measure tables 4 and 5 relative to their 100 %, and the 2 B U-ViT: needs a GPU with 80 GB."""
     named = {name: PRESETS[name] for name in TABLE_5}
@@ -291,7 +310,7 @@ def paper(args):
 
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("models", "growth", "paper"), default="models")
+    parser.add_argument("what", nargs="?", choices=("models", "growth", "attention", "paper"), default="models")
     parser.add_argument("--models", default=",".join(MODELS), type=lambda text: text.split(","))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", type=int, default=8)
@@ -300,7 +319,7 @@ def main():
     check(args, batch=1, turns=1)
     if unknown := set(args.models) - set(MODELS):
         raise UserError(f"--models {','.join(sorted(unknown))}: want some of {', '.join(MODELS)}")
-    {"models": models, "growth": growth, "paper": paper}[args.what](args)
+    {"models": models, "growth": growth, "attention": attention, "paper": paper}[args.what](args)
 
 
 if __name__ == "__main__":

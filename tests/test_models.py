@@ -162,6 +162,23 @@ def test_attention_equals_a_slow_loop():
         unet.Attention(10, 4)
 
 
+def test_attention_is_float32_on_a_cpu(monkeypatch):
+    """Under autocast, too: PyTorch's bf16 attention takes five times as long there. Kills: the casts of attend."""
+    seen, real = [], F.scaled_dot_product_attention
+
+    def watched(*args):
+        h = real(*args)                                                   # autocast casts inside of it
+        seen.append(h.dtype)
+        return h
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = unet.Attention(8, 2)(torch.randn(1, 4, 8))
+        unet.CrossAttention(8, 6, 2)(torch.randn(1, 4, 8), (torch.randn(1, 3, 6), torch.ones(1, 3).bool()))
+    assert seen == [torch.float32] * 2 and output.isfinite().all()
+    unet.Attention(8, 2).double()(torch.randn(1, 4, 8).double())
+    assert seen[2] == torch.float64
+
+
 def test_map_attention_keeps_places():
     """Trap 8. Kills: a reshape without permute: position (i, j) must be the query of position (i, j)."""
     layer = stir(unet.MapAttention(8, 2))
