@@ -27,6 +27,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 PAGES = {"papers": "PAPERS.md", "questions": "reading/QUESTIONS.md", "results": "benchmarks/RESULTS.md",
          "notebook": "benchmarks/NOTEBOOK.md"}
+PATH = re.compile(r"https:|#|[\w.-]+/|[\w-]+\.(py|md|png|html)\b")
 ON_THE_INDEX = ("Three ways to a large image", "Which file is which section", "Do the papers' claims hold here?")
 
 
@@ -81,13 +82,12 @@ class Book:
         source = self.sources.get(page)
 
         def link(name):
-            name, _, line = name.removesuffix("()").partition(":")
             if match := re.fullmatch(r"[Ee]q\. (\d+)", name):
                 homes = [home for home, number in self.equations if number == match[1]]
                 home = page if page in homes else next((home for home in homes if home != "nested_unet"), None)
                 return home and f"{home}.html#eq-{match[1]}"
-            if re.search(r"[/#.](?!\w+$)|\.(py|md|png)(#|$)|^https?$", name) or line:
-                return self.address(name, line, folder)
+            if PATH.match(name):
+                return self.address(name, folder)
             module, _, definition = name.partition(".")
             if module in self.sources and definition in self.homes and module in self.homes[definition]:
                 return f"{module}.html#{definition}"
@@ -99,20 +99,20 @@ class Book:
             return f"{homes[0]}.html#{name}" if len(homes) == 1 else None
         return link
 
-    def address(self, path, line, folder):
-        """Return the address of a file of the project, or of a link of its Markdown; None for other words."""
-        if path.startswith("http"):
-            return f"{path}:{line}"
-        path, _, at = path.partition("#")
-        places = [os.path.normpath(os.path.join(start, path)).replace(os.sep, "/") if path else ""
-                  for start in (folder, "")]
-        for place in places:
-            pages = {file: page for page, file in PAGES.items()} | {f"{name}.py": name for name in self.order}
-            at = f"L{line}" if line else at
-            if place in pages or not path:
-                return f"{pages.get(place, '')}{'.html' if path else ''}{f'#{at}' if at else ''}"
-            if re.fullmatch(r"\w+\.html", path):
-                return f"{path}#{at}"
+    def address(self, path, folder):
+        """Return the address of a file of the project, perhaps with a line or a heading; None if there is no such file.
+
+        The pages of this folder and addresses elsewhere stay as they are.
+        """
+        if re.match(r"https:|#|\w+\.html", path):
+            return path
+        path, mark, at = re.match(r"([^:#]*)([:#]?)(.*)", path).groups()
+        at = f"#{'L' if mark == ':' else ''}{at}" if at else ""
+        pages = {file: page for page, file in PAGES.items()} | {f"{name}.py": name for name in self.order}
+        for start in (folder, ""):
+            place = os.path.normpath(os.path.join(start, path)).replace(os.sep, "/")
+            if place in pages:
+                return f"{pages[place]}.html{at}"
             if os.path.exists(os.path.join(ROOT, place)):
                 return f"{self.root}/{place}"
         return None

@@ -8,18 +8,22 @@ import re
 
 GREEK = dict(zip("alpha beta eps eta lambda mu nu phi pi sigma".split(), "αβεηλμνφπσ"))
 WORDS = {*GREEK, "log", "exp", "sqrt", "sigmoid", "cos", "tan", "logsnr", "with"}     # the words of an equation
-SIGNS = {"->": "→", "<-": "←", "=>": "⇒", "<=": "≤", ">=": "≥", " - ": " − ", " * ": " · ", "~": "∼", "+inf": "+∞", " x ": " × ", "-": "−"}
-SCRIPT = r"[_^](?:\{[^}]*\}|-?\d+(?:/\d+)?|[A-Za-z]\w*)"
-TOKEN = re.compile(rf"""
-      (?P<code>`[^`]+`|(?<![\w-])--[a-z][\w-]*)
-    | (?P<file>\b[\w/]+\.(?:py|md)\b|(?<!\d,\ )\b[Ee]q\.\ \d+)
-    | (?P<plain>\b[Aa]ppendix\ [A-C]\b)
-    | (?P<sign>->|<-|=>|<=|>=|\ -\ |\ \*\ |~|\+inf|(?:(?<![\w)\]-])|(?<=\b[a-zN]))-(?=\d|{"|".join(GREEK)}|log|[a-z]\b)|(?<=\d)x(?=\d)|(?<=\d)\ x\ (?=\d)|(?<=\b[sdkn])\ x\ (?=[sdkn]\b))
-    | (?P<symbol>(?:(?<![\w'.])(?<!\w-)|(?<=\d)(?=[nNC]\b))(?:{"|".join(GREEK)}|logsnr(?=_[a-z]\b)|[A-Za-z])
-                 (?:_hat\b)?(?:_(?:\{{[^}}]*\}}|cond|null|pred|min|max|st|\w)(?!\w)
-                 |\^(?:\{{[^}}]*\}}|-?\d+(?:/\d+)?|[A-Za-z]+))*(?!\w|'\w|\.\w|-[A-Za-z]))
-    | (?P<script>(?<=[\w)|\]])\^(?:\{{[^}}]*\}}|-?\d+(?:/\d+)?|\w+))
-    | (?P<name>[A-Za-z_]\w+(?:\.\w+)*)""", re.X)
+SIGNS = {"->": "→", "<-": "←", "=>": "⇒", "<=": "≤", ">=": "≥", " - ": " − ", " * ": " · ",
+         "~": "∼", "+inf": "+∞"}
+ANY_GREEK, EXPONENT = "|".join(GREEK), r"\^(?:\{[^}]*\}|-?\d+(?:/\d+)?|[A-Za-z]+)"
+SCRIPT = r"_(?:\{[^}]*\}|cond|null|pred|min|max|st|\w)(?!\w)|" + EXPONENT
+TOKENS = {                                                                # what stands out in a passage
+    "code": r"`[^`]+`|(?<![\w-])--[a-z][\w-]*",
+    "file": r"\b[\w/]+\.(?:py|md)\b|(?<!\d, )\b[Ee]q\. \d+",
+    "plain": r"\b[Aa]ppendix [A-C]\b",
+    "times": r"(?<=\d)x(?=\d)|(?<=\d) x (?=\d)|(?<=\b[sdkn]) x (?=[sdkn]\b)",
+    "minus": rf"(?:(?<![\w)\]-])|(?<=\b[a-zN]))-(?=\d|{ANY_GREEK}|log|[a-z]\b)",
+    "sign": "|".join(map(re.escape, SIGNS)),
+    "symbol": rf"(?:(?<![\w'.])(?<!\w-)|(?<=\d)(?=[nNC]\b))(?:{ANY_GREEK}|logsnr(?=_[a-z]\b)|[A-Za-z])"
+              rf"(?:_hat\b)?(?:{SCRIPT})*(?!\w|'\w|\.\w|-[A-Za-z])",
+    "script": rf"(?<=[\w)|\]]){EXPONENT}",
+    "name": r"[A-Za-z_]\w+(?:\.\w+)*"}
+TOKEN = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in TOKENS.items()))
 
 
 def anchor(href, text):
@@ -47,20 +51,16 @@ def inline(text, link):
 def set_token(kind, token, link):
     if kind == "code":
         return code(token.strip("`"), link)
-    if kind == "plain":
-        return token
     if kind == "file":
         return anchor(link(token), token)
-    if kind == "sign":
-        return SIGNS.get(token, "×")
+    if kind in ("plain", "times", "minus", "sign"):
+        return {"times": token.replace("x", "×"), "minus": "−"}.get(kind) or SIGNS.get(token, token)
     if kind == "name":
         href = link(token) if re.search(r"_|[a-z][A-Z]|[A-Z]{2}[a-z]|\.", token) else None
         return anchor(href, f"<code>{token}</code>") if href or "_" in token else token
-    base, scripts = re.match(r"(\w[A-Za-z]*?(?=[_^]|$))?(.*)", token).groups()
-    if scripts.startswith("_hat"):
-        base, scripts = GREEK.get(base, base) + "\u0302", scripts[4:]
-    base = GREEK.get(base, base) or ""
-    out = f"<i>{base}</i>" if len(base) in (1, 2) and token not in ("a", "A", "I") else base
+    base, hat, scripts = re.match(r"([A-Za-z]*)(_hat)?(.*)", token).groups()
+    base = GREEK.get(base, base) + ("\u0302" if hat else "")              # a letter, and its hat over it
+    out = base if token in ("a", "A", "I") or base in ("", "logsnr") else f"<i>{base}</i>"
     for mark, script in re.findall(r"([_^])(\{[^}]*\}|[^_^{]+)", scripts):
         tag = "sub" if mark == "_" else "sup"
         out += f"<{tag}>{inline(script.strip('{}'), link).replace('-', '−')}</{tag}>"
@@ -87,7 +87,7 @@ def closing(text):
 
 
 def is_equation(text):
-    words = re.findall(r"[A-Za-z]{2,}", re.sub(SCRIPT, "", text))
+    words = re.findall(r"[A-Za-z]{2,}", re.sub(r"[_^](?:\{[^}]*\}|[\w/-]+)", "", text))
     return "`" not in text and bool(re.search(r"[=^/]", text)) and set(words) <= WORDS
 
 
@@ -208,7 +208,8 @@ def span(text, link):
             return f'<img src="{link(address)}" alt="{html.escape(label)}">'
         return anchor(link(address), span(label, link))
     parts, end = [], 0
-    for match in re.finditer(r"(!?)\[((?:[^\[\]]|!\[[^\]]*\])*)\]\(([^)\s]+)\)|`([^`]+)`|\*\*(.+?)\*\*|\*([^*\s][^*]*)\*", text):
+    for match in re.finditer(r"(!?)\[((?:[^\[\]]|!\[[^\]]*\])*)\]\(([^)\s]+)\)|`([^`]+)`|\*\*(.+?)\*\*"
+                             r"|\*([^*\s][^*]*)\*", text):
         parts += [html.escape(text[end:match.start()]), one(match)]
         end = match.end()
     return "".join(parts) + html.escape(text[end:])

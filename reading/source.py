@@ -154,5 +154,5 @@ class Source:
 
 def local_names(node):
     """Return the arguments and variables of a function, those of functions inside it too."""
-    return ({inner.arg for inner in ast.walk(node) if isinstance(inner, ast.arg)}
-            | {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)})
+    return {inner.arg if isinstance(inner, ast.arg) else inner.id for inner in ast.walk(node)
+            if isinstance(inner, ast.arg) or isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)}

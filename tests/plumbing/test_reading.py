@@ -94,7 +94,7 @@ def test_each_definition_appears_once(pages):
 
 
 def test_no_line_of_the_sources_is_lost(pages):
-    """Each line of code is there to the letter, and each word of docstrings and comments. Kills: a line between rows."""
+    """Code is there to the letter, docstrings and comments by their words. Kills: a line that falls between rows."""
     for name, page in lecture(pages).items():
         lines = text_of(name + ".py").splitlines()
         words = set(re.findall(r"[a-z]{5,}", page.text.lower()))
