@@ -1,6 +1,6 @@
 """Small measurements for reading/QUESTIONS.md: what to predict, how much the loss scatters, when shapes appear.
 
-    python benchmarks/questions.py                  two minutes on a core -> results/questions.json
+    python benchmarks/questions.py                  three minutes on a core -> results/questions.json
 
 targets   three networks learn to predict x, eps or v, for equal steps, each with the plain error of its target. What is
           compared is the error of v that follows, by log-SNR, on scenes that training never shows.

@@ -199,8 +199,11 @@ class Book:
         """Build a page of one of the Markdown files."""
         path = PAGES[page]
         text = "\n".join(self.map.get(line, line) for line in read(path).splitlines())
-        body = markdown(text, self.linker(page, os.path.dirname(path)))
-        return self.wrap(page, re.search("# (.*)", text)[1], f'<main class="page">{body}</main>')
+        title, _, body = markdown(text, self.linker(page, os.path.dirname(path))).partition("</h1>")
+        toc = "".join(f'<a href="#{slug(title)}">{html.escape(title)}</a><br>'
+                      for title in re.findall(r"^##+ (.*)$", text, re.MULTILINE))
+        return self.wrap(page, re.search("# (.*)", text)[1],
+                         f'<main class="page">{title}</h1><p class="toc">{toc}</p>{body}</main>')
 
     def index(self):
         text = read("README.md")

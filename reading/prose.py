@@ -207,7 +207,7 @@ def span(text, link):
         if bang:
             return f'<img src="{link(address)}" alt="{html.escape(label)}">'
         return anchor(link(address), span(label, link))
-    parts, end = [], 0
+    text, parts, end = re.sub(r" (?=[±%])|(?<=±) ", "\u00a0", text), [], 0
     for match in re.finditer(r"(!?)\[((?:[^\[\]]|!\[[^\]]*\])*)\]\(([^)\s]+)\)|`([^`]+)`|\*\*(.+?)\*\*"
                              r"|\*([^*\s][^*]*)\*", text):
         parts += [html.escape(text[end:match.start()]), one(match)]
@@ -224,7 +224,8 @@ def markdown(text, link):
         if is_open or line.startswith("```"):
             kind = "`"                                                    # until the line that closes the block
         else:
-            kind = line[:1] if line[:1] in ("", "|", "#") else "-" if line.startswith("- ") else "text"
+            mark = re.match(r"\||#(?=#* )|-(?= )", line)
+            kind = mark[0] if mark else "text" if line else ""
             kind = "-" if line.startswith("  ") and before == "-" else kind
         if kind and (kind != before or kind == "#" or line.startswith("- ")):
             groups.append((kind, []))

@@ -36,7 +36,7 @@ class Page(html.parser.HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop()[0] == tag
-        self.text += " " if tag in ("p", "td", "li", "pre", "h1", "h2", "h3", "a", "div") else ""
+        self.text += " " if tag in ("p", "td", "th", "li", "pre", "h1", "h2", "h3", "a", "div") else ""
 
     def handle_data(self, data):
         self.text += data
@@ -117,6 +117,27 @@ def test_each_equation_and_figure_of_the_map_has_its_target(pages):
     for home, target in found:
         assert f"{home}.html#{target}" in pages[0]["papers.html"].addresses, target
         assert target.startswith("figure") or f"{home}.html#{target}" in pages[0]["index.html"].addresses, target
+
+
+def test_each_answer_has_its_place_in_the_code_a_figure_or_a_number(pages):
+    """Kills: an answer without evidence; a name in one that is not in the code any more."""
+    answers = re.split(r"^##+ ", text_of("reading/QUESTIONS.md"), flags=re.MULTILINE)[1:]
+    answers = [answer for answer in answers if "\n\n" in answer.strip()]
+    assert len(answers) >= 20
+    for answer in answers:
+        names = re.findall(r"`((?:%s)\.(?!py\b)[\w.]+)`" % "|".join(R.Book(ROOT).order), answer)
+        for name in names:
+            assert name.replace(".", ".html#", 1) in pages[0]["questions.html"].addresses, name
+        assert names and re.search(r"`python |\.\./figures/|\.\./benchmarks/|A test ", answer), answer
+
+
+def test_markdown_is_set_whole(pages):
+    """Kills: a block of code, a table or a heading that reads as text; a row that is lost."""
+    for page, path in R.PAGES.items():
+        text, found = text_of(path), pages[0][page + ".html"]
+        assert not re.search(r"\|---|```|\n#|\]\(", found.text), path
+        said = set(re.findall(r"[a-z]{5,}", re.sub(r"\]\([^)]*\)|!\[[^]]*\]", "", text.lower())))
+        assert said <= set(re.findall(r"[a-z]{5,}", found.text.lower())), path
 
 
 def test_a_page_shows_what_its_file_draws_and_prints(pages):
