@@ -113,7 +113,7 @@ class Book:
             place = os.path.normpath(os.path.join(start, path)).replace(os.sep, "/")
             if place in pages:
                 return f"{pages[place]}.html{at}"
-            if os.path.exists(os.path.join(ROOT, place)):
+            if os.path.exists(os.path.join(ROOT, place)) and not place.endswith(".html"):
                 return f"{self.root}/{place}"
         return None
 
