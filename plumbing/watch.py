@@ -18,10 +18,13 @@ from plumbing.pictures import pyplot
 
 PAGE, RELOAD = "index.html", 5                                            # seconds from one version to the next
 
-STYLE = """
+COLOURS = """
 :root { color-scheme: light dark; --paper: #fcfcfa; --ink: #23231f; --soft: #6f6f68; --line: #e3e2dc; --sea: #2f6f6a; }
 @media (prefers-color-scheme: dark) {
-  :root { --paper: #171816; --ink: #e6e5df; --soft: #96968e; --line: #31322e; --sea: #7cc0b8; }
+  :root { --paper: #171816; --ink: #e6e5df; --soft: #96968e; --line: #31322e; --sea: #7cc0b8; } }
+"""                                                                       # of this page and of those of reading/
+STYLE = COLOURS + """
+@media (prefers-color-scheme: dark) {
   .loss img { filter: invert(.9) hue-rotate(180deg); outline-color: #ccc; } }
 body { margin: 0 auto; max-width: 58rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; }

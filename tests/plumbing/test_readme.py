@@ -16,6 +16,7 @@ from config import PRESETS
 from programs import ROOT, text_of
 
 PAGES = ["README.md", "PAPERS.md", "tests/README.md", "plumbing/README.md", "course/README.md",
+         "reading/QUESTIONS.md",
          *sorted(os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, "benchmarks", "*.md")))]
 
 

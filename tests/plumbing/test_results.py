@@ -91,6 +91,8 @@ def of_other_tables():
             of_it = [result for result in results(file)["results"] if result["name"] == name]
             yield f"{file}, {name}", in_row([sum(result[key] for result in of_it) / len(of_it)
                                              for key in ("fd_held_out", "fd_few")])
+    for row in results("questions")["targets"]:
+        yield f"questions, {row['network']}, {row['target']}", in_row(row["v_mse"], 2)
     now = results("glyphs64_bands")["rows"]
     for key in ("fd_train", "fd_held_out", "is"):
         yield f"glyphs64_bands, {key}", in_row([row[key] for row in now])
@@ -140,3 +142,16 @@ def test_the_readmes_numbers_are_what_was_measured():
     growth = [row for row in results("speed_growth_cpu")["rows"] if row["side"] == 512]
     calls = {row["patching"]: row["seconds_a_call"] for row in growth}
     assert "{:.0f} or {:,.0f} ms".format(1000 * calls["dwt_2"], 1000 * calls["none"]) in text
+
+
+def test_the_answers_numbers_are_what_was_measured():
+    """Kills: a number in reading/QUESTIONS.md that drifts from the measurement."""
+    found, text = results("questions"), plain(" ".join(text_of("reading/QUESTIONS.md").split()))
+    errors = {(row["network"][-2:], row["target"]): row["v_mse"] for row in found["targets"]}
+    assert "have {:.2f} from x, {:.2f} from v and {:.2f} from ε".format(
+        *(errors["48", target][2] for target in ("x", "v", "eps"))) in text
+    random, fixed = found["scatter"]["random t"], found["scatter"]["t = 0.5"]
+    assert f"a loss of v of {random['mean']:.3f} with a standard deviation of {random['sd']:.3f}" in text
+    assert f"it is {fixed['mean']:.3f} and {fixed['sd']:.3f}" in text
+    step = min(found["shapes"], key=lambda row: abs(row["t"] - 0.71))
+    assert f"lacks {100 * step['coarse']:.0f} of the coarse" in text and f"and {100 * step['detail']:.0f} of" in text
