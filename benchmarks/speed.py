@@ -4,7 +4,7 @@ Paper: simple diffusion, section 5 and tables 4, 5 (steps a second), figure 9 (l
 
     python benchmarks/speed.py [--compile] [--batch 8] [--models glyphs64,unet64] -> results/speed[_compile]_DEVICE.json
     python benchmarks/speed.py growth        what resolution costs, by patching    -> results/speed_growth_DEVICE.json
-    python benchmarks/speed.py attention     bf16 against float32, inside unet.attend -> results/speed_attention_DEVICE.json
+    python benchmarks/speed.py attention  unet.attend in bf16 and float32 -> results/speed_attention_DEVICE.json
     python benchmarks/speed.py paper         on a GPU: the models of tables 4 and 5, and the 2 B U-ViT
 
 Variants take turns (A B C A B C ...), so a disturbance affects all of them. The least of --turns or more counts.
