@@ -152,8 +152,8 @@ class ResBlock(nn.Module):
 def attend(q, k, v, mask=None):
     """Return softmax(q k^T d^-1/2) v of every head: q (B, n, N, d), k and v (B, n, T, d) -> (B, n, N, d).
 
-    Autocast makes norms float32, so q and k follow v. On a CPU all three are float32 instead: there PyTorch's bf16
-    takes five times as long on the way back.
+    Autocast makes norms float32, so q and k follow v. On a CPU all three are float32 instead: with 64 tokens,
+    PyTorch's bf16 takes four to five times as long there (`python benchmarks/speed.py attention`).
     """
     dtype = torch.promote_types(v.dtype, torch.float32) if v.device.type == "cpu" else v.dtype
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)

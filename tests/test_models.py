@@ -163,7 +163,7 @@ def test_attention_equals_a_slow_loop():
 
 
 def test_attention_is_float32_on_a_cpu(monkeypatch):
-    """Under autocast, too: PyTorch's bf16 attention takes five times as long there. Kills: the casts of attend."""
+    """Under autocast, too: PyTorch's bf16 attention is slower there. Kills: the casts of attend."""
     seen, real = [], F.scaled_dot_product_attention
 
     def watched(*args):
