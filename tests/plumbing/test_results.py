@@ -75,6 +75,9 @@ def of_other_tables():
         sides.setdefault(row["patching"], []).append(row["seconds_a_call"])
     for patching, seconds in sides.items():
         yield f"growth, {patching}", in_row(seconds, 0, 1000)
+    for row in results("speed_attention_cpu")["rows"]:
+        ms = [1000 * row[key] for key in ("bf16", "float32")]
+        yield f"attention, {row['shape']}", in_row(ms, 2 if ms[0] < 10 else 1) + ", " + in_row([ms[0] / ms[1]])
     models = {}
     for row in results("speed_cpu")["rows"]:
         models.setdefault(row["model"], {})[row["variant"]] = row
