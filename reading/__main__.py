@@ -232,6 +232,9 @@ def run_page(name):
         try:
             sys.argv = [name + ".py"]
             runpy.run_path(os.path.join(ROOT, name + ".py"), run_name="__main__")
+        except SystemExit as end:                                         # a program of main_program() always raises it
+            if end.code:
+                raise
         finally:
             sys.argv = argv
     return printed.getvalue()

@@ -169,3 +169,12 @@ def test_fractions_stand_upright():
 
 def test_a_mistake_is_one_line():
     assert run_here(R, ["--pages"]) == (2, ": unrecognized arguments: --pages\n")
+
+
+def test_a_page_that_ends_by_itself_does_not_end_the_others(monkeypatch):
+    """Kills: `python -m reading` ends with status 0 and writes nothing, as distill.py's main_program() calls exit."""
+    monkeypatch.setattr(R.runpy, "run_path", lambda path, run_name: print("here") or R.sys.exit(None))
+    assert R.run_page("distill") == "here\n"
+    monkeypatch.setattr(R.runpy, "run_path", lambda path, run_name: R.sys.exit(2))
+    with pytest.raises(SystemExit):
+        R.run_page("distill")
