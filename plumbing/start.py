@@ -13,11 +13,11 @@ from config import PRESETS, Config, build_model, make_schedules, numbers, parts
 from data import Glyphs, ImageFolder, batches, open_run, open_source
 from dwt import wavelet_levels
 from nested_unet import grow, mixed_rows, pyramid
-from plumbing import UserError, cost, shard
+from plumbing import Damaged, UserError, cost, shard
 from plumbing.captions import faults as caption_faults
 from plumbing.files import writable_folder
-from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, is_pretrained, load_weights,
-                           read_checkpoint, run_of, sharded_steps)
+from plumbing.runs import (CHECKPOINT, PREVIOUS, SHARDED, broadcast, choose_precision, cores, has_checkpoint,
+                           is_pretrained, load_weights, plain_checkpoints, read_checkpoint, run_of, sharded_steps)
 from plumbing.settings import Parser, add_fields, override
 from plumbing.sources import add_accept_flag, located, same_data
 from plumbing.t5 import Encoder, check_moved
@@ -79,7 +79,7 @@ def read_command_line():
         args.resume = args.out
     if not args.resume:
         return args, override(base_of(args, given), **given), None
-    checkpoint = newest_checkpoint(args.resume)
+    checkpoint = (newest_whole if args.auto_resume else newest_checkpoint)(args.resume)
     saved = checkpoint["config"]
     if given.get("precision") == "auto":                                  # the run has settled it
         del given["precision"]
@@ -123,6 +123,47 @@ def newest_checkpoint(run):
     if steps and (checkpoint is None or steps[-1] > checkpoint["step"]):
         checkpoint = shard.newest(run)
     return checkpoint
+
+
+def newest_whole(run):
+    """Read the newest checkpoint of a run that is whole: of a job that is restarted, nobody is there to choose.
+
+    Its "damaged" is {path: the line about it} of those that are not. Raises UserError if none is whole, or if the
+    machine cannot read one that may be whole.
+    """
+    whole, damaged = [], {}
+    plain = [(os.path.join(run, name), read_checkpoint, (run, name, True)) for name in plain_checkpoints(run)]
+    sharded = [(os.path.join(run, SHARDED, f"{step:07d}"), whole_shards, (run, step))
+               for step in reversed(sharded_steps(run))]
+    for candidates in (plain, sharded):
+        for path, read, args in candidates:
+            try:
+                whole.append(read(*args))
+                break
+            except Damaged as error:
+                damaged[path] = str(error)
+    if not whole:
+        raise UserError(f"{run}: no checkpoint is whole, nothing was changed: {'; '.join(damaged.values())}")
+    return dict(max(whole, key=lambda state: state["step"]), damaged=damaged)
+
+
+def whole_shards(run, step):
+    """Describe the sharded checkpoint of this step after a look at all of its bytes. Raises UserError."""
+    state = shard.describe(run, step)
+    shard.check(state)
+    return state
+
+
+def set_aside(checkpoint):
+    """Rename the damaged checkpoints that newest_whole passed over: what is saved next must not replace them. Say in
+    one line from which one the run goes on, if it is not the usual one."""
+    said = []
+    for path in checkpoint.get("damaged", ()):
+        kept = next(name for n in itertools.count(1) if not os.path.lexists(name := f"{path}.damaged-{n}"))
+        os.rename(path, kept)
+        said.append(f"{path} is damaged and kept as {os.path.basename(kept)}; ")
+    if said or os.path.basename(checkpoint["path"]) == PREVIOUS:
+        print(f"{''.join(said)}going on from {checkpoint['path']}, step {checkpoint['step']}", file=sys.stderr)
 
 
 def check_same_run(args, asked, saved):
@@ -320,6 +361,8 @@ def run_folder(args, checkpoint, rank, world):
         raise UserError(f"{args.resume or args.out}: rank {rank} finds step {step} there, rank 0 another: do they see "
                         "the same folder?")
     folder = args.resume
+    if checkpoint and rank == 0:
+        set_aside(checkpoint)
     if not folder and rank == 0:
         default = "glyphs64"
         if getattr(args, "init_from", None):

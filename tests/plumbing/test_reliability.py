@@ -217,6 +217,91 @@ def test_the_line_about_a_damaged_checkpoint_names_the_one_before(unbroken, tmp_
     assert not soak.differences(unbroken, tmp_path / "run")
 
 
+def restart(run, *args):
+    """Start the command of `unbroken` once more, as a job that is restarted does."""
+    return run_here(T, [*TINY, *DROP, "--save-every", 1, "--steps", 3, "--out", run, "--auto-resume", *args])
+
+
+@pytest.mark.parametrize("loss", ["missing", "cut", "empty", "of another program"])
+def test_auto_resume_goes_on_from_the_checkpoint_before(unbroken, tmp_path, loss):
+    """Kills: a run that begins at 0 over a good previous.pt; a job that a damaged file stops for good; a damaged file
+    that is lost."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    path = run / "checkpoint.pt"
+    content = {"missing": None, "cut": path.read_bytes()[:5000], "empty": b"", "of another program": b"PK 7"}[loss]
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    status, line = restart(run)
+    assert status is None and "going on from" in line and "previous.pt, step 2" in line and line.count("\n") == 1
+    assert not soak.differences(unbroken, run) and (run / "log.csv").read_text().count("\n") == 4
+    assert content is None or (run / "checkpoint.pt.damaged-1").read_bytes() == content
+
+
+def test_auto_resume_goes_on_from_a_kept_checkpoint(unbroken, tmp_path):
+    """Both usual ones are damaged. Kills: a search that ends at two."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    os.rename(run / "previous.pt", run / "checkpoint_0000002.pt")
+    for name in ("checkpoint.pt", "previous.pt"):
+        (run / name).write_bytes(b"PK")
+    status, line = restart(run)
+    assert status is None and "checkpoint_0000002.pt, step 2" in line and not soak.differences(unbroken, run)
+
+
+def test_auto_resume_changes_nothing_where_no_checkpoint_is_whole(unbroken, tmp_path):
+    """Kills: a fresh start over what could still be saved; a log that is cut."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    for name in ("checkpoint.pt", "previous.pt"):
+        (run / name).write_bytes((run / name).read_bytes()[:3000])
+    before = {name: (run / name).read_bytes() for name in os.listdir(run)}
+    status, line = restart(run)
+    assert status == 2 and "no checkpoint is whole" in line and line.count("\n") == 1
+    assert before == {name: (run / name).read_bytes() for name in os.listdir(run)}
+
+
+def test_auto_resume_does_not_pass_over_a_checkpoint_that_the_machine_cannot_read(unbroken, tmp_path, monkeypatch):
+    """Kills: an old step, as memory was short or a disk failed for a moment."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+
+    def fail(*args, **more):
+        raise OSError(errno.EIO, "Input/output error")
+    for owner, name in ((torch, "load"), (os, "stat")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(UserError, match="cannot be read: Input/output error$"):
+                if runs.has_checkpoint(run):
+                    start.newest_whole(str(run))
+    assert sorted(os.listdir(run)) == sorted(os.listdir(unbroken))
+
+
+def test_without_checkpoint_pt_a_run_is_not_begun_again(unbroken, tmp_path):
+    """Kills: --out that takes the folder of a run for a new one, since only previous.pt is left."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    (run / "checkpoint.pt").unlink()
+    status, line = run_here(T, [*TINY, "--steps", 1, "--out", run])
+    assert status == 2 and "holds a run already" in line
+    status, line = run_here(T, ["--resume", run, "--steps", 3])
+    assert status == 2 and "previous.pt: renamed to checkpoint.pt it takes its place" in line
+
+
+def test_a_distillation_goes_on_from_the_checkpoint_before(unbroken, tmp_path):
+    """Kills: a round that begins again, or stops for good, although previous.pt is whole."""
+    words = [unbroken, "--from", 4, "--to", 2, "--steps", 102, "--device", "cpu", "--out", tmp_path / "d"]
+    assert run_here(distill, words) == (None, "")                         # saved at 100 and at the end
+    good = runs.read_checkpoint(str(tmp_path / "d" / "2"))
+    good = {key: value.clone() for key, value in good["model"].items()}
+    (tmp_path / "d" / "2" / "checkpoint.pt").write_bytes(b"PK")
+    status, line = run_here(distill, words)
+    assert status is None and "previous.pt, step 100" in line and line.count("\n") == 1
+    now = runs.read_checkpoint(str(tmp_path / "d" / "2"))
+    assert now["step"] == 102 and all(torch.equal(good[key], now["model"][key]) for key in good)
+
+
 @pytest.mark.parametrize("error, cause", [
     (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"), (MemoryError(), "not enough memory"),
     (OSError(errno.EIO, "Input/output error"), "Input/output error"),
