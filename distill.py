@@ -39,7 +39,7 @@ from data import Glyphs, batches, open_run
 from nested_unet import pyramid
 from plumbing import UserError, shard
 from plumbing.features import tensor_bytes
-from plumbing.files import fingerprint, writable_folder
+from plumbing.files import fingerprint, hold, writable_folder
 from plumbing.pictures import pyplot, save_figure, show_image
 from plumbing.runs import (autocast, choose_device, choose_precision, cores, ema_model, has_checkpoint, load_weights,
                            main_program, read_checkpoint, results_folder, run_of)
@@ -149,6 +149,8 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
 
     Return (exit status, last loss). The status is None if the round is complete; the loss is nan if it was before.
     """
+    os.makedirs(folder, exist_ok=True)
+    lock = hold(folder)                                                   # noqa: F841: until this function returns
     checkpoint, optimizer, step = read_round(folder, config), make_optimizer(student, config), 0
     if checkpoint:
         set_aside(checkpoint)
@@ -157,7 +159,6 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
         load_weights(optimizer, checkpoint["optimizer"], folder)
         if step >= config.steps:
             return None, math.nan
-    os.makedirs(folder, exist_ok=True)
     source, seed = open_run(config), derive_seed(config.seed, 2, steps)    # each round sees its own examples and noise
     schedules, places = make_schedules(config), range(config.batch)
     parts = micro_batches(config.batch, config.accumulate)

@@ -17,6 +17,7 @@ renamed when all ranks are done. The last two are kept.
 """
 import dataclasses
 import functools
+import glob
 import io
 import json
 import os
@@ -117,7 +118,8 @@ def save(folder, model, ema, optimizer, step, images, config, examples, name=Non
     new, first = path + ".new", rank() == 0
     try:
         if first:
-            shutil.rmtree(new, ignore_errors=True)                        # left by a run that was killed here
+            for left in glob.glob(os.path.join(glob.escape(folder), SHARDED, "*.new")):         # by a killed run
+                shutil.rmtree(left, ignore_errors=True)
             os.makedirs(new)
             flush_folder(folder)
         wait_for_all()

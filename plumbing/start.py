@@ -15,9 +15,10 @@ from dwt import wavelet_levels
 from nested_unet import grow, mixed_rows, pyramid
 from plumbing import Damaged, UserError, cost, shard
 from plumbing.captions import faults as caption_faults
-from plumbing.files import writable_folder
+from plumbing.files import hold, writable_folder
 from plumbing.runs import (CHECKPOINT, PREVIOUS, SHARDED, broadcast, choose_precision, cores, has_checkpoint,
-                           is_pretrained, load_weights, plain_checkpoints, read_checkpoint, run_of, sharded_steps)
+                           is_pretrained, load_weights, plain_checkpoints, processes, read_checkpoint, run_of,
+                           sharded_steps)
 from plumbing.settings import Parser, add_fields, override
 from plumbing.sources import add_accept_flag, located, same_data
 from plumbing.t5 import Encoder, check_moved
@@ -79,6 +80,8 @@ def read_command_line():
         args.resume = args.out
     if not args.resume:
         return args, override(base_of(args, given), **given), None
+    if has_checkpoint(args.resume) and not args.dry_run and is_first():
+        args.lock = hold(args.resume)                                     # before it is read: its owner may go on
     checkpoint = (newest_whole if args.auto_resume else newest_checkpoint)(args.resume)
     saved = checkpoint["config"]
     if given.get("precision") == "auto":                                  # the run has settled it
@@ -94,6 +97,11 @@ def read_command_line():
         raise UserError(f"--resume continues the same run: --{changed[0].replace('_', '-')} would make it another "
                         f"(allowed: {', '.join(ON_RESUME)})")
     return args, config, checkpoint
+
+
+def is_first():
+    """Return True in rank 0, which the processes of a run do not yet know from each other."""
+    return processes() == 1 or os.environ["RANK"] == "0"
 
 
 def preset_of(args):
@@ -368,6 +376,8 @@ def run_folder(args, checkpoint, rank, world):
         if getattr(args, "init_from", None):
             default = os.path.basename(os.path.abspath(args.init_from)) + "-tuned"
         folder = new_folder(args.out, args.preset or default, args.auto_resume)
+        args.lock = hold(folder)
+        check_free(folder)                                                # once more: another one may have begun it
     return broadcast(folder, world)
 
 
@@ -382,12 +392,17 @@ def new_folder(out, preset, again=False):
             out, number = os.path.join("runs", f"{preset}-{number}"), number + 1
     elif is_pretrained(out):
         raise UserError(f"--out {out}: holds pretrained weights; choose another folder")
-    elif has_checkpoint(out):
-        raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
-    elif os.path.exists(os.path.join(out, "log.csv")) and not again:      # it may just have begun: do not take it over
+    check_free(out)
+    if os.path.exists(os.path.join(out, "log.csv")) and not again:      # it may just have begun: do not take it over
         raise UserError(f"--out {out}: holds a run without a checkpoint yet; if it was killed, begin it anew with "
                         "--auto-resume, or choose another folder")
     return writable_folder(out, "--out")
+
+
+def check_free(out):
+    """Refuse a folder that holds a run."""
+    if has_checkpoint(out):
+        raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
 
 
 def make_first(folder):

@@ -4,12 +4,15 @@ import contextlib
 import errno
 import io
 import os
+import platform
 import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
+import types
 import warnings
 
 import numpy as np
@@ -19,7 +22,7 @@ from PIL import Image, ImageCms
 
 import distill
 import evaluate
-from plumbing import runs, start, UserError
+from plumbing import files, measuring, runs, start, UserError
 import sample as P
 from plumbing import shard
 import soak
@@ -128,6 +131,73 @@ def test_power_loss_while_saving_pieces(unbroken, tmp_path, name, call, step):
 def test_the_last_two_checkpoints_are_kept(unbroken):
     assert runs.read_checkpoint(str(unbroken))["step"] == 3
     assert runs.read_checkpoint(str(unbroken), "previous.pt")["step"] == 2
+
+
+# ---- two programs at once
+
+@pytest.mark.long
+def test_of_two_trainers_in_one_folder_one_ends_before_it_writes(unbroken, tmp_path):
+    """A job is started again while the old one lives. Kills: a log with rows of both, a checkpoint of which each wrote
+    a half, a holder that is not named."""
+    words = [sys.executable, os.path.join(ROOT, "train.py"), *TINY, *DROP, "--steps", "60", "--save-every", "1",
+             "--auto-resume", "--out", tmp_path / "run"]
+    both = [subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                             env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    done = sorted((process.communicate(timeout=240)[1], process.returncode, process.pid) for process in both)
+    (quiet, status, pid), (line, refused, _) = done
+    assert (quiet, status, refused) == ("", 0, 2) and f"process {pid} on {platform.node()}" in line, done
+    assert line.count("\n") == 1 and runs.read_checkpoint(str(tmp_path / "run"))["step"] == 60
+    assert (tmp_path / "run" / "log.csv").read_text().count("\n") == 61
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    """Kills: one name for both unfinished files, which mixes them, or takes one away from its writer."""
+    path = tmp_path / "x"
+    with files.whole_file(str(path)) as slow:
+        slow.write(b"slow")
+        with files.whole_file(str(path)) as quick:
+            quick.write(b"quick")
+        assert path.read_bytes() == b"quick"
+    assert path.read_bytes() == b"slow" and os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_what_a_killed_writer_left_is_removed(tmp_path, mine):
+    """By the next one who writes the file; not what is still being written. Kills: gigabytes that stay for good."""
+    code = ("import sys; from plumbing import files; f = files.whole_file(sys.argv[1]); file = f.__enter__(); "
+            "file.write(b'half'); file.flush(); print(flush=True); sys.stdin.read()")
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          cwd=ROOT) as other:
+        other.stdout.readline()
+        if not mine:
+            other.kill()
+            other.wait()
+        with files.whole_file(str(tmp_path / "x")) as file:
+            file.write(b"whole")
+        assert len(os.listdir(tmp_path)) == 1 + mine and (tmp_path / "x").read_bytes() == b"whole"
+        other.kill()
+
+
+def test_two_evaluations_at_once_lose_no_row(tmp_path, monkeypatch):
+    """The second one begins to read while the first one writes. Kills: scores that one of them never saw."""
+    made = dict(command="x"), dict(step=3), {}
+    monkeypatch.setattr(measuring, "provenance", lambda *args: made)
+    run, real, second = types.SimpleNamespace(folder=str(tmp_path)), measuring.write_json, []
+    code = ("import sys, types; from plumbing import measuring; "
+            "measuring.provenance = lambda *args: (dict(command='x'), dict(step=3), {}); "
+            "print(flush=True); "
+            "measuring.save_scores(dict(b=2), types.SimpleNamespace(folder=sys.argv[1]), None, None)")
+
+    def slow(*args):
+        second.append(subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE))
+        second[0].stdout.readline()
+        time.sleep(1)                                                     # it has come to its save_scores by now
+        real(*args)
+    monkeypatch.setattr(measuring, "write_json", slow)
+    measuring.save_scores(dict(a=1), run, None, None)
+    second[0].communicate(timeout=60)
+    scores = files.read_json(str(tmp_path / "evaluation.json"))
+    assert second[0].returncode == 0 and (scores["a"], scores["b"], scores["step"]) == (1, 2, 3)
 
 
 # ---- disks
