@@ -39,12 +39,13 @@ from data import Glyphs, batches, open_run
 from nested_unet import pyramid
 from plumbing import UserError, shard
 from plumbing.features import tensor_bytes
-from plumbing.files import fingerprint, writable_folder
+from plumbing.files import fingerprint, hold, writable_folder
 from plumbing.pictures import pyplot, save_figure, show_image
-from plumbing.runs import (CHECKPOINT, autocast, choose_device, choose_precision, cores, ema_model, load_weights,
+from plumbing.runs import (autocast, choose_device, choose_precision, cores, ema_model, has_checkpoint, load_weights,
                            main_program, read_checkpoint, results_folder, run_of)
 from plumbing.settings import Parser, override
 from plumbing.sources import add_accept_flag, check_unchanged, located, same_data
+from plumbing.start import newest_whole, set_aside
 from plumbing.t5 import Encoder
 from plumbing.training import Interrupt, Run
 from sample import ddim_step, derive_seed, guide, null_condition
@@ -148,14 +149,16 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
 
     Return (exit status, last loss). The status is None if the round is complete; the loss is nan if it was before.
     """
+    os.makedirs(folder, exist_ok=True)
+    lock = hold(folder)                                                   # noqa: F841: until this function returns
     checkpoint, optimizer, step = read_round(folder, config), make_optimizer(student, config), 0
     if checkpoint:
+        set_aside(checkpoint)
         step = checkpoint["step"]
         load_weights(student, checkpoint["model"], folder)
         load_weights(optimizer, checkpoint["optimizer"], folder)
         if step >= config.steps:
             return None, math.nan
-    os.makedirs(folder, exist_ok=True)
     source, seed = open_run(config), derive_seed(config.seed, 2, steps)    # each round sees its own examples and noise
     schedules, places = make_schedules(config), range(config.batch)
     parts = micro_batches(config.batch, config.accumulate)
@@ -200,9 +203,9 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
 
 def read_round(folder, config):
     """Return the checkpoint of this round, None if it has not begun. Raises UserError for another distillation's."""
-    if not os.path.exists(os.path.join(folder, CHECKPOINT)):
+    if not has_checkpoint(folder):
         return None
-    state = read_checkpoint(folder)
+    state = newest_whole(folder)
     free = ("precision", "accumulate", "recompute", "held_out", "held_out_every", "shard", "data", "data_id",
             "distilled_from")                                             # may differ
     same = {name: getattr(config, name) for name in free}

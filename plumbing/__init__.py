@@ -24,3 +24,7 @@
 
 class UserError(ValueError):
     """The user's mistake, in one line. The programs print it and exit with status 2."""
+
+
+class Damaged(UserError):
+    """A checkpoint is not whole. The one before it may be."""

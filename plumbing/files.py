@@ -1,10 +1,13 @@
 """Files that are there whole or not at all."""
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
 import os
+import platform
+import secrets
 import shutil
 import sys
 import tempfile
@@ -21,11 +24,13 @@ except ImportError:                                                       # Wind
 def whole_file(path, mode="wb", **options):
     """Open `path` for writing. It appears only when it is complete: written under another name, flushed, renamed.
 
-    Whatever goes wrong, the file that was there before stays, and the unfinished one is removed.
+    Whatever goes wrong, the file that was there before stays, and the unfinished one is removed. Two programs that
+    write the same file do it under two names.
     """
-    new = path + ".new"
+    new = unfinished(path)
     try:
-        with open(new, mode, **options) as file:
+        with open(new, mode.replace("w", "x"), **options) as file:
+            lock(file, "flock")
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -35,6 +40,33 @@ def whole_file(path, mode="wb", **options):
         with contextlib.suppress(OSError):
             os.remove(new)
         raise
+
+
+def unfinished(path):
+    """Return a new name for a file on its way to `path`. Remove what killed programs left: nobody has locked it."""
+    for left in glob.glob(glob.escape(path) + ".*.new"):
+        with contextlib.suppress(OSError), open(left, "ab") as file:
+            if lock(file, "flock"):
+                os.remove(left)
+    return f"{path}.{secrets.token_hex(4)}.new"
+
+
+def lock(file, kind="lockf", wait=False):
+    """Lock a file that is open for writing, until it is closed or its process ends. Return False if it is locked
+    already, None if this file system has no locks.
+
+    "lockf" is not inherited by forked workers, which outlive a killed run by a second. "flock" also keeps out the other
+    threads of this process.
+    """
+    try:
+        if fcntl:
+            getattr(fcntl, kind)(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return True
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass
+    return None
 
 
 def flush_folder(folder):
@@ -47,16 +79,19 @@ def flush_folder(folder):
 
 def keep(path, other):
     """Give a finished file a second name; copy it where the file system has no hard links."""
-    new = other + ".new"
-    if os.path.exists(new):
-        os.remove(new)
+    new = unfinished(other)
     try:
-        os.link(path, new)
-    except OSError:
-        shutil.copyfile(path, new)
-        with open(new, "rb") as file:
-            os.fsync(file.fileno())
-    os.replace(new, other)
+        try:
+            os.link(path, new)
+        except OSError:
+            shutil.copyfile(path, new)
+            with open(new, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(new, other)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(new)
+        raise
 
 
 def writable_folder(path, flag):
@@ -71,19 +106,26 @@ def writable_folder(path, flag):
 
 
 def hold(folder):
-    """Hold the folder of a run as long as the returned file is open. Raises UserError if another process holds it.
-
-    The lock is of the kind that forked workers do not inherit: they outlive a killed run by a second.
-    """
-    file = open(os.path.join(folder, ".lock"), "w")
-    try:
-        if fcntl:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise UserError(f"{folder}: another process is training this run") from None
-    except OSError:                                                       # a file system without locks
-        pass
+    """Hold the folder of a run as long as the returned file is open. Raises UserError if another process holds it."""
+    file = open(os.path.join(folder, ".lock"), "a+")
+    held = lock(file)
+    if held is None:
+        print(f"{folder}: there are no locks on this file system; train this run in one process only", file=sys.stderr)
+    file.seek(0)
+    if held is False:
+        raise UserError(f"{folder}: another process is training this run ({file.read() or 'it has just begun'})")
+    file.truncate()
+    print(f"process {os.getpid()} on {platform.node()}", end="", file=file, flush=True)
     return file
+
+
+@contextlib.contextmanager
+def one_at_a_time(path):
+    """Let one process after the other read `path` and write it anew: none may lose what another one adds."""
+    folder, name = os.path.split(path)
+    with open(os.path.join(folder, f".{name}.lock"), "a") as file:
+        lock(file, wait=True)
+        yield
 
 
 def escape_odd_names():

@@ -16,7 +16,7 @@ from config import Config
 from data import Stream
 from plumbing import UserError
 from plumbing.features import MIN_ACCURACY, GlyphFeatures, cached, distances, save_cached, tensor_bytes
-from plumbing.files import fingerprint, read_json, write_json
+from plumbing.files import fingerprint, one_at_a_time, read_json, write_json
 from plumbing.images import BrokenImage
 from plumbing.pictures import grid, label, pyplot, save_figure
 from plumbing.runs import choose_precision, ema_model, kept_checkpoints, made_by, results_folder, run_of
@@ -405,13 +405,15 @@ def save_scores(scores, run, args, yardstick):
     """
     made, samples, network = provenance(run, args, yardstick)
     path = os.path.join(run.folder, "evaluation.json")
-    before = read_json(path)
-    same = all(before.get(key) == value for key, value in samples.items())
-    if "features_id" in before and network:
-        same = same and all(before.get(key) == value for key, value in network.items())
-    before = before if same else {}
-    tables = {key: {**before.get(key, {}), **scores[key]} for key in ("withheld_pairs", "real_scenes") if key in scores}
-    write_json(path, before | samples | made | network | scores | tables)
+    with one_at_a_time(path):
+        before = read_json(path)
+        same = all(before.get(key) == value for key, value in samples.items())
+        if "features_id" in before and network:
+            same = same and all(before.get(key) == value for key, value in network.items())
+        before = before if same else {}
+        tables = {key: {**before.get(key, {}), **scores[key]} for key in ("withheld_pairs", "real_scenes")
+                  if key in scores}
+        write_json(path, before | samples | made | network | scores | tables)
 
 
 def save_sweep(field, rows, run, args, yardstick):

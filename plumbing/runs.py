@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from config import Config, build_model
-from plumbing import UserError
+from plumbing import Damaged, UserError
 from plumbing.files import blame_machine, escape_odd_names, keep, reason_of, whole_file
 from plumbing.settings import override
 
@@ -235,6 +235,7 @@ def save_checkpoint(folder, model, ema, optimizer, step, images, config, example
 def sharded_steps(folder):
     """The steps of a run's sharded checkpoints, in order."""
     path = os.path.join(folder, SHARDED)
+    check_reachable(path)
     names = os.listdir(path) if os.path.isdir(path) else []
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -244,9 +245,17 @@ def kept_checkpoints(folder):
     return sorted(map(os.path.basename, glob.glob(os.path.join(glob.escape(folder), "checkpoint_*.pt"))))
 
 
+def plain_checkpoints(folder):
+    """The names of a run's checkpoints that are not sharded, newest first."""
+    names = [CHECKPOINT, PREVIOUS, *reversed(kept_checkpoints(folder))]
+    for name in names:
+        check_reachable(os.path.join(folder, name))
+    return [name for name in names if os.path.isfile(os.path.join(folder, name))]
+
+
 def has_checkpoint(folder):
     """Return True if the folder holds a checkpoint, plain or sharded."""
-    return os.path.exists(os.path.join(folder, CHECKPOINT)) or bool(sharded_steps(folder))
+    return bool(plain_checkpoints(folder) or sharded_steps(folder))
 
 
 def run_of(path):
@@ -294,6 +303,8 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
         raise UserError(f"{folder}: no such run")
     if not os.path.isfile(path):
         sharded = f"; but a sharded one: python -m plumbing.shard {folder}" if sharded_steps(folder) else ""
+        if name == CHECKPOINT and (others := plain_checkpoints(folder)):
+            raise UserError(f"{folder}: it has no {name}, but {others[0]}: renamed to {name} it takes its place")
         if name == CHECKPOINT and not sharded and os.path.exists(os.path.join(folder, "log.csv")):
             raise UserError(f"{folder}: this run has no checkpoint yet; if it was killed, its first command begins it "
                             f"anew with --out {folder} --auto-resume")
@@ -305,7 +316,7 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
     try:
         with zipfile.ZipFile(path) as file:
             if wrong := file.testzip():
-                raise UserError(f"{path}: damaged ({wrong}){hint}")
+                raise Damaged(f"{path}: damaged ({wrong}){hint}")
         mapped = path.encode(errors="replace") == os.fsencode(path)       # PyTorch maps no name that is not UTF-8
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)     # mapped: read where it is used
         state["config"] = config_of(state["config"])
@@ -316,17 +327,17 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
         for part in wanted & {"model", "ema"} - missing:                  # such a model draws black pictures
             for key, weights in (state[part] or {}).items():              # load_weights says what else is wrong
                 if torch.is_tensor(weights) and not torch.isfinite(weights).all():
-                    raise UserError(f"{path}: its weights hold values that are not finite ({part}.{key})")
+                    raise Damaged(f"{path}: its weights hold values that are not finite ({part}.{key})")
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: a checkpoint of another program ({error})") from None
+        raise Damaged(f"{path}: a checkpoint of another program ({error})") from None
     except Exception as error:                                            # a damaged file fails in many ways
         blame_machine(path, error)
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise UserError(f"{path}: damaged, or not a checkpoint ({reason}){hint}") from None
+        raise Damaged(f"{path}: damaged, or not a checkpoint ({reason}){hint}") from None
     if missing:
-        raise UserError(f"{path}: a checkpoint of another program (it lacks {', '.join(sorted(missing))})")
+        raise Damaged(f"{path}: a checkpoint of another program (it lacks {', '.join(sorted(missing))})")
     newest = (sharded_steps(folder) or [0])[-1]
     if name == CHECKPOINT and not old and newest > state["step"]:
         raise UserError(f"{path} is of step {state['step']}, the sharded checkpoint beside it of {newest}: python -m "

@@ -17,6 +17,7 @@ renamed when all ranks are done. The last two are kept.
 """
 import dataclasses
 import functools
+import glob
 import io
 import json
 import os
@@ -38,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 
 from plumbing.settings import Parser
 from config import build_model, make_optimizer
-from plumbing import UserError
+from plumbing import Damaged, UserError
 from plumbing.runs import (CHECKPOINT, SHARDED, broadcast, config_of, main_program, read_checkpoint, save_checkpoint,
                            run_of, sharded_steps)
 from plumbing.files import blame_machine, flush_folder, reason_of, whole_file
@@ -117,7 +118,8 @@ def save(folder, model, ema, optimizer, step, images, config, examples, name=Non
     new, first = path + ".new", rank() == 0
     try:
         if first:
-            shutil.rmtree(new, ignore_errors=True)                        # left by a run that was killed here
+            for left in glob.glob(os.path.join(glob.escape(folder), SHARDED, "*.new")):         # by a killed run
+                shutil.rmtree(left, ignore_errors=True)
             os.makedirs(new)
             flush_folder(folder)
         wait_for_all()
@@ -170,7 +172,12 @@ def newest(folder):
     """Return dict(path, files, step, images, config, examples) of a run's last sharded checkpoint. Raises UserError."""
     if not sharded_steps(folder):
         raise UserError(f"{folder}: has no sharded checkpoint")
-    path = os.path.join(folder, SHARDED, f"{sharded_steps(folder)[-1]:07d}")
+    return describe(folder, sharded_steps(folder)[-1])
+
+
+def describe(folder, step):
+    """Return what `newest` returns, of the sharded checkpoint of this step. Raises UserError."""
+    path = os.path.join(folder, SHARDED, f"{step:07d}")
     try:
         with open(os.path.join(path, "run.json")) as file:
             state = json.load(file)
@@ -178,11 +185,11 @@ def newest(folder):
                     examples=state["examples"], files=dict(state["files"]))
     except (KeyError, TypeError, ValueError, AttributeError, OSError, MemoryError) as error:
         blame_machine(path, error)
-        raise UserError(f"{path}: damaged, or not a checkpoint ({type(error).__name__}: {error})") from None
+        raise Damaged(f"{path}: damaged, or not a checkpoint ({type(error).__name__}: {error})") from None
 
 
 def check(state):
-    """Compare the files with their checksums, each rank its part. Raises UserError, on every rank."""
+    """Compare the files with their checksums. Raises UserError. If the ranks have met, each does its part."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     faults = {}                                                           # file: the error of reading it, or None
     for name in sorted(state["files"])[rank()::world]:
@@ -199,8 +206,8 @@ def check(state):
     for name, error in faults.items():
         blame_machine(os.path.join(state["path"], name), error)
     if faults:
-        raise UserError(f"{state['path']}: damaged ({', '.join(faults)}); remove this folder, and the run continues "
-                        "from the checkpoint before it")
+        raise Damaged(f"{state['path']}: damaged ({', '.join(faults)}); remove this folder, and the run continues "
+                      "from the checkpoint before it")
 
 
 class Metadata(pickle.Unpickler):

@@ -13,11 +13,12 @@ from config import PRESETS, Config, build_model, make_schedules, numbers, parts
 from data import Glyphs, ImageFolder, batches, open_run, open_source
 from dwt import wavelet_levels
 from nested_unet import grow, mixed_rows, pyramid
-from plumbing import UserError, cost, shard
+from plumbing import Damaged, UserError, cost, shard
 from plumbing.captions import faults as caption_faults
-from plumbing.files import writable_folder
-from plumbing.runs import (CHECKPOINT, broadcast, choose_precision, cores, has_checkpoint, is_pretrained, load_weights,
-                           read_checkpoint, run_of, sharded_steps)
+from plumbing.files import hold, writable_folder
+from plumbing.runs import (CHECKPOINT, PREVIOUS, SHARDED, broadcast, choose_precision, cores, has_checkpoint,
+                           is_pretrained, load_weights, plain_checkpoints, processes, read_checkpoint, run_of,
+                           sharded_steps)
 from plumbing.settings import Parser, add_fields, override
 from plumbing.sources import add_accept_flag, located, same_data
 from plumbing.t5 import Encoder, check_moved
@@ -79,7 +80,9 @@ def read_command_line():
         args.resume = args.out
     if not args.resume:
         return args, override(base_of(args, given), **given), None
-    checkpoint = newest_checkpoint(args.resume)
+    if has_checkpoint(args.resume) and not args.dry_run and is_first():
+        args.lock = hold(args.resume)                                     # before it is read: its owner may go on
+    checkpoint = (newest_whole if args.auto_resume else newest_checkpoint)(args.resume)
     saved = checkpoint["config"]
     if given.get("precision") == "auto":                                  # the run has settled it
         del given["precision"]
@@ -94,6 +97,11 @@ def read_command_line():
         raise UserError(f"--resume continues the same run: --{changed[0].replace('_', '-')} would make it another "
                         f"(allowed: {', '.join(ON_RESUME)})")
     return args, config, checkpoint
+
+
+def is_first():
+    """Return True in rank 0, which the processes of a run do not yet know from each other."""
+    return processes() == 1 or os.environ["RANK"] == "0"
 
 
 def preset_of(args):
@@ -123,6 +131,47 @@ def newest_checkpoint(run):
     if steps and (checkpoint is None or steps[-1] > checkpoint["step"]):
         checkpoint = shard.newest(run)
     return checkpoint
+
+
+def newest_whole(run):
+    """Read the newest checkpoint of a run that is whole: of a job that is restarted, nobody is there to choose.
+
+    Its "damaged" is {path: the line about it} of those that are not. Raises UserError if none is whole, or if the
+    machine cannot read one that may be whole.
+    """
+    whole, damaged = [], {}
+    plain = [(os.path.join(run, name), read_checkpoint, (run, name, True)) for name in plain_checkpoints(run)]
+    sharded = [(os.path.join(run, SHARDED, f"{step:07d}"), whole_shards, (run, step))
+               for step in reversed(sharded_steps(run))]
+    for candidates in (plain, sharded):
+        for path, read, args in candidates:
+            try:
+                whole.append(read(*args))
+                break
+            except Damaged as error:
+                damaged[path] = str(error)
+    if not whole:
+        raise UserError(f"{run}: no checkpoint is whole, nothing was changed: {'; '.join(damaged.values())}")
+    return dict(max(whole, key=lambda state: state["step"]), damaged=damaged)
+
+
+def whole_shards(run, step):
+    """Describe the sharded checkpoint of this step after a look at all of its bytes. Raises UserError."""
+    state = shard.describe(run, step)
+    shard.check(state)
+    return state
+
+
+def set_aside(checkpoint):
+    """Rename the damaged checkpoints that newest_whole passed over: what is saved next must not replace them. Say in
+    one line from which one the run goes on, if it is not the usual one."""
+    said = []
+    for path in checkpoint.get("damaged", ()):
+        kept = next(name for n in itertools.count(1) if not os.path.lexists(name := f"{path}.damaged-{n}"))
+        os.rename(path, kept)
+        said.append(f"{path} is damaged and kept as {os.path.basename(kept)}; ")
+    if said or os.path.basename(checkpoint["path"]) == PREVIOUS:
+        print(f"{''.join(said)}going on from {checkpoint['path']}, step {checkpoint['step']}", file=sys.stderr)
 
 
 def check_same_run(args, asked, saved):
@@ -320,11 +369,15 @@ def run_folder(args, checkpoint, rank, world):
         raise UserError(f"{args.resume or args.out}: rank {rank} finds step {step} there, rank 0 another: do they see "
                         "the same folder?")
     folder = args.resume
+    if checkpoint and rank == 0:
+        set_aside(checkpoint)
     if not folder and rank == 0:
         default = "glyphs64"
         if getattr(args, "init_from", None):
             default = os.path.basename(os.path.abspath(args.init_from)) + "-tuned"
         folder = new_folder(args.out, args.preset or default, args.auto_resume)
+        args.lock = hold(folder)
+        check_free(folder)                                                # once more: another one may have begun it
     return broadcast(folder, world)
 
 
@@ -339,12 +392,17 @@ def new_folder(out, preset, again=False):
             out, number = os.path.join("runs", f"{preset}-{number}"), number + 1
     elif is_pretrained(out):
         raise UserError(f"--out {out}: holds pretrained weights; choose another folder")
-    elif has_checkpoint(out):
-        raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
-    elif os.path.exists(os.path.join(out, "log.csv")) and not again:      # it may just have begun: do not take it over
+    check_free(out)
+    if os.path.exists(os.path.join(out, "log.csv")) and not again:      # it may just have begun: do not take it over
         raise UserError(f"--out {out}: holds a run without a checkpoint yet; if it was killed, begin it anew with "
                         "--auto-resume, or choose another folder")
     return writable_folder(out, "--out")
+
+
+def check_free(out):
+    """Refuse a folder that holds a run."""
+    if has_checkpoint(out):
+        raise UserError(f"--out {out}: holds a run already; continue it with --resume {out} or choose another folder")
 
 
 def make_first(folder):

@@ -4,7 +4,6 @@ A run is a folder: config.json (resolved settings), log.csv (a row per logged st
 index.html that shows them (watch.py), checkpoint.pt and the one before it, previous.pt. A sharded run has a folder
 `sharded` in their place (shard.py).
 """
-import contextlib
 import csv
 import dataclasses
 import functools
@@ -23,7 +22,7 @@ import torch.distributed as dist
 from cascade import downsample
 from data import open_run
 from plumbing import UserError, shard
-from plumbing.files import hold, whole_file
+from plumbing.files import whole_file
 from plumbing.images import BrokenImage
 from plumbing.pictures import pyplot
 from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, save_checkpoint
@@ -82,7 +81,6 @@ class Run:
         self.step, self.rank, self.world = step, rank, world
         self.held_out_loss, self.sheet = held_out_loss, sheet
         self.interrupt, self.stopped = interrupt or Interrupt(), False
-        self.lock = hold(folder) if rank == 0 else contextlib.nullcontext()
         self.log = Log(folder, config, active=rank == 0, first_step=step)
         self.page = Page(self.log, active=rank == 0 and sheet is not None, first_step=step)
         # With several processes there are none: their clocks do not agree.
@@ -104,18 +102,17 @@ class Run:
             self.log.say(f"skipped {message}")
 
     def steps(self, stream):
-        """Yield (step, batch) until the run is complete or stopped. Hold its folder as long."""
-        with self.lock:
-            self.log.start_clock(self.step)
-            while self.step < self.config.steps and not self.stopped:
-                batch = next(stream)
-                for message in set(batch["broken"]) - self.broken:
-                    print(f"\nskipped {message}", file=sys.stderr)
-                self.broken.update(batch["broken"])
-                if batch["image"] is None:
-                    raise UserError(f"--data {self.config.data}: no image left that can be read ({len(self.broken)} "
-                                    "skipped)")
-                yield self.step, batch
+        """Yield (step, batch) until the run is complete or stopped."""
+        self.log.start_clock(self.step)
+        while self.step < self.config.steps and not self.stopped:
+            batch = next(stream)
+            for message in set(batch["broken"]) - self.broken:
+                print(f"\nskipped {message}", file=sys.stderr)
+            self.broken.update(batch["broken"])
+            if batch["image"] is None:
+                raise UserError(f"--data {self.config.data}: no image left that can be read ({len(self.broken)} "
+                                "skipped)")
+            yield self.step, batch
 
     def finite(self, grad_norm):
         """Return whether the norm of the gradient is finite. Call it before the optimizer changes the weights."""

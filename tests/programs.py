@@ -1,6 +1,7 @@
 """What the tests share: start a program (as a user would, or in this process, quicker), read a run, make a model."""
 import contextlib
 import csv
+import gc
 import io
 import os
 import runpy
@@ -73,6 +74,7 @@ def run_here(module, args):
         return leave.code, "".join(lines)
     finally:
         sys.argv = argv
+        gc.collect()                                                      # a program that ends lets go of its run
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

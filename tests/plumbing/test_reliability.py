@@ -4,12 +4,15 @@ import contextlib
 import errno
 import io
 import os
+import platform
 import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
+import types
 import warnings
 
 import numpy as np
@@ -19,7 +22,7 @@ from PIL import Image, ImageCms
 
 import distill
 import evaluate
-from plumbing import runs, start, UserError
+from plumbing import files, measuring, runs, start, UserError
 import sample as P
 from plumbing import shard
 import soak
@@ -130,6 +133,73 @@ def test_the_last_two_checkpoints_are_kept(unbroken):
     assert runs.read_checkpoint(str(unbroken), "previous.pt")["step"] == 2
 
 
+# ---- two programs at once
+
+@pytest.mark.long
+def test_of_two_trainers_in_one_folder_one_ends_before_it_writes(unbroken, tmp_path):
+    """A job is started again while the old one lives. Kills: a log with rows of both, a checkpoint of which each wrote
+    a half, a holder that is not named."""
+    words = [sys.executable, os.path.join(ROOT, "train.py"), *TINY, *DROP, "--steps", "60", "--save-every", "1",
+             "--auto-resume", "--out", tmp_path / "run"]
+    both = [subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                             env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    done = sorted((process.communicate(timeout=240)[1], process.returncode, process.pid) for process in both)
+    (quiet, status, pid), (line, refused, _) = done
+    assert (quiet, status, refused) == ("", 0, 2) and f"process {pid} on {platform.node()}" in line, done
+    assert line.count("\n") == 1 and runs.read_checkpoint(str(tmp_path / "run"))["step"] == 60
+    assert (tmp_path / "run" / "log.csv").read_text().count("\n") == 61
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    """Kills: one name for both unfinished files, which mixes them, or takes one away from its writer."""
+    path = tmp_path / "x"
+    with files.whole_file(str(path)) as slow:
+        slow.write(b"slow")
+        with files.whole_file(str(path)) as quick:
+            quick.write(b"quick")
+        assert path.read_bytes() == b"quick"
+    assert path.read_bytes() == b"slow" and os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_what_a_killed_writer_left_is_removed(tmp_path, mine):
+    """By the next one who writes the file; not what is still being written. Kills: gigabytes that stay for good."""
+    code = ("import sys; from plumbing import files; f = files.whole_file(sys.argv[1]); file = f.__enter__(); "
+            "file.write(b'half'); file.flush(); print(flush=True); sys.stdin.read()")
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          cwd=ROOT) as other:
+        other.stdout.readline()
+        if not mine:
+            other.kill()
+            other.wait()
+        with files.whole_file(str(tmp_path / "x")) as file:
+            file.write(b"whole")
+        assert len(os.listdir(tmp_path)) == 1 + mine and (tmp_path / "x").read_bytes() == b"whole"
+        other.kill()
+
+
+def test_two_evaluations_at_once_lose_no_row(tmp_path, monkeypatch):
+    """The second one begins to read while the first one writes. Kills: scores that one of them never saw."""
+    made = dict(command="x"), dict(step=3), {}
+    monkeypatch.setattr(measuring, "provenance", lambda *args: made)
+    run, real, second = types.SimpleNamespace(folder=str(tmp_path)), measuring.write_json, []
+    code = ("import sys, types; from plumbing import measuring; "
+            "measuring.provenance = lambda *args: (dict(command='x'), dict(step=3), {}); "
+            "print(flush=True); "
+            "measuring.save_scores(dict(b=2), types.SimpleNamespace(folder=sys.argv[1]), None, None)")
+
+    def slow(*args):
+        second.append(subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE))
+        second[0].stdout.readline()
+        time.sleep(1)                                                     # it has come to its save_scores by now
+        real(*args)
+    monkeypatch.setattr(measuring, "write_json", slow)
+    measuring.save_scores(dict(a=1), run, None, None)
+    second[0].communicate(timeout=60)
+    scores = files.read_json(str(tmp_path / "evaluation.json"))
+    assert second[0].returncode == 0 and (scores["a"], scores["b"], scores["step"]) == (1, 2, 3)
+
+
 # ---- disks
 
 @pytest.mark.parametrize("shards", [(), ("--shard",)])
@@ -215,6 +285,91 @@ def test_the_line_about_a_damaged_checkpoint_names_the_one_before(unbroken, tmp_
     os.replace(tmp_path / "run" / "previous.pt", path)                    # as the line says
     assert run_here(T, ["--resume", tmp_path / "run", "--steps", 3, "--device", "cpu"]) == (None, "")
     assert not soak.differences(unbroken, tmp_path / "run")
+
+
+def restart(run, *args):
+    """Start the command of `unbroken` once more, as a job that is restarted does."""
+    return run_here(T, [*TINY, *DROP, "--save-every", 1, "--steps", 3, "--out", run, "--auto-resume", *args])
+
+
+@pytest.mark.parametrize("loss", ["missing", "cut", "empty", "of another program"])
+def test_auto_resume_goes_on_from_the_checkpoint_before(unbroken, tmp_path, loss):
+    """Kills: a run that begins at 0 over a good previous.pt; a job that a damaged file stops for good; a damaged file
+    that is lost."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    path = run / "checkpoint.pt"
+    content = {"missing": None, "cut": path.read_bytes()[:5000], "empty": b"", "of another program": b"PK 7"}[loss]
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    status, line = restart(run)
+    assert status is None and "going on from" in line and "previous.pt, step 2" in line and line.count("\n") == 1
+    assert not soak.differences(unbroken, run) and (run / "log.csv").read_text().count("\n") == 4
+    assert content is None or (run / "checkpoint.pt.damaged-1").read_bytes() == content
+
+
+def test_auto_resume_goes_on_from_a_kept_checkpoint(unbroken, tmp_path):
+    """Both usual ones are damaged. Kills: a search that ends at two."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    os.rename(run / "previous.pt", run / "checkpoint_0000002.pt")
+    for name in ("checkpoint.pt", "previous.pt"):
+        (run / name).write_bytes(b"PK")
+    status, line = restart(run)
+    assert status is None and "checkpoint_0000002.pt, step 2" in line and not soak.differences(unbroken, run)
+
+
+def test_auto_resume_changes_nothing_where_no_checkpoint_is_whole(unbroken, tmp_path):
+    """Kills: a fresh start over what could still be saved; a log that is cut."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    for name in ("checkpoint.pt", "previous.pt"):
+        (run / name).write_bytes((run / name).read_bytes()[:3000])
+    before = {name: (run / name).read_bytes() for name in os.listdir(run)}
+    status, line = restart(run)
+    assert status == 2 and "no checkpoint is whole" in line and line.count("\n") == 1
+    assert before == {name: (run / name).read_bytes() for name in os.listdir(run)}
+
+
+def test_auto_resume_does_not_pass_over_a_checkpoint_that_the_machine_cannot_read(unbroken, tmp_path, monkeypatch):
+    """Kills: an old step, as memory was short or a disk failed for a moment."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+
+    def fail(*args, **more):
+        raise OSError(errno.EIO, "Input/output error")
+    for owner, name in ((torch, "load"), (os, "stat")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(UserError, match="cannot be read: Input/output error$"):
+                if runs.has_checkpoint(run):
+                    start.newest_whole(str(run))
+    assert sorted(os.listdir(run)) == sorted(os.listdir(unbroken))
+
+
+def test_without_checkpoint_pt_a_run_is_not_begun_again(unbroken, tmp_path):
+    """Kills: --out that takes the folder of a run for a new one, since only previous.pt is left."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    (run / "checkpoint.pt").unlink()
+    status, line = run_here(T, [*TINY, "--steps", 1, "--out", run])
+    assert status == 2 and "holds a run already" in line
+    status, line = run_here(T, ["--resume", run, "--steps", 3])
+    assert status == 2 and "previous.pt: renamed to checkpoint.pt it takes its place" in line
+
+
+def test_a_distillation_goes_on_from_the_checkpoint_before(unbroken, tmp_path):
+    """Kills: a round that begins again, or stops for good, although previous.pt is whole."""
+    words = [unbroken, "--from", 4, "--to", 2, "--steps", 102, "--device", "cpu", "--out", tmp_path / "d"]
+    assert run_here(distill, words) == (None, "")                         # saved at 100 and at the end
+    good = runs.read_checkpoint(str(tmp_path / "d" / "2"))
+    good = {key: value.clone() for key, value in good["model"].items()}
+    (tmp_path / "d" / "2" / "checkpoint.pt").write_bytes(b"PK")
+    status, line = run_here(distill, words)
+    assert status is None and "previous.pt, step 100" in line and line.count("\n") == 1
+    now = runs.read_checkpoint(str(tmp_path / "d" / "2"))
+    assert now["step"] == 102 and all(torch.equal(good[key], now["model"][key]) for key in good)
 
 
 @pytest.mark.parametrize("error, cause", [

@@ -204,6 +204,28 @@ def test_a_damaged_piece_is_one_line(pieces, tmp_path, name, damage):
     assert run_here(T, ["--resume", tmp_path / "run", "--steps", 5, "--device", "cpu"]) == (None, "")
 
 
+@pytest.mark.parametrize("name, damage", [("__0_0.distcp", "flip"), ("__0_0.distcp", "gone"), ("run.json", "cut")])
+def test_auto_resume_goes_on_from_the_pieces_before(pieces, tmp_path, name, damage):
+    """Kills: a job that a damaged piece stops for good; the same step saved over it."""
+    shutil.copytree(pieces, tmp_path / "run")
+    folder = tmp_path / "run" / "sharded" / "0000004"
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).unlink()
+    if damage != "gone":
+        (folder / name).write_bytes(content if damage == "flip" else content[:99])
+    words = [*SMALL, "--shard", "--auto-resume", "--out", tmp_path / "run", "--steps", 4]
+    status, line = run_here(T, words)
+    assert status is None and "0000002, step 2" in line and line.count("\n") == 1
+    folders = tmp_path / "run" / "sharded"
+    assert sorted(os.listdir(folders)) == ["0000002", "0000004", "0000004.damaged-1"]
+    shutil.copytree(pieces, tmp_path / "good")
+    for run in ("good", "run"):
+        assert run_here(shard, [tmp_path / run]) == (None, "")
+    a, b = whole(tmp_path / "good"), whole(tmp_path / "run")
+    assert all(torch.equal(a[part][key], b[part][key]) for part in ("model", "ema") for key in a[part])
+
+
 def test_a_hostile_list_of_pieces_runs_no_code(pieces, tmp_path):
     """The list is a pickle that torch.distributed.checkpoint would load without a question."""
     class Exploit:

@@ -1,5 +1,6 @@
 """The data of a run that moved, changed, or hold the run itself: train.py, evaluate.py and distill.py find the same."""
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,15 @@ def test_a_run_is_trained_by_one_process(run):
     with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           env={**os.environ, "PYTHONPATH": ROOT}) as other:
         other.stdout.readline()
-        one_line(run_here(T, ["--resume", run, "--steps", 3]), "run: another process is training this run")
+        whole = (run / "checkpoint.pt").read_bytes()
+        (run / "checkpoint.pt").write_bytes(b"half")                      # the lock comes before any reading
+        for words in (["--resume", run], [*TINY, "--data", "photos", "--auto-resume", "--out", run]):
+            one_line(run_here(T, [*words, "--steps", 3]), "run: another process is training this run",
+                     f"process {other.pid} on {platform.node()}")
+        (run / "checkpoint.pt").write_bytes(whole)
+        (run.parent / "d" / "2").mkdir(parents=True)
+        (run / ".lock").rename(run.parent / "d" / "2" / ".lock")          # as if it distilled
+        one_line(run_here(distill, [run, *DISTIL, "--out", "d"]), f"process {other.pid} on {platform.node()}")
         other.stdin.close()
     assert run_here(T, ["--resume", run, "--steps", 3]) == (None, "")
 
