@@ -110,7 +110,7 @@ class Config:
     seed: int = 0                        # seed of everything random
     workers: int = -1                    # processes that load images; -1 = choose
     precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16: autocast; auto: the faster one here
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on with CUDA
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: with CUDA, for 20,000 steps or more
     channels_last: Literal["auto", "on", "off"] = "auto"  # memory format of the maps; auto: on with CUDA
     accumulate: int = 1                  # micro-batches into which each process splits its batch, to save memory
     recompute: bool = False              # activation checkpointing: backward recomputes the activations inside blocks

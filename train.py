@@ -253,7 +253,7 @@ def main():
     rank, world, device, device_reason = start_processes(args.device)
     config, source, initial = start.resolve(config, checkpoint, args, device, world)
     # config is the run's and is saved. machine is config with each "auto" decided for this machine, and is not saved.
-    machine = start.resolve_machine(config, device, args.world_size or world)
+    machine = start.resolve_machine(config, device, args.world_size or world, checkpoint["step"] if checkpoint else 0)
     if args.dry_run:
         return start.dry_run(machine, device, device_reason, args.world_size or world) if rank == 0 else None
     encoder = start.open_encoder(config, source, device)

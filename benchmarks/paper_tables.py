@@ -177,7 +177,7 @@ def pace_of(args, settings):
         out = os.path.join(args.folder, "paces", name)
         shutil.rmtree(out, ignore_errors=True)
         started("train.py", *flags(settings), "--steps", 100, "--sample-every", 0, "--sample-steps", 1, "--precision",
-                args.precision, "--device", args.device, "--out", out)
+                args.precision, "--compile", "off", "--device", args.device, "--out", out)
         batch = settings.get("batch", PRESETS[settings["preset"]].batch)
         return seconds_a_step(out, batch, skip=2)                         # skip the warm-up, the first 40 steps
     return remembered(args, name, measured)
@@ -198,8 +198,8 @@ def train(args, rows):
             if not has_checkpoint(folder) or read_checkpoint(folder)["step"] < steps[row]:
                 print(f"{row}, seed {seed}: {steps[row]:,} steps at {paces[row]:.3f} s", flush=True)
                 started("train.py", *flags(settings), "--steps", steps[row], "--seed", seed, "--keep-every", equal,
-                        "--save-every", 200, "--sample-every", 0, "--precision", args.precision, "--device",
-                        args.device, "--out", folder, "--auto-resume")
+                        "--save-every", 200, "--sample-every", 0, "--precision", args.precision, "--compile", "off",
+                        "--device", args.device, "--out", folder, "--auto-resume")
             trained[row].append((seed, folder))
     return trained, paces
 

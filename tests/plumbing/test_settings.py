@@ -181,3 +181,29 @@ def test_no_setting_shows_a_traceback():
         except UserError as error:                                        # anything else raises
             assert str(error) and "\n" not in str(error), words
     assert 20 < well < 380
+
+
+# ---- what "auto" becomes on a machine
+
+@pytest.mark.parametrize("device, steps, first, said, wanted", [
+    ("cuda", start.COMPILE_FROM, 0, "auto", "on"), ("cuda", start.COMPILE_FROM - 1, 0, "auto", "off"),
+    ("cuda", start.COMPILE_FROM, 1, "auto", "off"), ("cpu", 10 ** 6, 0, "auto", "off"), ("cuda", 10, 0, "on", "on"),
+    ("cuda", 10 ** 6, 0, "off", "off"), ("cpu", 10, 0, "on", "on")])
+def test_compile_auto_is_on_where_many_steps_are_to_come(device, steps, first, said, wanted):
+    """Kills: a minute of compiling for a run of a minute; the steps of a resumed run counted from its beginning; a
+    help text of another number."""
+    config = override(C.PRESETS["glyphs64"], steps=steps, compile=said)
+    assert start.resolve_machine(config, torch.device(device), 1, first).compile == wanted
+    assert f"{start.COMPILE_FROM:,} steps" in help_of_fields()["compile"]
+    assert max(preset.steps for preset in C.PRESETS.values() if preset.data) < start.COMPILE_FROM
+
+
+@pytest.mark.parametrize("device, cores, world, wanted", [
+    ("cuda", 16, 1, 15), ("cuda", 128, 8, 15), ("cuda", 128, 1, 16), ("cuda", 2, 1, 1), ("cuda", 1, 1, 1),
+    ("cpu", 16, 1, 8), ("cpu", 2, 1, 1), ("cpu", 8, 2, 2)])
+def test_workers_are_chosen_so_that_a_card_need_not_wait(device, cores, world, wanted, monkeypatch):
+    """Kills: half of the cores idle beside a card; more workers than cores; none."""
+    monkeypatch.setattr(start, "cores", lambda: cores)
+    assert start.resolve_machine(C.PRESETS["glyphs64"], torch.device(device), world, 0).workers == wanted
+    config = override(C.PRESETS["glyphs64"], workers=0)
+    assert start.resolve_machine(config, torch.device(device), world, 0).workers == 0
