@@ -38,6 +38,11 @@ class Exercise:
     def name(self):
         return self.target.split(".", 1)[1]
 
+    @property
+    def needs(self):
+        """The numbers of the other exercises whose functions its exam runs."""
+        return NEEDS.get(self.number, ())
+
 
 EXERCISES = [
     # ---------------------------------------------------------------------------------- 1 noise schedules
@@ -275,6 +280,21 @@ EXERCISES = [
              "times = t, the middle, the end, never below 0. Then step_target, and v_from_x at t.",
              "Why is the teacher not clipped here, though the sampler is?"),
 ]
+
+
+# In a copy of all chapters these come first. `check` finds the same by watching which functions an exam runs.
+NEEDS = {
+    "1.3": ("1.1",), "1.4": ("1.1", "1.3"),
+    "2.1": ("1.2",), "2.2": ("1.2",), "2.3": ("1.2",), "2.4": ("1.2",), "2.5": ("1.2", "2.1", "2.2", "2.3", "2.6"),
+    "3.3": ("3.1",), "3.4": ("3.1", "3.3"), "3.5": ("1.2",),
+    "4.4": ("4.2", "4.3", "5.1"),
+    "5.3": ("4.2", "4.3", "5.1", "5.2"),
+    "6.1": ("1.2", "2.1"), "6.2": ("1.2",),
+    "7.2": ("1.1", "1.3"), "7.3": ("1.1", "1.2", "2.1", "2.2", "2.3", "2.5"),
+    "7.4": ("4.1", "4.2", "4.3", "4.4", "5.1"),
+    "8.1": ("1.1", "1.2", "1.3", "2.1"), "8.2": ("1.1", "1.2", "1.3", "2.1"), "8.3": ("1.2",),
+    "8.4": ("1.1", "1.2", "2.1", "6.1", "8.3"),
+}
 
 
 def chosen(chapter, folder=None):
