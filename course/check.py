@@ -61,7 +61,7 @@ def stubs(seed):
 def restored():
     """Yield (holds, message): does cutting out a chapter and putting it back give the same file?"""
     for chapter in CHAPTERS:
-        exercises = chosen(chapter)
+        exercises = chosen([chapter])
         for file in sorted({exercise.file for exercise in exercises}):
             part = [exercise for exercise in exercises if exercise.file == file]
             source = read(os.path.join(HERE, file))

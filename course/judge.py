@@ -83,14 +83,15 @@ def fault_of(exam, seen, wanted):
     return fault or compare(seen, wanted, exam.tolerance)
 
 
-def judge_one(exercise, folder, seed, limit, mistakes=()):
+def judge_one(exercise, folder, seed, limit, mistakes=(), ask=testimony):
     """Judge one exercise -> (status, message, seen). The status is passed, not done or wrong.
 
     mistakes: [(old, new, name), ...]. If the numbers, or the error, are those of a mistake, the message is its name.
+    ask: runs the exam on the student's file.
     """
     if exercise.number not in EXAMS:
         raise UserError(f"exercise {exercise.number} has no exam in course/chapter{exercise.chapter}.py")
-    kind, seen = testimony(exercise, to_grade(folder, exercise), seed, limit)
+    kind, seen = ask(exercise, to_grade(folder, exercise), seed, limit)
     if kind == "not done" and f"exercise {exercise.number}:" in seen:
         return kind, "", None
     if kind == "not done":
@@ -133,7 +134,20 @@ def prepare(exercises):
             print(f"course: {file} cannot be imported: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def grade(folder, chapter=None, seed=0, limit=20, pictures=True, json_path=None):
+def row_of(exercise, folder, seed, limit, ask=testimony):
+    """Grade one exercise -> (its row in the table of points, the numbers it gave)."""
+    try:
+        status, message, seen = judge_one(exercise, folder, seed, limit, mistakes_of(exercise.number), ask)
+    except UserError as error:
+        status, message, seen = "wrong", str(error), None
+    except Exception as error:                                            # the other exercises are graded all the same
+        status, message, seen = "wrong", f"cannot be judged: {type(error).__name__}", None
+    points = exercise.points if status == "passed" else 0
+    return dict(exercise=exercise.number, title=exercise.title, chapter=exercise.chapter, status=status,
+                points=points, of=exercise.points, message=message), seen
+
+
+def grade(folder, chapters=None, seed=0, limit=20, pictures=True, json_path=None):
     """Grade a student's copy: print a line an exercise and the points, draw pictures. Return the rows."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
@@ -141,19 +155,13 @@ def grade(folder, chapter=None, seed=0, limit=20, pictures=True, json_path=None)
         raise UserError(f"{folder}: holds none of the exercises' files")
     if json_path:                                                         # a bad path must not wait for the grading
         writable_folder(os.path.dirname(json_path) or ".", "--json")
-    exercises, picture_folder = chosen(chapter, folder), os.path.join(os.path.abspath(folder), "pictures")
+    exercises, picture_folder = chosen(chapters, folder), os.path.join(os.path.abspath(folder), "pictures")
     prepare(exercises)
     rows = []
     for exercise in exercises:
-        try:
-            status, message, seen = judge_one(exercise, folder, seed, limit, mistakes_of(exercise.number))
-        except UserError as error:
-            status, message, seen = "wrong", str(error), None
-        except Exception as error:                                        # the other exercises are graded all the same
-            status, message, seen = "wrong", f"cannot be judged: {type(error).__name__}", None
-        points = exercise.points if status == "passed" else 0
-        rows.append(dict(exercise=exercise.number, title=exercise.title, chapter=exercise.chapter, status=status,
-                         points=points, of=exercise.points, message=message))
+        row, seen = row_of(exercise, folder, seed, limit)
+        status, points, message = row["status"], row["points"], row["message"]
+        rows.append(row)
         print(f"{exercise.number}  {points}/{exercise.points}  {status:8s}  {exercise.title}"
               + (f": {message}" if message else ""), flush=True)
         if status == "passed" and pictures:
