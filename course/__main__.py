@@ -5,6 +5,7 @@
     python -m course make my_work --chapter 3    the same, with only one chapter cut out
     python -m course grade my_work               points, one line an exercise, and a picture of each correct one
     python -m course grade my_work --chapter 3 --seed 4711 --json points.json      other random inputs
+    python -m course grade-class handed_in --chapters 1,2 --seed 4711              a row for each hand-in
     python -m course check                       the lecturer's own test of the course
 
 An exercise is a function of the project (course/exercises.py). `make` keeps its signature and docstring and replaces
@@ -17,7 +18,8 @@ own with limits of time and memory, and returns numbers only. Another process ju
 equality with a slow specification on random inputs. If the numbers match a typical mistake (course/mutants.py), the
 message names it.
 
-The grader is no sandbox: a student's file can do to the machine what you can. Grade strangers' work in a container.
+The grader is no sandbox: a student's file can do to the machine what you can. Grade strangers' work in a container
+(grade-class --witness; see course/README.md).
 """
 import argparse
 import sys
@@ -25,7 +27,7 @@ import sys
 from plumbing import UserError
 from plumbing.files import escape_odd_names
 
-from course.exercises import CHAPTERS, EXERCISES
+from course.exercises import CHAPTERS, chosen, EXERCISES
 from course.handout import make
 
 
@@ -49,22 +51,38 @@ def whole(low, high):
     return number
 
 
+def chapters(text):
+    """Return the chapters of a list like 1,2: an argparse type."""
+    named = [int(part) for part in text.split(",")]
+    if unknown := [number for number in named if number not in CHAPTERS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]}: want {min(CHAPTERS)} to {max(CHAPTERS)}")
+    return named
+
+
 def parse():
     parser = argparse.ArgumentParser(prog="course", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    programs = parser.add_subparsers(dest="what", required=True, metavar="list | make | grade | check")
+    programs = parser.add_subparsers(dest="what", required=True, metavar="list | make | grade | grade-class | check")
     programs.add_parser("list", help="list the exercises")
     copy = programs.add_parser("make", help="make a student's copy")
     grade = programs.add_parser("grade", help="grade a student's copy")
+    many = programs.add_parser("grade-class", help="grade a folder of hand-ins: folders, or zips of `pack`")
     check = programs.add_parser("check", help="test the course: full marks, stubs, and every typical mistake")
-    for program in (copy, grade):
+    for program in (copy, grade, many):
         program.add_argument("folder", metavar="DIR")
-        program.add_argument("--chapter", type=int, choices=CHAPTERS, help="this chapter only")
-    for program in (grade, check):
+    for program in (copy, grade, many):
+        program.add_argument("--chapters", "--chapter", metavar="1,2", type=chapters, required=program is many,
+                             help="these chapters only")
+    for program in (grade, many, check):
         program.add_argument("--seed", type=whole(0, 2 ** 31 - 1), default=0, help="of the random inputs (default 0)")
+    for program in (grade, many):
+        program.add_argument("--limit", type=whole(1, 3600), default=20,
+                             help="seconds an exercise may take (default 20)")
     grade.add_argument("--json", metavar="FILE", help="also write the points to this file")
-    grade.add_argument("--limit", type=whole(1, 3600), default=20, help="seconds an exercise may take (default 20)")
     grade.add_argument("--no-pictures", action="store_true")
+    many.add_argument("--out", metavar="DIR", default="points", help="a new folder for points.csv (default points)")
+    many.add_argument("--witness", metavar="COMMAND", help="starts Python for the students' code, for example as "
+                      "another user or in a container; {room} is the folder that it needs (see course/README.md)")
     return parser.parse_args()
 
 
@@ -73,11 +91,14 @@ def main():
     if args.what == "list":
         return show()
     if args.what == "make":
-        return make(args.folder, args.chapter)
+        return make(args.folder, args.chapters)
     from course import check, judge                                       # they import PyTorch, which takes seconds
     if args.what == "check":
         return 1 if check.check(args.seed) else 0
-    judge.grade(args.folder, args.chapter, args.seed, args.limit, not args.no_pictures, args.json)
+    if args.what == "grade-class":
+        from course import classes
+        return classes.grade_class(args.folder, chosen(args.chapters), args.seed, args.limit, args.out, args.witness)
+    judge.grade(args.folder, args.chapters, args.seed, args.limit, not args.no_pictures, args.json)
 
 
 if __name__ == "__main__":

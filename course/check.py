@@ -89,7 +89,7 @@ def stubs(seed):
 def restored():
     """Yield (holds, message): does cutting out a chapter and putting it back give the same file?"""
     for chapter in CHAPTERS:
-        exercises = chosen(chapter)
+        exercises = chosen([chapter])
         for file in sorted({exercise.file for exercise in exercises}):
             part = [exercise for exercise in exercises if exercise.file == file]
             source = read(os.path.join(HERE, file))
@@ -164,7 +164,8 @@ def check(seed=0):
     except ImportError:
         raise UserError("check needs course/mutants.py, which students' copies lack") from None
     start, faults, killed = time.time(), 0, []
-    for part in (complete(MUTANTS), full_marks(seed), stubs(seed), restored(), needs(seed), in_a_copy(MUTANTS, seed), mistakes(MUTANTS, seed, killed)):
+    for part in (complete(MUTANTS), full_marks(seed), stubs(seed), restored(), needs(seed), in_a_copy(MUTANTS, seed),
+                 mistakes(MUTANTS, seed, killed)):
         for holds, message in part:
             if not holds:
                 faults += 1

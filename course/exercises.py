@@ -297,10 +297,10 @@ NEEDS = {
 }
 
 
-def chosen(chapter, folder=None):
-    """Return the exercises of a chapter. Without a chapter: those that the folder's EXERCISES.md names, else all."""
+def chosen(chapters=None, folder=None):
+    """Return the exercises of these chapters. None: those that the folder's EXERCISES.md names, else all."""
     named = None
-    if chapter is None and folder and os.path.exists(os.path.join(folder, "EXERCISES.md")):
+    if chapters is None and folder and os.path.exists(os.path.join(folder, "EXERCISES.md")):
         text = read(os.path.join(folder, "EXERCISES.md"))
         named = {line.split()[1] for line in text.splitlines() if line.startswith("### ") and len(line.split()) > 1}
-    return [e for e in EXERCISES if chapter in (None, e.chapter) and (not named or e.number in named)]
+    return [e for e in EXERCISES if (chapters is None or e.chapter in chapters) and (not named or e.number in named)]

@@ -13,8 +13,8 @@ COPIED = ("*.py", "LICENSE", "pytest.ini", "requirements.txt", "course/*.py", "c
 # Kept back: the answers; the typical mistakes, each of which quotes our code; how the plots of reading_a_run.md, which
 # students do get, were made; and the tests of what the copy lacks (these files, README.md, PAPERS.md, benchmarks/).
 KEPT_BACK = ("course/answers.md", "course/mutants.py", "course/reading_a_run.py",
-             *(f"tests/plumbing/test_{name}.py" for name in ("course", "readme", "papers", "results", "peers",
-                                                             "paper_tables")))
+             *(f"tests/plumbing/test_{name}.py" for name in ("course", "course_class", "readme", "papers", "results",
+                                                             "peers", "paper_tables")))
 
 
 def statements(exercises):
@@ -39,13 +39,13 @@ def files_of_a_copy():
     return sorted(path for path in paths - {*KEPT_BACK} if os.path.isfile(os.path.join(HERE, path)))
 
 
-def make(folder, chapter=None):
-    """Write a student's copy into a new folder: of one chapter, or of all."""
+def make(folder, chapters=None):
+    """Write a student's copy into a new folder: of some chapters, or of all."""
     if not os.path.exists(os.path.join(HERE, "course", "mutants.py")):
         raise UserError("this is a student's copy: make another one from the project itself")
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise UserError(f"{folder}: exists already; name a new folder")
-    exercises = chosen(chapter)
+    exercises = chosen(chapters)
     for path in files_of_a_copy():
         os.makedirs(os.path.join(folder, os.path.dirname(path)), exist_ok=True)
         shutil.copyfile(os.path.join(HERE, path), os.path.join(folder, path))

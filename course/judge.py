@@ -82,14 +82,15 @@ def fault_of(exam, seen, wanted):
     return fault or compare(seen, wanted, exam.tolerance)
 
 
-def judge_one(exercise, folder, seed, limit, mistakes=()):
+def judge_one(exercise, folder, seed, limit, mistakes=(), ask=testimony):
     """Judge one exercise -> (status, message, seen). The status is passed, not done or wrong.
 
     mistakes: [(old, new, name), ...]. If the numbers, or the error, are those of a mistake, the message is its name.
+    ask: runs the exam on the student's file.
     """
     if exercise.number not in EXAMS:
         raise UserError(f"exercise {exercise.number} has no exam in course/chapter{exercise.chapter}.py")
-    kind, seen = testimony(exercise, to_grade(folder, exercise), seed, limit)
+    kind, seen = ask(exercise, to_grade(folder, exercise), seed, limit)
     if kind == "not done" and f"exercise {exercise.number}:" in seen:
         return kind, "", None
     if kind == "not done":
@@ -133,12 +134,7 @@ def verdicts(folder, seed, limit):
     def verdict(exercise):
         if inside and (blocker := import_fault(exercise.file, limit)):
             return ("wrong" if blocker.startswith(exercise.file) else "blocked"), blocker, None
-        try:
-            status, message, seen = judge_one(exercise, folder, seed, limit, mistakes_of(exercise.number))
-        except UserError as error:
-            status, message, seen = "wrong", str(error), None
-        except Exception as error:                                        # the other exercises are graded all the same
-            status, message, seen = "wrong", f"cannot be judged: {type(error).__name__}", None
+        status, message, seen = judge_alone(exercise, folder, seed, limit)
         if inside and status == "wrong":
             blockers = [other.number for other in EXERCISES if other.number in exercise.needs
                         and verdict(other)[0] != "passed"]
@@ -164,7 +160,23 @@ def import_fault(file, limit, asked=()):
     return next((fault for other in others if (fault := import_fault(other, limit, (*asked, file)))), message)
 
 
-def grade(folder, chapter=None, seed=0, limit=20, pictures=True, json_path=None):
+def judge_alone(exercise, folder, seed, limit, ask=testimony):
+    """Judge one exercise as judge_one does. Whatever fails, the other exercises are graded all the same."""
+    try:
+        return judge_one(exercise, folder, seed, limit, mistakes_of(exercise.number), ask)
+    except UserError as error:
+        return "wrong", str(error), None
+    except Exception as error:
+        return "wrong", f"cannot be judged: {type(error).__name__}", None
+
+
+def row_of(exercise, status, message):
+    """Return the row of an exercise in the table of points."""
+    return dict(exercise=exercise.number, title=exercise.title, chapter=exercise.chapter, status=status,
+                points=exercise.points if status == "passed" else 0, of=exercise.points, message=message)
+
+
+def grade(folder, chapters=None, seed=0, limit=20, pictures=True, json_path=None):
     """Grade a student's copy: print a line an exercise and the points, draw pictures. Return the rows."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
@@ -172,14 +184,13 @@ def grade(folder, chapter=None, seed=0, limit=20, pictures=True, json_path=None)
         raise UserError(f"{folder}: holds none of the exercises' files")
     if json_path:                                                         # a bad path must not wait for the grading
         writable_folder(os.path.dirname(json_path) or ".", "--json")
-    exercises, picture_folder = chosen(chapter, folder), os.path.join(os.path.abspath(folder), "pictures")
+    exercises, picture_folder = chosen(chapters, folder), os.path.join(os.path.abspath(folder), "pictures")
     prepare()
     rows, verdict = [], verdicts(folder, seed, limit)
     for exercise in exercises:
         status, message, seen = verdict(exercise)
-        points = exercise.points if status == "passed" else 0
-        rows.append(dict(exercise=exercise.number, title=exercise.title, chapter=exercise.chapter, status=status,
-                         points=points, of=exercise.points, message=message))
+        rows.append(row_of(exercise, status, message))
+        points = rows[-1]["points"]
         print(f"{exercise.number}  {points}/{exercise.points}  {status:8s}  {exercise.title}"
               + (f": {message}" if message else ""), flush=True)
         if status == "passed" and pictures:
