@@ -1,4 +1,7 @@
-"""What the benchmark scripts share: start the project's programs, measure the pace of a run, save results."""
+"""What the benchmark scripts share: start the project's programs, measure the pace of a run, save results.
+
+Results go to benchmarks/results/, or to the folder that the environment variable BENCHMARK_RESULTS names.
+"""
 import csv
 import json
 import math
@@ -9,6 +12,7 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RESULTS = os.environ.get("BENCHMARK_RESULTS") or os.path.join(ROOT, "benchmarks", "results")
 sys.path.insert(0, ROOT)
 
 import torch
@@ -19,13 +23,13 @@ from plumbing.runs import made_by
 
 
 def save(name, device, cores="", **what):
-    """Write results to benchmarks/results/NAME, with the command, the commit, the machine and perhaps its cores."""
+    """Write results to RESULTS/NAME, with the command, the commit, the machine and perhaps its cores."""
     machine = ", ".join(filter(None, [platform.machine(), f"{os.cpu_count()} cores", cores, str(device)]))
     if device.type == "cuda":
         machine += f" ({torch.cuda.get_device_name(device)})"
     text = json.dumps(dict(**made_by(), machine=machine, **what), indent=1)
     # Open the file last: a changed file makes the commit that made_by() reports "-dirty".
-    with whole_file(os.path.join(ROOT, "benchmarks", "results", name), "w") as file:
+    with whole_file(os.path.join(RESULTS, name), "w") as file:
         file.write(text)
 
 

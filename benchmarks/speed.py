@@ -5,7 +5,8 @@ Paper: simple diffusion, section 5 and tables 4, 5 (steps a second), figure 9 (l
     python benchmarks/speed.py [--compile] [--batch 8] [--models glyphs64,unet64] -> results/speed[_compile]_DEVICE.json
     python benchmarks/speed.py growth        what resolution costs, by patching    -> results/speed_growth_DEVICE.json
     python benchmarks/speed.py attention  unet.attend in bf16 and float32 -> results/speed_attention_DEVICE.json
-    python benchmarks/speed.py paper         on a GPU: the models of tables 4 and 5, and the 2 B U-ViT
+    python benchmarks/speed.py paper         on a GPU: the models of tables 4 and 5   -> results/speed_paper_DEVICE.json
+    python benchmarks/speed.py uvit          on a GPU: the 2 B U-ViT       -> results/speed_uvit[_compile]_DEVICE.json
 
 Variants take turns (A B C A B C ...), so a disturbance affects all of them. The least of --turns or more counts.
 
@@ -14,6 +15,7 @@ sampling) and with gradients (for training). A network's share is the time that 
 over the time that it takes.
 """
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -32,6 +34,7 @@ from plumbing.settings import Parser, override
 from plumbing.cost import conditions_of, cost_of, forward
 from plumbing import UserError
 from plumbing.runs import autocast, choose_device, main_program
+from plumbing.shard import checkpoint_activations
 from plumbing.start import measure_bands
 from train import training_loss, update_ema
 
@@ -49,6 +52,9 @@ GROWTH = ("none", "dwt_1", "dwt_2", "conv_2", "conv_4")
 TABLE_5 = {"imagenet512_unet": 100, "imagenet512_unet_dwt1": 139, "imagenet512_unet_dwt2": 146,
            "imagenet512_unet_conv2": 137, "imagenet512_unet_conv4": 146}
 TABLE_4 = {2: 114, 4: 100, 8: 76, 12: 62}                                 # ResBlocks down at 16 x 16: steps/s, %
+# FLOP/s of a card in dense bf16, by its data sheet. Other forms of these cards have other rates.
+PEAKS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-40GB": 312e12,
+         "NVIDIA A100-SXM4-80GB": 312e12}
 
 
 # ------------------------------------------------------------------------------------------ one network
@@ -94,6 +100,8 @@ def make_step(config, device, precision, channels_last=False, compiled=False):
         model, ema = (network.to(memory_format=torch.channels_last) for network in (model, ema))
         x = x.contiguous(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
+    if config.recompute:
+        checkpoint_activations(model)
     handle, sampler = (torch.compile(model), torch.compile(ema)) if compiled else (model, ema)
 
     def step():
@@ -196,14 +204,14 @@ def variants_of(device, compiled):
     return variants | ({"bf16, compile": ("bf16", device.type == "cuda", True)} if compiled else {})
 
 
-def models(args, named=None):
+def models(args):
     device, _ = choose_device()
     rates = {precision: ceilings(device, precision, args.turns) for precision in ("float32", "bf16")}
     for precision, rate in rates.items():
         print(f"{precision}: " + ", ".join(f"{kind} {forward / 1e9:,.0f} GFLOP/s, with gradients {train / 1e9:,.0f}"
                                            for kind, (forward, train) in rate.items()), flush=True)
     rows = []
-    for name, config in (named or {name: MODELS[name] for name in args.models}).items():
+    for name, config in ((name, MODELS[name]) for name in args.models):
         config = override(config, batch=args.batch)
         kinds = flops_by_kind(config)
         steps, seconds, first = {}, {}, {}
@@ -241,9 +249,7 @@ def models(args, named=None):
             rows[-1]["peak_bytes"] = {precision: memory_of(config, precision) for precision in ("float32", "bf16")}
             print(f"{'memory, MiB':26s} " + ", ".join(f"{precision} {value / 2 ** 20:,.0f}" for precision, value in
                                                       rows[-1]["peak_bytes"].items()), flush=True)
-    name = "speed_paper" if named else "speed_compile" if args.compile else "speed"
-    save(f"{name}_{device.type}.json", device, ceilings=rates, rows=rows)
-    return rows
+    save(f"speed{'_compile' if args.compile else ''}_{device.type}.json", device, ceilings=rates, rows=rows)
 
 
 def growth(args):
@@ -287,39 +293,85 @@ def attention(args):
     save(f"speed_attention_{device.type}.json", device, rows=rows)
 
 
+def step_seconds(config, device, args):
+    """Return the least seconds of a training step as train.py takes it with CUDA, or None if it does not fit."""
+    torch.compiler.reset()                                                # it holds the network before
+    gc.collect()
+    torch.cuda.empty_cache()
+    try:
+        step, _ = make_step(config, device, "bf16", channels_last=True, compiled=args.compile)
+        step()
+        return min(step() for _ in range(args.turns))
+    except torch.OutOfMemoryError:
+        return None
+
+
 def paper(args):
-    """Measure tables 4 and 5 relative to their 100 %, and the 2 B U-ViT: needs a GPU with 80 GB."""
-    named = {name: PRESETS[name] for name in TABLE_5}
-    base = PRESETS["imagenet256_unet"]
-    for blocks in TABLE_4:
-        named[f"table 4, {blocks} blocks"] = override(base, num_res_blocks=(*base.num_res_blocks[:4], blocks,
-                                                                            base.num_res_blocks[5]))
-    named["imagenet512_uvit"] = PRESETS["imagenet512_uvit"]
-    flops = cost_of(PRESETS["imagenet512_uvit"]).flops
-    # B.2: 1.5 steps/s of 2048 images on 128 TPUv4 of 275 TFLOP/s each; three forward passes a training step.
+    """Measure the steps a second of tables 4 and 5, as shares of their 100 %, beside the paper's."""
+    device, _ = choose_device()
+    base, rows = PRESETS["imagenet256_unet"], []
+    table_4 = {f"table 4, {blocks} blocks": (override(base, num_res_blocks=(*base.num_res_blocks[:4], blocks, 4)), share)
+               for blocks, share in TABLE_4.items()}
+    table_5 = {name: (PRESETS[name], share) for name, share in TABLE_5.items()}
+    for table in (table_5, table_4):
+        seconds = {}
+        for name, (config, _) in table.items():
+            if args.tiny:
+                config = override(config, size=(config.size[0] // 8,) * 2, base_channels=8, emb_channels=16)
+            seconds[name] = step_seconds(override(config, batch=args.batch), device, args)
+        hundred = seconds[next(name for name, (_, share) in table.items() if share == 100)]
+        for name, (_, share) in table.items():
+            ours = 100 * hundred / seconds[name] if hundred and seconds[name] else None
+            rows.append(dict(model=name, batch=args.batch, seconds_a_step=seconds[name], percent=ours, paper=share))
+            print(f"{name:24s} " + (f"{1 / seconds[name]:8.2f} steps/s" if seconds[name] else "does not fit")
+                  + (f" {ours:5.0f} %" if ours else "") + f"; the paper {share} %", flush=True)
+    save(f"speed_paper_{device.type}.json", device, compile=args.compile, tiny=args.tiny, rows=rows)
+
+
+def uvit(args):
+    """Measure images/s of a training step of the 2 B U-ViT, and its share of the card's FLOP/s (MFU).
+
+    The batch doubles until it does not fit. With --compile there is one batch, as each size would compile anew.
+    """
+    device, _ = choose_device()
+    config = PRESETS["imagenet512_uvit"]
+    if args.tiny:
+        config = override(config, size=(64, 64), base_channels=8, emb_channels=16, num_transformer_blocks=2)
+    flops = 3 * cost_of(config).flops                                     # a backward pass counts as two forward ones
+    # B.2: 1.5 steps/s of 2048 images on 128 TPUv4 of 275 TFLOP/s each.
     each = 1.5 * 2048 / 128
-    print(f"the paper's U-ViT: {each:.0f} images/s on each TPUv4, {each * 3 * flops / 275e12:.0%} of its FLOP/s")
-    rows = models(args, named)
-    best = lambda name: max((row["batch"] / row["seconds_a_step"] for row in rows if row["model"] == name), default=0.0)
-    for names, hundred in ((TABLE_5, "imagenet512_unet"), ({f"table 4, {b} blocks": v for b, v in TABLE_4.items()},
-                                                           "table 4, 4 blocks")):
-        for name, percent in names.items():
-            if best(hundred):
-                print(f"{name:28s} {best(name) / best(hundred):6.0%} of the steps a second; the paper {percent} %")
+    print(f"the paper's: {each:.0f} images/s on each TPUv4, {each * flops / 275e12:.0%} of its FLOP/s")
+    peak = PEAKS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    rows = []
+    for recompute in (False,) if args.compile else (False, True):
+        for doubled in range(1 if args.compile else 2 if args.tiny else 9):
+            batch = args.batch << doubled
+            seconds = step_seconds(override(config, batch=batch, recompute=recompute), device, args)
+            pace = batch / seconds if seconds else None
+            mfu = pace * flops / peak if pace and peak else None
+            rows.append(dict(batch=batch, recompute=recompute, seconds_a_step=seconds, images_a_second=pace, mfu=mfu))
+            said = f"{pace:.1f} images/s, MFU " + (f"{mfu:.0%}" if mfu else "unknown") if pace else "does not fit"
+            print(f"batch {batch:4d}{', recompute' if recompute else ''}: {said}", flush=True)
+            save(f"speed_uvit{'_compile' if args.compile else ''}_{device.type}.json", device, flops_a_step=flops,
+                 peak=peak, tiny=args.tiny, rows=rows)                    # at once: the time may be up
+            if not seconds:
+                break
 
 
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("models", "growth", "attention", "paper"), default="models")
+    parser.add_argument("what", nargs="?", choices=("models", "growth", "attention", "paper", "uvit"),
+                        default="models")
     parser.add_argument("--models", default=",".join(MODELS), type=lambda text: text.split(","))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile (a minute or more to start)")
+    parser.add_argument("--tiny", action="store_true", help="paper, uvit: small networks, to try the script on a CPU")
     args = parser.parse_args()
     check(args, batch=1, turns=1)
     if unknown := set(args.models) - set(MODELS):
         raise UserError(f"--models {','.join(sorted(unknown))}: want some of {', '.join(MODELS)}")
-    {"models": models, "growth": growth, "attention": attention, "paper": paper}[args.what](args)
+    {"models": models, "growth": growth, "attention": attention, "paper": paper, "uvit": uvit}[args.what](args)
 
 
 if __name__ == "__main__":
