@@ -3,9 +3,11 @@
     python -m course list                        chapters, exercises, points, minutes
     python -m course make my_work                a copy of the project without the bodies of the exercises' functions
     python -m course make my_work --chapter 3    the same, with only one chapter cut out
+    python -m course pack                        in such a copy: the zip to hand in
     python -m course grade my_work               points, one line an exercise, and a picture of each correct one
     python -m course grade my_work --chapter 3 --seed 4711 --json points.json      other random inputs
     python -m course grade-class handed_in --chapters 1,2 --seed 4711              a row for each hand-in
+    python -m course gradescope-zip --chapters 1,2                                 an autograder for Gradescope
     python -m course check                       the lecturer's own test of the course
 
 An exercise is a function of the project (course/exercises.py). `make` keeps its signature and docstring and replaces
@@ -28,7 +30,7 @@ from plumbing import UserError
 from plumbing.files import escape_odd_names
 
 from course.exercises import CHAPTERS, chosen, EXERCISES
-from course.handout import make
+from course.handout import make, pack
 
 
 def show():
@@ -62,7 +64,8 @@ def chapters(text):
 def parse():
     parser = argparse.ArgumentParser(prog="course", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    programs = parser.add_subparsers(dest="what", required=True, metavar="list | make | grade | grade-class | check")
+    programs = parser.add_subparsers(dest="what", required=True, 
+                                     metavar="list | make | pack | grade | grade-class | gradescope-zip | check")
     programs.add_parser("list", help="list the exercises")
     copy = programs.add_parser("make", help="make a student's copy")
     grade = programs.add_parser("grade", help="grade a student's copy")
@@ -80,9 +83,18 @@ def parse():
                              help="seconds an exercise may take (default 20)")
     grade.add_argument("--json", metavar="FILE", help="also write the points to this file")
     grade.add_argument("--no-pictures", action="store_true")
+    grade.add_argument("--gradescope", metavar="FILE", help="grade as grade-class does, and write this file instead")
+    for program in (grade, many):
+        program.add_argument("--witness", metavar="COMMAND", help="grade-class, --gradescope: starts Python for the "
+                             "students' code, for example as another user or in a container; {room} is the folder that "
+                             "it needs (see course/README.md)")
     many.add_argument("--out", metavar="DIR", default="points", help="a new folder for points.csv (default points)")
-    many.add_argument("--witness", metavar="COMMAND", help="starts Python for the students' code, for example as "
-                      "another user or in a container; {room} is the folder that it needs (see course/README.md)")
+    zipped = programs.add_parser("gradescope-zip", help="write the zip of a Gradescope autograder")
+    zipped.add_argument("--chapters", metavar="1,2", type=chapters, required=True)
+    zipped.add_argument("--seed", type=whole(0, 2 ** 31 - 1), help="of the random inputs (default: a new one)")
+    zipped.add_argument("--out", metavar="FILE", default="gradescope.zip")
+    packed = programs.add_parser("pack", help="in a student's copy: write the zip to hand in")
+    packed.add_argument("--out", metavar="FILE", default="hand_in.zip")
     return parser.parse_args()
 
 
@@ -92,12 +104,21 @@ def main():
         return show()
     if args.what == "make":
         return make(args.folder, args.chapters)
+    if args.what == "pack":
+        return pack(args.out)
     from course import check, judge                                       # they import PyTorch, which takes seconds
     if args.what == "check":
         return 1 if check.check(args.seed) else 0
+    if args.what == "gradescope-zip":
+        from course import gradescope
+        return gradescope.make_zip(args.chapters, args.seed, args.out)
     if args.what == "grade-class":
         from course import classes
         return classes.grade_class(args.folder, chosen(args.chapters), args.seed, args.limit, args.out, args.witness)
+    if args.gradescope:
+        from course import gradescope
+        return gradescope.grade(args.folder, chosen(args.chapters), args.seed, args.limit, args.gradescope,
+                                args.witness)
     judge.grade(args.folder, args.chapters, args.seed, args.limit, not args.no_pictures, args.json)
 
 

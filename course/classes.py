@@ -137,8 +137,8 @@ class Usher:
         room = os.path.join(self.place, "room")
         lay_out(room, exercise, source)
         try:
-            self.process.stdin.write(json.dumps(dict(room=room, file=exercise.file, number=exercise.number, seed=seed,
-                                                     limit=limit)).encode() + b"\n")
+            asked = dict(room=room, file=exercise.file, number=exercise.number, seed=seed, limit=limit)
+            self.process.stdin.write(json.dumps(asked).encode() + b"\n")
             self.process.stdin.flush()
             end = time.monotonic() + limit + usher.IMPORTS + PATIENCE
             status, length = self.receive(100, end, line=True).split()

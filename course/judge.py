@@ -136,7 +136,7 @@ def verdicts(folder, seed, limit):
             return ("wrong" if blocker.startswith(exercise.file) else "blocked"), blocker, None
         status, message, seen = judge_alone(exercise, folder, seed, limit)
         if inside and status == "wrong":
-            blockers = [other.number for other in EXERCISES if other.number in exercise.needs
+            blockers = [other.number for other in EXERCISES if other.number in exercise.needs.split()
                         and verdict(other)[0] != "passed"]
             if blockers:
                 return "blocked", f"by {', '.join(blockers)}", None

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 
-LARGEST = 2 ** 28                                                         # bytes of an answer, and of each file
+LARGEST = 2 ** 28                                                         # bytes of an answer, or of a file
 IMPORTS = 10                                                              # seconds of the imports before the exam
 PR_SET_CHILD_SUBREAPER = 36                                               # from Linux's prctl.h
 

@@ -42,12 +42,16 @@ def section(text, title):
 
 
 class Book:
-    """All pages. They may lie in any folder, and lead to the figures and files of the project from there."""
+    """All pages. They may lie in any folder, and lead to the figures and files of the project from there.
 
-    def __init__(self, folder):
+    project: where the lecture's files and figures are. pages: {page: its Markdown}; a student's copy has none.
+    """
+
+    def __init__(self, folder, project=ROOT, pages=PAGES):
+        self.project, self.pages = project, pages
         self.order = re.findall(r"^\| `(\w+)\.py` \|", read("README.md"), re.MULTILINE)
-        self.sources = {name: Source(os.path.join(ROOT, name + ".py")) for name in self.order}
-        self.root = os.path.relpath(ROOT, folder).replace(os.sep, "/")
+        self.sources = {name: Source(os.path.join(project, name + ".py")) for name in self.order}
+        self.root = os.path.relpath(project, folder).replace(os.sep, "/")
         self.homes = {}                                                   # {definition: [the files that have it]}
         for name, source in self.sources.items():
             for definition in (*source.nodes, *source.constants):
@@ -108,12 +112,12 @@ class Book:
             return path
         path, mark, at = re.match(r"([^:#]*)([:#]?)(.*)", path).groups()
         at = f"#{'L' if mark == ':' else ''}{at}" if at else ""
-        pages = {file: page for page, file in PAGES.items()} | {f"{name}.py": name for name in self.order}
+        pages = {file: page for page, file in self.pages.items()} | {f"{name}.py": name for name in self.order}
         for start in (folder, ""):
             place = os.path.normpath(os.path.join(start, path)).replace(os.sep, "/")
             if place in pages:
                 return f"{pages[place]}.html{at}"
-            if os.path.exists(os.path.join(ROOT, place)) and not place.endswith(".html"):
+            if os.path.exists(os.path.join(self.project, place)) and not place.endswith(".html"):
                 return f"{self.root}/{place}"
         return None
 
@@ -123,8 +127,7 @@ class Book:
         """Build a page: a line of the other pages above its body."""
         def item(name, text):
             return f'<span class="here">{text}</span>' if name == page else f'<a href="{name}.html">{text}</a>'
-        nav = "".join([item("index", "index"), *(item(name, name) for name in self.order),
-                       *(item(name, name) for name in PAGES)])
+        nav = "".join([item(name, name) for name in (*(("index",) if self.pages else ()), *self.order, *self.pages)])
         return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" '
                 f'content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>\n'
                 f"<style>{COLOURS}{read('reading/style.css')}</style>\n</head>\n<body>\n<nav>{nav}</nav>\n"
@@ -174,13 +177,17 @@ class Book:
     def shows(self, source, link, printed):
         """Build the figures of a file, and what it prints."""
         out = ""
-        for path, name in source.figures().items():
+        for path, name in self.figures(source):
             caption = source.words(next(row for row in source.rows() if row.name == name)).split("\n\n")[0]
             number = self.pictures.get(path)
             out += (f'<figure{f" id=figure-{number}" if number else ""}><a href="{self.root}/{path}">'
                    f'{self.picture(source, path, name)}</a><figcaption><a href="#{name}"><code>{name}</code></a> '
                    f"{inline(' '.join(caption.split()), link)}</figcaption></figure>")
         return out + (f"<pre>{html.escape(printed.strip())}</pre>" if printed else "")
+
+    def figures(self, source):
+        """Return [(path, name of the function that draws it), ...] of the figures that are there."""
+        return [figure for figure in source.figures().items() if os.path.exists(os.path.join(self.project, figure[0]))]
 
     def picture(self, source, path, name):
         kind = "" if "show_image" in source.calls(name) else ' class="plot"'
@@ -189,7 +196,7 @@ class Book:
     def seen_in(self, source, definition, has_number):
         """Build small pictures: the figures that use this definition, if it has a number or is the first in them."""
         small = ""
-        for path, name in source.figures().items():
+        for path, name in self.figures(source):
             used = [each for each in source.nodes if each in source.calls(name)]
             if definition in used and (has_number or definition == used[0]):
                 small += f'<a href="#{name}">{self.picture(source, path, name)}</a>'
@@ -219,10 +226,23 @@ def build(folder, printed):
     book = Book(folder)
     pages = {"index": book.index(), **{page: book.of_markdown(page) for page in PAGES},
              **{page: book.lecture(page, printed.get(page, "")) for page in book.order}}
+    write(folder, pages)
+    return len(pages)
+
+
+def write(folder, pages):
     for page, text in pages.items():
         with open(os.path.join(folder, page + ".html"), "w", encoding="utf-8") as file:
             file.write(text)
-    return len(pages)
+
+
+def build_lecture(project):
+    """Write the pages of another copy's lecture into its reading/, without the other pages. Return the Book."""
+    folder = os.path.join(project, "reading")
+    os.makedirs(folder, exist_ok=True)
+    book = Book(folder, project, {})
+    write(folder, {page: book.lecture(page, "") for page in book.order})
+    return book
 
 
 def run_page(name):

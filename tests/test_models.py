@@ -1,6 +1,5 @@
 """Laws of unet.py and uvit.py, and the presets of config.py."""
 import math
-import re
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from plumbing.settings import override
 import schedule as S
 import unet
 import uvit
-from programs import page, stirred, text_of
+from programs import page, stirred
 from train import training_loss
 
 
@@ -366,15 +365,6 @@ def test_presets_are_the_papers():
                 assert getattr(p[name], field) == value, (name, field)
     assert {name: p[name].steps for name in p if "_unet" in name and "imagenet" in name} == {
         name: 1_500_000 if "128" in name else 2_000_000 for name in p if "_unet" in name and "imagenet" in name}
-
-
-def test_the_command_for_appendix_c_has_its_maps_and_twelve_blocks_at_16():
-    """C: "4 by 4 patching gives 256 resolution feature maps". Kills: the twelve blocks of a 512 px preset, at 32."""
-    words = re.search(r"`--preset (\w+) --size (\d+) --patching (\w+) --multiscale 32`", text_of("PAPERS.md")).groups()
-    with torch.device("meta"):
-        model = C.build_model(override(C.PRESETS[words[0]], size=(int(words[1]),) * 2, patching=words[2]))
-    assert model.size == (1024, 1024) and model.first_map == (256, 256)
-    assert {256 >> i: len(blocks) for i, blocks in enumerate(model.down)}[16] == 12
 
 
 def test_matryoshka_presets_are_the_released_ones():

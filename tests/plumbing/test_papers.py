@@ -4,6 +4,10 @@ import os
 import re
 
 import pytest
+import torch
+
+import config as C
+from plumbing.settings import override
 from programs import ROOT, text_of
 
 
@@ -78,3 +82,12 @@ def test_each_function_of_a_concept_file_has_its_place_in_the_paper():
                 if node.name not in ("main", "parse", "explain", "check_input", "innermost"):
                     name = f"{file}.{node.name}"
                     assert name in mapped or ast.get_docstring(node), f"{name}: neither in the map nor explained"
+
+
+def test_the_command_for_appendix_c_has_its_maps_and_twelve_blocks_at_16():
+    """C: "4 by 4 patching gives 256 resolution feature maps". Kills: the twelve blocks of a 512 px preset, at 32."""
+    words = re.search(r"`--preset (\w+) --size (\d+) --patching (\w+) --multiscale 32`", text_of("PAPERS.md")).groups()
+    with torch.device("meta"):
+        model = C.build_model(override(C.PRESETS[words[0]], size=(int(words[1]),) * 2, patching=words[2]))
+    assert model.size == (1024, 1024) and model.first_map == (256, 256)
+    assert {256 >> i: len(blocks) for i, blocks in enumerate(model.down)}[16] == 12
