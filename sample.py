@@ -306,9 +306,9 @@ def sample_run(model, config, cond, seeds, device, precision, on_step=None, nega
                    clip=config.clip_x, device=device, guidance=config.guidance if config.evaluations == 2 else 1.0)
     if config.guidance_max:                                               # this distilled model takes w as a condition
         cond = dict(cond, guidance=torch.full((len(seeds),), config.guidance))
-    sample_batch, shape, to_images = sample, (3, *config.size), lambda z: z
+    sample_batch, shape, to_images = sample, config.shapes[0], lambda z: z
     if config.is_nested:                                                  # here z is a list, one entry for each level
-        sample_batch, shape = sample_levels, [(3, *size) for size in config.sizes]
+        sample_batch, shape = sample_levels, config.shapes
         to_images = side_by_side if levels else lambda z: z[0]
     if stop:
         sample_batch = functools.partial(sample_truncated, stop=stop)
