@@ -162,6 +162,12 @@ class Config:
         return numbers(self.frames, ":") or [1] * (1 + len(parts(self.outer_channels)))
 
     @property
+    def what(self):
+        """What the model draws, in words: images of 64x64, or videos of 8 x 32x32."""
+        kind = f"videos of {self.counts[0]} x " if self.counts[0] > 1 else "images of "
+        return f"{kind}{self.size[0]}x{self.size[1]}"
+
+    @property
     def shapes(self):
         """[(C, H, W), ...] of x, z and v at the levels, highest first. The frames of a video are channels."""
         return [(3 * count, *size) for count, size in zip(self.counts, self.sizes)]
@@ -388,8 +394,8 @@ PRESETS = {
                                outer_patching="dwt_1"),
     # one frame of 32 px, then eight frames that move (video.py); glyphs32 is its lowest level alone
     "glyphs32": GLYPHS_32PX,
-    "glyphs32_video": replace(GLYPHS_32PX, frames="8:1", outer_channels="64", outer_blocks="2", outer_patching="dwt_1",
-                              batch=4),
+    "glyphs32_video": replace(GLYPHS_32PX, frames="8:1", outer_channels="64", outer_blocks="1", outer_patching="dwt_1",
+                              batch=4, lr=8e-4, steps=5200, sample_every=1300, save_every=1300),
     "glyphs64_sr": replace(GLYPHS, low_size=(16, 16), guidance=1.0),
     "glyphs64_text": replace(
         GLYPHS, num_classes=0, text_encoder="bytes", text_length=48, withhold=True, schedule="interpolated",

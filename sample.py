@@ -25,10 +25,11 @@ import torch
 
 from cascade import hand_over
 from config import make_low_schedule, make_schedule
-from plumbing.pictures import Film, side_by_side
+from plumbing.pictures import side_by_side
 from plumbing.runs import autocast, choose_device, choose_precision, load_run, main_program, progress
 from plumbing.sampling import (BATCH, apply_settings, check_cascade, choose_captions, choose_sheet, compile_model,
-                               count_predictions, introduce, make_conditions, parse, parse_handoffs, write_pictures)
+                               count_predictions, introduce, make_conditions, open_film, parse, parse_handoffs,
+                               write_pictures)
 from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
 
 
@@ -347,7 +348,7 @@ def main():
                  if args.negative and config.text_encoder else None for config in configs]
     if args.compile:
         models = [compile_model(model, device) for model in models]
-    film = Film(predictions) if args.gif else None
+    film = open_film(args, configs[-1], predictions)
 
     def on_step(stage, first, k, z):
         images_done = first + k * len(z) // predictions[stage]
