@@ -143,8 +143,9 @@ class Glyphs:
         phrase = "{posture} {letter} {style} {character} on {texture} {ground}".format(**(s | optional)).split()
         return " ".join(["an" if phrase[0][0] in "aeiou" else "a", *phrase])
 
-    def image(self, i):
-        return torch.cat([_to_tensor(self.draw(i, frame)) for frame in range(self.frames)])
+    def image(self, i, frames=None):
+        """Return scene i. Of a video: all its frames, or these."""
+        return torch.cat([_to_tensor(self.draw(i, frame)) for frame in frames or range(self.frames)])
 
     def draw(self, i, frame=0):
         """Draw scene i at twice its size or more and average it down to uint8 (H, W, 3), so that nothing aliases."""

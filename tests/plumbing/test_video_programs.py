@@ -4,9 +4,14 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate as E
 import sample as P
 import train as T
+from data import Glyphs
+from plumbing import features as X
+from plumbing.pictures import to_uint8
 from programs import TINY, run_here
+from test_evaluate import evaluated, make_run, quick                      # quick: its network is hardly trained
 
 LEVEL = ["--outer-channels", "8", "--outer-blocks", "1", "--outer-patching", "dwt_1", "--frames", "4:1"]
 
@@ -46,6 +51,46 @@ def test_a_sheet_is_a_strip_and_a_gif_plays(runs, tmp_path):
     levels = draw("--levels", "--gif", tmp_path / "l.gif")
     assert Image.open(tmp_path / "l.gif").n_frames == 4
     assert np.array_equal(levels[:, 48:5 * 48], sheet[:, :4 * 48])        # behind the level of one frame the four
+
+
+def test_motion_and_letters_of_videos_are_known_numbers():
+    """Kills: frames of two videos compared; the first frame alone read; an interval that takes frames for videos."""
+    still = torch.rand(2, 3, 8, 8).repeat(1, 4, 1, 1) * 2 - 1             # (2, 12, 8, 8)
+    steps = torch.tensor([0.0, 0.2, 0.4, 0.6]).repeat_interleave(3)[:, None, None] - 0.5
+    moving = steps.expand(2, 12, 8, 8)
+    strips = to_uint8(torch.cat([still, moving]))                         # (4, 8, 4 * 8, 3)
+    shown = []
+    described = X.describe_videos([(torch.arange(4), strips)], lambda images: shown.append(images) or dict(
+        features=torch.zeros(len(images), 2)), 4)
+    assert described["indices"].tolist() == [i for i in range(4) for _ in range(4)]
+    assert torch.equal(shown[0][5], strips[1, :, 8:16])                   # frame 1 of video 1
+    assert described["change"].tolist() == pytest.approx([0, 0, 0.04, 0.04], abs=2e-3)
+    letters = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1], [1, 0, 1, 1]])
+    samples = dict(described, character=torch.eye(2)[letters.flatten()], labels=[0] * 8 + [1] * 8)
+    yardstick = E.Yardstick.__new__(E.Yardstick)
+    yardstick.network, yardstick.train, yardstick.held_out = X.GlyphFeatures(torch.nn.Identity(), 0.99), None, None
+    scores = E.score(samples, yardstick, ("read", "motion"))
+    assert scores["read_rate"] == 14 / 16 and scores["same_letter"] == 0.5
+    assert scores["change"] == pytest.approx(0.02, abs=2e-3)
+    drawn = []
+    E.interval(lambda i: drawn.append(i.reshape(4, 4)) or 0.0, samples, 5)
+    assert all((i == 4 * (i[:, :1] // 4) + torch.arange(4)).all() for i in drawn)               # whole videos
+
+
+def test_a_video_run_is_measured_beside_real_scenes(tmp_path):
+    """Kills: strips taken for images; labels of videos for those of frames; real scenes that stand still."""
+    run = make_run(tmp_path / "a", frames="4:1", outer_channels="8", outer_blocks="1", outer_patching="dwt_1",
+                   precondition="none", loss="v_mse")
+    scores = evaluated(run, "--export", tmp_path / "x.npz")
+    assert np.load(tmp_path / "x.npz")["arr_0"].shape == (24, 16, 4 * 16, 3)
+    for key in ("fd_train", "fd_held_out_pm", "read_rate", "same_letter", "change", "colour_distance", "precision"):
+        assert key in scores and key in scores["real_scenes"], key
+    assert "nearest_ratio" not in scores and 0.001 < scores["real_scenes"]["change"] < 0.1
+
+
+def test_one_frame_of_each_scene_stands_for_its_video():
+    scenes = Glyphs((16, 16), frames=4)
+    assert all(torch.equal(X.OneFrame(scenes).image(i), scenes.image(i)[3 * (i % 4):][:3]) for i in range(6))
 
 
 @pytest.mark.parametrize("args, wanted", [
