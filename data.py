@@ -7,7 +7,8 @@ There are three sources with one small interface:
     len(source)          number of examples
     source.classes       tuple of class names ("A", ..., or the subfolders); empty if there are no classes
     source.image(i)      example i as a float32 tensor (3, H, W) in [-1, 1]; raises BrokenImage if it cannot be read.
-                         With portrait=True an upright image is (3, W, H) instead: see `turned`.
+                         With portrait=True an upright image is (3, W, H) instead: see `turned`. A scene that
+                         moves (video.py) is (3 T, H, W), frame after frame.
     source.label(i)      its class number, -1 if there are no classes
     source.captions(i)   its captions, a tuple of English phrases, mostly one; () if unknown
     source.caption(i)    the first of them, or ""

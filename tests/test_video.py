@@ -200,17 +200,23 @@ def test_attention_over_time_stays_at_its_position():
         assert not seen.any()
 
 
-@pytest.mark.parametrize("frames", ["4:1", "4:2"])
-def test_growing_takes_the_lower_levels_as_they_are(frames):
-    """Kills: weights that a renamed layer loses; an inner level that changes its output."""
-    config, below = tiny(frames), frames[2:].replace("1", "")             # one frame: an image model
-    lower = tiny(below, outer_channels="", outer_blocks="", band_rms=config.band_rms.split("/")[1])
+PLAIN = dict(outer_channels="", outer_blocks="", band_rms="0.6,0.1,0.1,0.05")
+THREE = dict(size=(32, 32), outer_channels="8,8/8", outer_blocks="1,1/1",
+             band_rms=TINY["band_rms"] + "/0.6,0.1,0.1,0.05")
+
+
+@pytest.mark.parametrize("config, lower", [
+    (tiny("4:1"), tiny("", **PLAIN)), (tiny("4:2"), tiny("2", **PLAIN)), (tiny("4:4:1", **THREE), tiny("4:1"))])
+def test_growing_takes_the_lower_levels_as_they_are(config, lower):
+    """An image model, a video model, a nest of both. Kills: weights that a renamed layer loses; an inner level that
+    changes its output."""
     small, model = opened(C.build_model(lower), 5).eval(), C.build_model(config).eval()
     N.grow(model, small.state_dict())
-    z = videos(config)
+    z, call = videos(config), lambda model, z: model(z, [torch.zeros(2)] * len(z), LABEL)
     with torch.no_grad():
-        v = model(z, [torch.zeros(2)] * 2, LABEL)
-        assert torch.equal(v[1], small(z[1], torch.zeros(2), LABEL))
+        v = call(model, z)[1:]
+        wanted = call(small, z[1:]) if lower.is_nested else [small(z[1], torch.zeros(2), LABEL)]
+    assert len(v) == len(wanted) and all(map(torch.equal, v, wanted))
 
 
 # ---- the scenes
