@@ -1,7 +1,7 @@
 """Every setting with its unit and its source, the named presets, and what is built from them.
 
 Paper: simple diffusion, appendix B (settings); Matryoshka's released configurations; Cascaded Diffusion, appendix B.
-Needs: unet.py, uvit.py, text.py, nested_unet.py, cascade.py, precondition.py. Next: train.py.
+Needs: unet.py, uvit.py, text.py, nested_unet.py, video.py, cascade.py, precondition.py. Next: train.py.
 
 `Config` is one flat block. A field is a flag of train.py (--lr 1e-4), and the comment behind it is the help of that
 flag; nine fields are set from the data or by distill.py. A preset is a Config: `PRESETS` has one for each row of the
@@ -23,6 +23,7 @@ from schedule import logsnr_cosine, logsnr_interpolated, logsnr_shifted
 from text import ByteEncoder, TextCondition
 from unet import UNet
 from uvit import UViT
+from video import Video, attend_over_time, video_pyramid
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Config:
     outer_channels: str = ""             # widths of the maps, level by level: 32,32,64/64,128,256; empty = not nested
     outer_blocks: str = ""               # ResBlocks at each of these widths: 2,2,1/2,2,1
     outer_patching: str = "none"         # first reduction of the image in every outer level, like --patching
+    frames: str = ""                     # frames of a video, level by level (video.py), like 16:16:1; empty = images
     level_power: float = 2.0             # p: log-SNR of a level is p log k below the lowest's; simple diffusion: 2
     level_weights: str = ""              # weights of the levels' losses, highest first: 16:4:1; empty = equal
     mixed_ratio: str = ""                # 2:1: two thirds of a batch have the high level, all have the low; empty: all
@@ -155,6 +157,22 @@ class Config:
         return bool(self.low_size)
 
     @property
+    def counts(self):
+        """[T, ...] of the levels, highest first: the frames of a video; an image has one."""
+        return numbers(self.frames, ":") or [1] * (1 + len(parts(self.outer_channels)))
+
+    @property
+    def what(self):
+        """What the model draws, in words: images of 64x64, or videos of 8 x 32x32."""
+        kind = f"videos of {self.counts[0]} x " if self.counts[0] > 1 else "images of "
+        return f"{kind}{self.size[0]}x{self.size[1]}"
+
+    @property
+    def shapes(self):
+        """[(C, H, W), ...] of x, z and v at the levels, highest first. The frames of a video are channels."""
+        return [(3 * count, *size) for count, size in zip(self.counts, self.sizes)]
+
+    @property
     def sizes(self):
         """[(H, W), ...] of the levels, highest first; a plain model has one. Raises ValueError if they do not fit.
 
@@ -171,7 +189,7 @@ class Config:
                 raise ValueError(f"size {self.size[0]}x{self.size[1]}: level {height}x{width} does not divide by "
                                  f"{down // up or 1}")
             sizes.append((height * up // down, width * up // down))
-            if up >= down:
+            if up > down or (up == down and not self.frames):             # a video's level may have fewer frames only
                 raise ValueError(f"level {sizes[-1][0]}x{sizes[-1][1]} is not below {height}x{width}: give the outer "
                                  "level more widths, or the inner one less patching")
         return sizes
@@ -211,6 +229,11 @@ def make_schedule(config):
     return make_schedules(config) if config.outer_channels else make_schedules(config)[0]
 
 
+def make_levels(config, x):
+    """Return the levels of images or videos x (B, C, H, W), highest first. A plain model has one, x itself."""
+    return video_pyramid(x, config.sizes, config.counts)
+
+
 def make_low_schedule(config):
     """Return the schedule of the noise on a super-resolution model's low-res image: that of the stage below."""
     return make_schedule(replace(config, size=config.low_size, low_size=()))
@@ -231,6 +254,8 @@ def build_model(config):
             network = SuperResolutionUNet(network, config.low_size, low_ends, config.emb_channels, config.low_upsample)
         for level in reversed(range(len(config.sizes) - 1)):              # from the inside out
             network = NestedUNet(network, outer_network(config, level))
+        if config.frames:
+            network = Video(attend_over_time(network, config.counts, config.num_heads), config.counts)
         return Preconditioned(network, config.rms) if config.rms else network
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -307,6 +332,7 @@ GLYPHS = Config(
     precondition="bands", batch=8, steps=6400, lr=1.1e-3, text_lr=0.1, lr_decay=0.5, warmup=200, ema=0.998,
     sampler="ddim", sample_steps=24, guidance=3.0, held_out_every=200, sample_every=1600, save_every=1600)
 GLYPHS_16PX = dict(patching="none", base_channels=96, channel_mult=(1, 2), num_res_blocks=(1,))   # alone or innermost
+GLYPHS_32PX = replace(GLYPHS, size=(32, 32), base_channels=96, channel_mult=(1, 2), num_res_blocks=(1,))
 
 # Simple diffusion, B.1 and B.2.
 # Paper: silent on mirroring. We mirror half of the images.
@@ -366,6 +392,10 @@ PRESETS = {
     "glyphs16": replace(GLYPHS, **GLYPHS_16PX, size=(16, 16)),
     "glyphs64_nested": replace(GLYPHS, **GLYPHS_16PX, outer_channels="32,64", outer_blocks="1,1",
                                outer_patching="dwt_1"),
+    # one frame of 32 px, then eight frames that move (video.py); glyphs32 is its lowest level alone
+    "glyphs32": GLYPHS_32PX,
+    "glyphs32_video": replace(GLYPHS_32PX, frames="8:1", outer_channels="64", outer_blocks="1", outer_patching="dwt_1",
+                              batch=4, lr=8e-4, steps=5200, sample_every=1300, save_every=1300),
     "glyphs64_sr": replace(GLYPHS, low_size=(16, 16), guidance=1.0),
     "glyphs64_text": replace(
         GLYPHS, num_classes=0, text_encoder="bytes", text_length=48, withhold=True, schedule="interpolated",

@@ -34,9 +34,8 @@ import time
 
 import torch
 
-from config import PRESETS, build_model, make_optimizer, make_schedules, numbers
+from config import PRESETS, build_model, make_levels, make_optimizer, make_schedules, numbers
 from data import Glyphs, batches, open_run
-from nested_unet import pyramid
 from plumbing import UserError, shard
 from plumbing.features import tensor_bytes
 from plumbing.files import fingerprint, hold, writable_folder
@@ -176,7 +175,7 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
             cond["guidance"] = 1 + (config.guidance_max - 1) * u
         if config.low_size:
             cond |= low_res_conditions(config, x, noises[-1], draw_augmentation(seed, step, places, device))
-        levels = zip(pyramid(x, config.sizes), noises, schedules)
+        levels = zip(make_levels(config, x), noises, schedules)
         z = [diffuse(x_r, eps_r, schedule(t)) for x_r, eps_r, schedule in levels]
 
         lr = config.lr * (1 - step / config.steps)                        # linearly to zero within the round

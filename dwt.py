@@ -167,9 +167,10 @@ def adjoint(y, levels):
     return torch.autograd.grad(dwt(x, levels), x, y)[0]                   # the gradient of sum(dwt(x) y)
 
 
-def band_sizes(levels):
-    """Return the number of channels of each band of a colour image, in the order of dwt: 1 + 3 levels numbers."""
-    return [3] + [3 * 4 ** i for i in range(levels) for _ in range(3)]
+def bands(x, levels):
+    """Return the bands of x in the order of dwt: 1 + 3 levels maps, LL with C channels, a detail with C 4^i."""
+    sizes = [x.shape[1]] + [x.shape[1] * 4 ** i for i in range(levels) for _ in range(3)]
+    return dwt(x, levels).split(sizes, 1)
 
 
 def band_noise_variances(levels):

@@ -22,9 +22,10 @@ the real images that samples are compared with) and measuring.py (flags, files, 
     style   distances of the colours, and of what the network sees: textures, letter colours, ...
     memory  how near the samples are to training images, 1 = as near as unseen images are
     bits    bits per dimension of held-out images, at most
+    motion  videos: share in which the network reads one letter in all frames, and how much neighbouring frames differ
 
-All measures but the last are of 8-bit samples, drawn with the EMA weights. Samples and features are cached: a second
-evaluation uses them again.
+All measures but bits are of 8-bit samples, drawn with the EMA weights; each frame of a video counts as an image.
+Samples and features are cached: a second evaluation uses them again.
 """
 import math
 import os
@@ -39,7 +40,7 @@ from data import Glyphs, open_run
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from plumbing import UserError
-from plumbing.features import Yardstick, colour_answers, describe, distances, moments_of, scene_colours
+from plumbing.features import Yardstick, colour_answers, describe_videos, distances, moments_of, scene_colours
 from plumbing.files import fingerprint
 from plumbing.measuring import (SampleCache, TrainedRun, checked_configs, draw_loss_by_logsnr, draw_nearest, export,
                                 finite, first_examples, has_bits, introduce, open_results, parse, print_table, report,
@@ -63,7 +64,8 @@ def draw_samples(run, labels, seed, captions=None):
     config, device, n = run.config, run.device, len(labels)
     precision = choose_precision(config.precision, device)
     low_key, low_res_of = low_res_images(run, labels, seed) if run.below is not None else ((), None)
-    cache = SampleCache(run.folder, (*sampling_key(run, precision), seed, captions, low_key), labels, config.size)
+    size = config.size[0], config.size[1] * config.counts[0]              # of a video its strip
+    cache = SampleCache(run.folder, (*sampling_key(run, precision), seed, captions, low_key), labels, size)
     encoder = Encoder(config, device, cached=True) if config.text_encoder and len(cache) < n else None
     while len(cache) < n:
         first, start = len(cache), time.time()
@@ -139,23 +141,41 @@ def score(samples, yardstick, metrics):
     of the set, as the field reports it.
     """
     scores, reference, n = {}, yardstick.held_out or yardstick.train, len(samples["labels"])
-    has_features = "features" in samples
+    has_features, is_video = "features" in samples, "change" in samples
     if "fd" in metrics and has_features:
         scores |= frechet_distances(samples, yardstick)
     if "is" in metrics and "character" in samples:
         scores["is"], scores["is_pm"] = inception_score(samples["character"])
     for name, right in right_answers(samples, yardstick, metrics).items():
         scores[name] = right.mean().item()
-        scores[name + "_pm"] = bootstrap(lambda i: right[i].mean().item(), n, 1000)
+        scores[name + "_pm"] = interval(lambda i: right[i].mean().item(), samples, 1000)
+    if "motion" in metrics and is_video:
+        scores |= motion(samples, yardstick)
     if "pr" in metrics and has_features:
         k = min(5000, len(reference["features"]), n)                      # manifolds of equal numbers
         if k > 3:
             scores["precision"], scores["recall"] = precision_recall(reference["features"][:k], samples["features"][:k])
     if "style" in metrics:
         scores |= style_distances(samples, reference)
-    if "memory" in metrics and has_features:
+    if "memory" in metrics and has_features and not is_video:
         scores |= memorisation(samples, yardstick)
     return finite(scores)
+
+
+def interval(statistic, samples, times):
+    """Return half the 95 % interval of statistic(indices). The frames of a video are drawn together."""
+    n = len(samples.get("change", samples["labels"]))                     # of videos, or of images
+    frames = torch.arange(len(samples["labels"]) // n)
+    return bootstrap(lambda i: statistic((i[:, None] * len(frames) + frames).flatten()), n, times)
+
+
+def motion(samples, yardstick):
+    """Return the share of videos in which the network reads one letter in all frames, and how much frames differ."""
+    scores = dict(change=samples["change"].mean().item())
+    if yardstick.network and yardstick.network.can_read:
+        letters = samples["character"].argmax(1).reshape(len(samples["change"]), -1)
+        scores["same_letter"] = (letters == letters[:, :1]).all(1).double().mean().item()
+    return scores
 
 
 def frechet_distances(samples, yardstick):
@@ -166,8 +186,8 @@ def frechet_distances(samples, yardstick):
         if real is not None:
             real = moments_of(real)
             scores[f"fd_{name}"] = frechet_distance(real, moments_of(samples))
-            scores[f"fd_{name}_pm"] = bootstrap(
-                lambda i: frechet_distance(real, Moments(features[i])), len(features), times)
+            scores[f"fd_{name}_pm"] = interval(
+                lambda i: frechet_distance(real, Moments(features[i])), samples, times)
     return scores
 
 
@@ -261,7 +281,9 @@ def measure(run, yardstick, metrics, seed=0, source=None):
     drawn = draw_samples(run, prompts["labels"], seed, prompts.get("captions"))
     start, images = time.time(), drawn["images"]
     batches = zip(torch.arange(len(images)).split(100), images.split(100))
-    samples = dict(describe(batches, yardstick.network), **prompts, images=images)
+    if (frames := run.config.counts[0]) > 1:                              # of a video each frame shows the letter
+        prompts = dict(labels=[label for label in prompts["labels"] for _ in range(frames)])
+    samples = dict(describe_videos(batches, yardstick.network, frames), **prompts, images=images)
     scores = score(samples, yardstick, metrics)
     if isinstance(run.below, TrainedRun) and not stops_early(run):        # else it is in the time of the upper stage
         low = draw_samples(run.below, prompts["labels"], seed)            # cached: only the time is wanted
@@ -294,7 +316,7 @@ def evaluate(run, args, yardstick):
             if not scores:                                                # there is nothing else to tell
                 raise
             print(f"bits per dimension: left out; {error}", file=sys.stderr)
-    if "memory" in metrics and "features" in samples:
+    if "memory" in metrics and "features" in samples and "change" not in samples:
         draw_nearest(samples, yardstick, os.path.join(run.folder, "nearest.png"))
     if config.withhold and config.text_encoder and {"read", "words"} & set(metrics):
         # Does the model compose? Captions with pairs of character and colour that training never showed.

@@ -36,14 +36,14 @@ import math
 import torch
 import torch.nn as nn
 
-from dwt import band_noise_variances, band_sizes, dwt, idwt
+from dwt import band_noise_variances, bands, dwt, idwt
 from plumbing.pictures import pyplot, save_figure, show_image
 from schedule import alpha_sigma, alpha_sigma_for, diffuse, v_from_x_eps
 
 
 def band_rms(x, levels):
     """Return s of each wavelet band, the root mean square of the images x (B, 3, H, W) there: 1 + 3 levels floats."""
-    return [band.square().mean().sqrt().item() for band in dwt(x, levels).split(band_sizes(levels), 1)]
+    return [band.square().mean().sqrt().item() for band in bands(x, levels)]
 
 
 def noise_rms(levels):
@@ -84,19 +84,19 @@ class Preconditioned(nn.Module):
 def v_from_f(f, z, logsnr, s, n):
     """Return v = c z + d F, in each band. s, n: a number for each band."""
     levels, (alpha, sigma) = len(s) // 3, alpha_sigma_for(z, logsnr)
-    bands = []
-    for z_band, f_band, s_band, n_band in zip(*(dwt(y, levels).split(band_sizes(levels), 1) for y in (z, f)), s, n):
+    v = []
+    for z_band, f_band, s_band, n_band in zip(bands(z, levels), bands(f, levels), s, n):
         c, d = coefficients(alpha, sigma, s_band, n_band)
-        bands.append(c * z_band + d * f_band)
-    return idwt(torch.cat(bands, 1), levels)
+        v.append(c * z_band + d * f_band)
+    return idwt(torch.cat(v, 1), levels)
 
 
 def balance(v_error, logsnr, s, n):
     """Return v_error / sqrt(d), in each band: between the error of v and that of F, v_error / d."""
     levels, (alpha, sigma) = len(s) // 3, alpha_sigma_for(v_error, logsnr)
-    bands = [band / coefficients(alpha, sigma, s_band, n_band)[1].sqrt()
-             for band, s_band, n_band in zip(dwt(v_error, levels).split(band_sizes(levels), 1), s, n)]
-    return idwt(torch.cat(bands, 1), levels)
+    balanced = [band / coefficients(alpha, sigma, s_band, n_band)[1].sqrt()
+                for band, s_band, n_band in zip(bands(v_error, levels), s, n)]
+    return idwt(torch.cat(balanced, 1), levels)
 
 
 # ------------------------------------------------------------------------------------------ the page of the lecture
@@ -116,7 +116,7 @@ def draw_precondition(x, s, n, path):
     level = torch.tensor(2.0)
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     z, v = diffuse(x, eps, level), v_from_x_eps(x, eps, level)
-    z, v = (dwt(y, 1)[:1, 9:] for y in (z, v))                            # the band HH
+    z, v = (bands(y, 1)[3][:1] for y in (z, v))                           # the band HH
     c, _ = coefficients(*alpha_sigma(level), s[3], n[3])
     for axis, title, band in zip(axes[2:], ("z", "v", "v - c z"), (z, v, v - c * z)):
         show_image(axis, band[0], f"HH of {title}, rms {band.square().mean().sqrt():.2f}", interpolation="nearest")

@@ -25,10 +25,11 @@ import torch
 
 from cascade import hand_over
 from config import make_low_schedule, make_schedule
-from plumbing.pictures import Film, side_by_side
+from plumbing.pictures import side_by_side
 from plumbing.runs import autocast, choose_device, choose_precision, load_run, main_program, progress
 from plumbing.sampling import (BATCH, apply_settings, check_cascade, choose_captions, choose_sheet, compile_model,
-                               count_predictions, introduce, make_conditions, parse, parse_handoffs, write_pictures)
+                               count_predictions, introduce, make_conditions, open_film, parse, parse_handoffs,
+                               write_pictures)
 from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
 
 
@@ -306,9 +307,9 @@ def sample_run(model, config, cond, seeds, device, precision, on_step=None, nega
                    clip=config.clip_x, device=device, guidance=config.guidance if config.evaluations == 2 else 1.0)
     if config.guidance_max:                                               # this distilled model takes w as a condition
         cond = dict(cond, guidance=torch.full((len(seeds),), config.guidance))
-    sample_batch, shape, to_images = sample, (3, *config.size), lambda z: z
+    sample_batch, shape, to_images = sample, config.shapes[0], lambda z: z
     if config.is_nested:                                                  # here z is a list, one entry for each level
-        sample_batch, shape = sample_levels, [(3, *size) for size in config.sizes]
+        sample_batch, shape = sample_levels, config.shapes
         to_images = side_by_side if levels else lambda z: z[0]
     if stop:
         sample_batch = functools.partial(sample_truncated, stop=stop)
@@ -347,7 +348,7 @@ def main():
                  if args.negative and config.text_encoder else None for config in configs]
     if args.compile:
         models = [compile_model(model, device) for model in models]
-    film = Film(predictions) if args.gif else None
+    film = open_film(args, configs[-1], predictions)
 
     def on_step(stage, first, k, z):
         images_done = first + k * len(z) // predictions[stage]

@@ -40,9 +40,9 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from cascade import augment, downsample, super_resolution_loss
-from config import build_model, make_low_schedule, make_optimizer, make_schedule, numbers
+from config import build_model, make_levels, make_low_schedule, make_optimizer, make_schedule, numbers
 from data import batches
-from nested_unet import mixed_rows, nested_loss, pyramid
+from nested_unet import mixed_rows, nested_loss
 from plumbing import shard, start
 from plumbing.runs import autocast, main_program, start_processes
 from plumbing.training import Run, draw_sheet
@@ -94,9 +94,9 @@ def multiscale_mse(error, base):
 def band_loss(v, z, x, eps, logsnr, bands, multiscale=0):
     """Mean square error of v, balanced between the wavelet bands (precondition.py). -> scalar.
 
-    bands: {(H, W) of a level: s of its wavelet bands}. The other arguments are as in prediction_loss.
+    bands: {(C, H, W) of a level: s of its wavelet bands}. The other arguments are as in prediction_loss.
     """
-    s = bands[tuple(v.shape[-2:])]
+    s = bands[tuple(v.shape[1:])]
     error = balance(v - v_from_x_eps(x, eps, logsnr), logsnr, s, noise_rms(len(s) // 3))
     return multiscale_mse(error, multiscale) if multiscale else error.square().mean()
 
@@ -123,11 +123,11 @@ def training_loss(config, model, x, cond, t, noises):
     schedule = make_schedule(config)                                      # of a nested model: a list, one per level
     measure = functools.partial(prediction_loss, loss=config.loss, multiscale=config.multiscale)
     if config.loss == "band_mse":
-        measure = functools.partial(band_loss, bands=dict(zip(config.sizes, config.rms)), multiscale=config.multiscale)
+        measure = functools.partial(band_loss, bands=dict(zip(config.shapes, config.rms)), multiscale=config.multiscale)
     if config.is_nested:
         level_counts = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
         weights = numbers(config.level_weights, ":")
-        levels = pyramid(x, config.sizes)
+        levels = make_levels(config, x)
         return nested_loss(model, levels, cond, t, noises, schedule, measure, weights, level_counts)
     if config.is_super_resolution:
         cond = dict(cond)
@@ -170,7 +170,7 @@ def draw_augmentation(seed, step, places, device):
 def noise_shapes(config):
     """Return the shape of each noise: of the image; of a nested model, of each level, highest first; of a
     super-resolution model, of the image and the low-res image."""
-    return [(3, *size) for size in (*config.sizes, *([config.low_size] if config.is_super_resolution else []))]
+    return config.shapes + ([(3, *config.low_size)] if config.is_super_resolution else [])
 
 
 def conditions(config, batch, dropped, encoder=None):

@@ -14,6 +14,7 @@
     captions.py   read captions, match them to their images
     sources.py    the data of an old run: moved, changed, or as they were
     fonts.py      open any font file, draw its characters
+    motion.py     how a drawn scene moves
     workers.py    the data loader's processes: their start, signals and end
     pictures.py   sheets of samples, captions, matplotlib
     t5.py         a frozen T5 and its cache

@@ -48,7 +48,7 @@ def conditions_of(config, batch):
 
 def forward(config, model, batch):
     """Run the model on `batch` images of zeros."""
-    z, logsnr = [torch.zeros(batch, 3, *size) for size in config.sizes], [torch.zeros(batch) for _ in config.sizes]
+    z, logsnr = [torch.zeros(batch, *shape) for shape in config.shapes], [torch.zeros(batch) for _ in config.shapes]
     cond = conditions_of(config, batch)
     return model(z, logsnr, cond) if config.outer_channels else model(z[0], logsnr[0], cond)
 

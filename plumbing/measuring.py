@@ -28,11 +28,12 @@ from plumbing.t5 import Encoder
 
 FORMAT = 1                # of cached samples; raise it when the code that draws them changes
 
-METRICS = ("fd", "is", "read", "words", "pr", "style", "bits", "memory")
+METRICS = ("fd", "is", "read", "words", "pr", "style", "bits", "memory", "motion")
 SWEPT = {"steps": "sample_steps", "guidance": "guidance", "noise_param": "noise_param", "sampler": "sampler",
          "clip_x": "clip_x"}                                              # name after --sweep: field of Config
 TABLE = (("fd_train", "{name} against train"), ("fd_held_out", "{name} against held-out"),
          ("is", "inception score (± 1 s.d. of 10 parts)"), ("read_rate", "read rate"),
+         ("same_letter", "videos whose letter stays"), ("change", "difference of neighbouring frames, squared"),
          ("letter_colour", "colour of the letter right"), ("ground_colour", "colour of the ground right"),
          ("all_right", "letter and both colours right"), ("precision", "precision"), ("recall", "recall"),
          ("colour_distance", "colours: distance of histograms"), ("colour_spread", "colours: spread, share of data's"),
@@ -306,6 +307,8 @@ def introduce(run, args, yardstick, why):
         print("bits per dimension: left out; " + (
             "a distilled model knows only the times of its steps" if config.distilled_from else
             "a nested model or a cascade has no bound on its images alone"))
+    if "memory" in args.metrics and config.counts[0] > 1:
+        print("memorisation: left out; it is measured for images")
     if yardstick.network is None:
         if set(args.metrics) - {"bits"}:
             print(f"no features for {config.data}: without --features FILE no FID, IS, precision, recall, memorisation")

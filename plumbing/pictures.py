@@ -34,17 +34,23 @@ def save_figure(figure, path, dpi=120):
     pyplot().close(figure)
 
 
-def side_by_side(levels):
-    """Put R levels side by side, the lowest at the left, each enlarged to the highest.
+def strip(images):
+    """Lay the frames of videos (B, 3 T, H, W) side by side: (B, 3, H, T W). Images stay as they are."""
+    return torch.cat(images.split(3, 1), -1)
 
-    levels: [(B, 3, H_r, W_r), ...], highest first. Return (B, 3, H, R W).
+
+def side_by_side(levels):
+    """Put R levels side by side, the lowest at the left, each enlarged to the highest; of a video all its frames.
+
+    levels: [(B, 3 T_r, H_r, W_r), ...], highest first. Return (B, 3, H, R W).
     """
-    size = levels[0].shape[-2:]
-    return torch.cat([torch.nn.functional.interpolate(level, size, mode="nearest") for level in reversed(levels)], -1)
+    enlarged = [torch.nn.functional.interpolate(level, levels[0].shape[-2:], mode="nearest") for level in levels]
+    return torch.cat(list(map(strip, reversed(enlarged))), -1)
 
 
 def to_uint8(images):
-    """Convert images (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3)."""
+    """Convert images (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3). A video becomes a strip."""
+    images = strip(images)
     return ((images.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
 
 
@@ -119,6 +125,7 @@ class Film:
 
     predictions: how often each stage predicts x.
     """
+    last = 2500                                                           # ms that the last frame lasts
 
     def __init__(self, predictions):
         count = max(2, 40 // len(predictions))                            # frames of a stage
@@ -139,6 +146,20 @@ class Film:
                 yield [*images[:stage], torch.cat(batches) / 127.5 - 1, *map(torch.zeros_like, images[stage + 1:])]
 
 
-def save_gif(frames, path):
-    """Write Pillow pictures as a GIF that repeats. Each frame lasts 80 ms, the last one 2.5 s."""
-    frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=[80] * (len(frames) - 1) + [2500])
+class Playback(Film):
+    """The frames of a GIF that plays videos once they are drawn: `count` frames of `width` px, of the highest level."""
+    last = 600
+
+    def __init__(self, count, width):
+        self.count, self.width = count, width
+
+    def keep(self, stage, k, z):
+        """Keep nothing: a video shows its own frames, not how they were drawn."""
+
+    def frames(self, images):
+        yield from ([frame] for frame in strip(images[-1]).split(self.width, -1)[-self.count:])
+
+
+def save_gif(frames, path, last):
+    """Write Pillow pictures as a GIF that repeats. Each frame lasts 80 ms, the last one `last` ms."""
+    frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=[80] * (len(frames) - 1) + [last])

@@ -12,7 +12,7 @@ from config import make_low_schedule, make_schedule
 from data import turned_back
 from plumbing import UserError
 from plumbing.captions import NOT_TEXT, cut, open_text, tidy
-from plumbing.pictures import captioned, grid, label, save_gif, side_by_side
+from plumbing.pictures import Film, Playback, captioned, grid, label, save_gif, side_by_side
 from plumbing.runs import run_of
 from plumbing.settings import Parser, add_fields, override
 from plumbing.t5 import Encoder, check_moved
@@ -50,7 +50,7 @@ def parse(argv, stage=0):
     parser.add_argument("--s", type=float, action="append", help="for a cascade: noise of the handoff, 0 to 1; give it "
                         "once, or once for each handoff")
     parser.add_argument("--out", default="samples.png", help="PNG to write (default samples.png)")
-    parser.add_argument("--gif", help="GIF of the sampling to write as well")
+    parser.add_argument("--gif", help="GIF to write as well: of the sampling; of a video, which plays")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     parser.add_argument("--compile", action="store_true", help="torch.compile and CUDA graphs: a minute to start, then "
                         "faster on a GPU")
@@ -329,6 +329,13 @@ def choose_sheet(args, config, captions):
     return make_sheet(config, args.n or 4, classes, captions, n=args.n or 32)
 
 
+def open_film(args, config, predictions):
+    """Return the Film that --gif asks for, None without it: of images how they are drawn; a video plays."""
+    if not args.gif:
+        return None
+    return Playback(config.counts[0], config.size[1]) if config.counts[0] > 1 else Film(predictions)
+
+
 def write_pictures(args, sheet, images, film=None):
     """Write the sheet as PNG and the Film, if any, as GIF. images: [(N, 3, H, W), ...] of the stages, lowest first."""
     def arrange(stages):
@@ -341,7 +348,7 @@ def write_pictures(args, sheet, images, film=None):
     try:
         arrange(images).save(args.out)
         if film:
-            save_gif(frames, args.gif)
+            save_gif(frames, args.gif, film.last)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write the picture: {error}") from None
     if not args.is_first:
@@ -383,5 +390,5 @@ def introduce(n, configs, predictions, precisions, device, why):
     """Print what will be drawn, a line for each stage."""
     for config, count, precision in zip(configs, predictions, precisions):
         guidance = f"{config.guidance:g}" if config.guidable else "none, as there are no classes"
-        print(f"{n} images of {config.size[0]}x{config.size[1]}, {config.sampler}, {config.sample_steps} steps, "
+        print(f"{n} {config.what}, {config.sampler}, {config.sample_steps} steps, "
               f"guidance {guidance}: {count * config.evaluations} evaluations each, on {device} ({why}), {precision}")

@@ -120,13 +120,18 @@ def check_levels(config):
     blocks = [read_numbers(config, "outer_blocks", level, ",") for level in parts(config.outer_blocks)]
     weights = read_numbers(config, "level_weights", config.level_weights, ":")
     ratio = read_numbers(config, "mixed_ratio", config.mixed_ratio, ":")
+    frames = read_numbers(config, "frames", config.frames, ":")
     want(config, all(widths), "outer_channels", "a width or more for each level")
     want(config, [len(w) for w in widths] == [len(b) for b in blocks], "outer_blocks",
          f"a number of blocks for each width of --outer-channels {config.outer_channels or '(none)'}")
     levels = len(widths) + 1
-    for name, values in (("level_weights", weights), ("mixed_ratio", ratio)):
+    for name, values in (("level_weights", weights), ("mixed_ratio", ratio), ("frames", frames)):
         want(config, len(values) in (0, levels), name,
              f"a number for each of the {levels} levels, like {':'.join('1' * levels)}")
+    want(config, not any(above % below for above, below in zip(frames, frames[1:])), "frames",
+         "each a divisor of the one before")
+    want(config, not frames or not (ratio or config.low_size), "frames",
+         "none with --mixed-ratio or --low-size, which are for images")
     try:
         config.sizes                                                      # raises if the levels do not fit
         if ratio:

@@ -9,10 +9,10 @@ import sys
 
 import torch
 
-from config import PRESETS, Config, build_model, make_schedules, numbers, parts
+from config import PRESETS, Config, build_model, make_levels, make_schedules, numbers, parts
 from data import Glyphs, ImageFolder, batches, open_run, open_source
 from dwt import wavelet_levels
-from nested_unet import grow, mixed_rows, pyramid
+from nested_unet import grow, mixed_rows
 from plumbing import Damaged, UserError, cost, shard
 from plumbing.captions import faults as caption_faults
 from plumbing.files import hold, writable_folder
@@ -35,8 +35,8 @@ SET_ELSEWHERE = ("num_classes", "class_names", "examples", "distilled_from", "di
 OF_NETWORK = ("model", "size", "patching", "base_channels", "emb_channels", "channel_mult", "num_res_blocks",
               "num_transformer_blocks", "attn_resolutions", "attn_layers", "num_heads", "text_encoder", "text_channels",
               "text_length", "text_layers", "text_pooled", "transformer_resolutions", "portrait", "outer_channels",
-              "outer_blocks", "outer_patching", "low_size", "low_upsample", "level_power", "schedule", "noise_d",
-              "noise_d_high", "logsnr_min", "logsnr_max", "precondition")
+              "outer_blocks", "outer_patching", "frames", "low_size", "low_upsample", "level_power", "schedule",
+              "noise_d", "noise_d_high", "logsnr_min", "logsnr_max", "precondition")
 OF_MODEL = (*OF_NETWORK, "loss", "multiscale", "cond_drop", "dropout", "dropout_from_resolution",
             "transformer_dropout", "level_weights", "mixed_ratio", "aug_noise", "aug_blur", "blur_low", "blur_high",
             "sampler", "sample_steps", "guidance", "noise_param", "clip_x")
@@ -285,7 +285,7 @@ def measure_bands(config, source, initial, n=64):
                         f"tried is {batch['broken'][0]}")
     patchings = [config.outer_patching] * (len(config.sizes) - 1) + [config.patching]
     rms = [",".join(f"{max(s, 1 / 255):.4g}" for s in band_rms(level, wavelet_levels(patching)))
-           for level, patching in zip(pyramid(x, config.sizes), patchings)]
+           for level, patching in zip(make_levels(config, x), patchings)]
     return "/".join(rms[:1] + parts(initial["config"].band_rms) if initial else rms)
 
 
@@ -442,8 +442,9 @@ def read_inner(config):
     if (run.text_encoder, run.text_length) != (config.text_encoder, config.text_length):
         tokens = lambda c: f"{c.text_length if c.text_encoder else 0} tokens of {c.text_encoder or 'no text'}"
         raise UserError(f"--grow-from {path}: it reads {tokens(run)}, this run {tokens(config)}")
-    if run.sizes != config.sizes[1:]:
-        sizes = [" + ".join(f"{h}x{w}" for h, w in levels) for levels in (run.sizes, config.sizes[1:])]
+    if run.shapes != config.shapes[1:]:
+        sizes = [" + ".join(f"{f'{c // 3} x ' if c > 3 else ''}{h}x{w}" for c, h, w in levels)
+                 for levels in (run.shapes, config.shapes[1:])]
         raise UserError(f"--grow-from {path}: that run is of {sizes[0]}, the inner levels are {sizes[1]}")
     t = torch.linspace(0, 1, 11)
     for theirs, ours in zip(make_schedules(run), make_schedules(config)[1:]):

@@ -95,7 +95,7 @@ class Run:
         self.page.write()
         self.log.say(f"watch it: {os.path.join(self.folder, PAGE)}")
         self.log.say(f"{self.folder}: {sum(p.numel() for p in self.model.parameters()):,} parameters, "
-                     f"{config.size[0]}x{config.size[1]}, {len(source):,} examples, {len(source.classes)} classes; "
+                     f"{config.what}, {len(source):,} examples, {len(source.classes)} classes; "
                      f"{self.world} x {device.type} ({why}), {config.precision}"
                      + (", sharded" if self.sharded else "") + (f"; from step {self.step}" if self.step else ""))
         for message in sorted(self.broken):

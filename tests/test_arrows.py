@@ -5,8 +5,8 @@ import os
 from programs import ROOT
 
 # The order of imports: a file imports only what stands before it. data.py comes first, as pages draw its scenes.
-LECTURE = ("data", "schedule", "dwt", "unet", "uvit", "text", "nested_unet", "cascade", "precondition", "config",
-           "measures", "train", "sample", "distill", "evaluate")
+LECTURE = ("data", "schedule", "dwt", "unet", "uvit", "text", "nested_unet", "video", "cascade", "precondition",
+           "config", "measures", "train", "sample", "distill", "evaluate")
 
 
 def modules():

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 import precondition as P
 from config import PRESETS, make_schedules
 from data import Glyphs
-from dwt import band_sizes, dwt
+from dwt import bands
 from nested_unet import NestedUNet, glyphs64_nested, grow, pyramid
 from programs import page
 from schedule import alpha_sigma, diffuse, eps_from_v, v_from_x_eps, x_from_v
@@ -17,10 +17,6 @@ from train import training_loss
 
 LOGSNR = torch.tensor([-15.0, -4.0, 0.0, 3.0, 15.0])
 RMS = {0: [0.6], 1: [0.6, 0.08, 0.09, 0.04], 2: [0.6, 0.15, 0.16, 0.1, 0.08, 0.09, 0.04]}
-
-
-def bands(x, levels):
-    return dwt(x, levels).split(band_sizes(levels), 1)
 
 
 def randn(*shape, seed=0):
