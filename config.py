@@ -125,7 +125,7 @@ class Config:
     keep_every: int = 0                  # steps between checkpoints that stay, for curves; 0 = only the last two stay
     distilled_from: str = ""             # set by distill.py: the teacher's run and its step
     distilled_steps: int = 0             # set by distill.py: number of sampling steps that it learned; 0 = any
-    distill_weight: str = ""             # set by distill.py: weighting of the loss
+    distill_weight: Literal["", "constant", "snr", "truncated_snr", "snr+1"] = ""  # set by distill.py: of the loss
     band_rms: str = ""                   # set from the data, for precondition: 0.64,0.08,0.09,0.04/0.6, level by level
     data_id: str = ""                    # set from the data: a fingerprint, so that a resumed run finds the same
     class_names: tuple[str, ...] = ()    # set from the data: names of the classes

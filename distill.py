@@ -42,9 +42,9 @@ from plumbing.files import fingerprint, hold, writable_folder
 from plumbing.pictures import pyplot, save_figure, show_image
 from plumbing.runs import (autocast, choose_device, choose_precision, cores, ema_model, has_checkpoint, load_weights,
                            main_program, read_checkpoint, results_folder, run_of)
-from plumbing.settings import Parser, override
+from plumbing.settings import Parser, check_range, override
 from plumbing.sources import add_accept_flag, check_unchanged, located, same_data
-from plumbing.start import newest_whole, set_aside
+from plumbing.start import check_room, newest_whole, set_aside
 from plumbing.t5 import Encoder
 from plumbing.training import Interrupt, Run
 from sample import ddim_step, derive_seed, guide, null_condition
@@ -259,12 +259,12 @@ def parse(argv):
     parser.add_argument("--out", help="folder for the rounds (default RUN-distilled, RUN-guided-distilled)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     args = parser.parse_args(argv)
-    for name in ("steps", "guided_steps"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: want 1 or more")
-    if not 0 < args.lr < math.inf:
-        raise UserError(f"--lr {args.lr:g}: want a positive number")
-    if args.guided and not 1 < args.w_max < math.inf:
+    for flag, setting, value in (("--steps", "steps", args.steps), ("--guided-steps", "steps", args.guided_steps),
+                                 ("--from", "sample_steps", args.first), ("--to", "sample_steps", args.to),
+                                 ("--w-max", "guidance_max", args.w_max), ("--lr", "lr", args.lr)):
+        if value is not None:
+            check_range(setting, value, flag)
+    if args.w_max <= 1:
         raise UserError(f"--w-max {args.w_max:g}: want more than 1, which is no guidance")
     return args
 
@@ -322,6 +322,7 @@ def main():
     state = read_checkpoint(run)
     config, teacher = located(state["config"], args, run), ema_model(state, run, device)
     config = same_data(config, open_run(config))
+    check_room(config, device, world=1)
     weights = fingerprint(*tensor_bytes(teacher.parameters()))
     todo = plan(args, config, f"{run}, step {state['step']}, weights {weights}", device)
     encoder = Encoder(config, device, cached=True) if config.text_encoder else None

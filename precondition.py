@@ -36,7 +36,7 @@ import math
 import torch
 import torch.nn as nn
 
-from dwt import band_noise_variances, bands, dwt, idwt
+from dwt import band_noise_variances, bands, idwt
 from plumbing.pictures import pyplot, save_figure, show_image
 from schedule import alpha_sigma, alpha_sigma_for, diffuse, v_from_x_eps
 

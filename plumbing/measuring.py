@@ -19,10 +19,11 @@ from plumbing.features import MIN_ACCURACY, GlyphFeatures, cached, distances, sa
 from plumbing.files import fingerprint, one_at_a_time, read_json, write_json
 from plumbing.images import BrokenImage
 from plumbing.pictures import grid, label, pyplot, save_figure
-from plumbing.runs import choose_precision, ema_model, kept_checkpoints, made_by, results_folder, run_of
+from plumbing.runs import (check_memory, choose_precision, ema_model, kept_checkpoints, made_by, results_folder,
+                           run_of)
 from plumbing.sampling import (add_settings, check_chain, check_levels, check_student, given_settings, with_settings,
                                words_of)
-from plumbing.settings import Parser, add_fields, override
+from plumbing.settings import Parser, add_fields, check_range, override
 from plumbing.sources import add_accept_flag, located
 from plumbing.t5 import Encoder
 
@@ -99,14 +100,15 @@ def parse(argv):
     if counts - ({2} if args.handoff else set()):
         raise UserError("settings for two stages, as --steps 24,12, are for the two runs of a cascade (--handoff)")
     args.given, args.given_low = given_settings(args), given_settings(low)
-    for name, least in (("n", 2), ("n_real", 2), ("n_bits", 2), ("first_seed", 0)):
-        if not least <= getattr(args, name) < 2 ** 31:
-            option = "seed" if name == "first_seed" else name.replace("_", "-")
-            raise UserError(f"--{option} {getattr(args, name)}: want {least} or more, less than 2^31")
-    args.metrics = {"all": METRICS, "none": ()}.get(args.metrics, tuple(filter(None, args.metrics.split(","))))
+    check_range("samples", args.n, "--n")
+    for name, value in (("n_real", args.n_real), ("n_bits", args.n_bits), ("seed", args.first_seed)):
+        check_range(name, value)
+    if args.s is not None:
+        check_range("s", args.s)
+    args.metrics = {"all": METRICS, "none": ()}.get(args.metrics, tuple(args.metrics.split(",")))
     for metric in args.metrics:
         if metric not in METRICS:
-            raise UserError(f"--metrics {metric}: want some of {','.join(METRICS)}")
+            raise UserError(f"--metrics {metric}: want all, none, or some of {','.join(METRICS)}")
     if args.features and not os.path.isfile(args.features):
         raise UserError(f"--features {args.features}: no such file")
     check_handoff(args)
@@ -152,8 +154,8 @@ def check_handoff(args):
         raise UserError("--sweep s: want --handoff truncated or renoised")
     if noisy and (args.s is None) != sweeps_s:
         raise UserError(f"--handoff {args.handoff}: say with --s, or else with --sweep s=, how much noise")
-    if args.s is not None and not (noisy and 0 <= args.s < 1):
-        raise UserError(f"--s {args.s:g}: want 0 or more, less than 1, and --handoff truncated or renoised")
+    if args.s is not None and not noisy:
+        raise UserError(f"--s {args.s:g}: want --handoff truncated or renoised, too")
     if args.handoff and args.curve:
         raise UserError("--curve: not for a cascade")
 
@@ -194,9 +196,8 @@ def sweep_values(text, config):
         try:
             levels = [float(value) for value in values.split(",")]
         except ValueError:
-            levels = [-1.0]
-        if not all(0 <= s < 1 for s in levels):
-            raise UserError(f"--sweep {text}: want numbers from 0, less than 1")
+            raise UserError(f"--sweep {text}: want numbers") from None
+        check_range("s", tuple(levels), "--sweep s")
         return field, list(zip(values.split(","), levels))
     if field not in SWEPT or not equals or not values:
         raise UserError(f"--sweep {text}: want FIELD=VALUE,VALUE with FIELD one of {', '.join(SWEPT)}")
@@ -222,6 +223,9 @@ def checked_configs(args, states, device):
         stops[0] = args.s if args.handoff == "truncated" else 0.0
     for run, config, stop in zip(args.runs, configs, stops):
         check_student(config, run, stop=stop)
+        pixels = config.size[0] * config.size[1]                          # samples in 8 bits, twice; others in float32
+        check_memory(max(6 * args.n, 12 * args.n_bits if "bits" in args.metrics else 0) * pixels,
+                     f"--n {args.n} and --n-bits {args.n_bits}, images of {config.size[0]}x{config.size[1]}")
         if args.handoff and config.text_encoder:
             raise UserError(f"{run}: a cascade with text can be sampled, but not measured")
         if config.low_size and not args.handoff:

@@ -6,12 +6,15 @@ import dataclasses
 import datetime
 import errno
 import glob
+import math
 import os
 import re
+import reprlib
 import shlex
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 
 import torch
@@ -77,6 +80,36 @@ def out_of_memory(error):
     more = f", {wanted[0]} more were needed" if wanted else ""
     return (f"out of memory{more}: take fewer images at once (train.py: --accumulate, --recompute, --batch; its "
             "--dry-run says what a run needs)")
+
+
+def memory_of(device):
+    """The bytes of memory of a device: those of the GPU, or of the machine; infinite where the machine does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(need, what, device=torch.device("cpu")):
+    """Raise UserError if `what`, in words, needs more bytes than the device has: found before they are asked for."""
+    if need > memory_of(device):
+        raise UserError(f"{what}: {need / 2 ** 30:,.0f} GiB of memory or more, and this machine has "
+                        f"{memory_of(device) / 2 ** 30:,.0f} GiB ({device.type})")
+
+
+def check_model(config, bytes_a_weight, device=torch.device("cpu")):
+    """Check that a network of this Config fits into the memory, before it is built. 20 bytes a weight: as it trains."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_model(config).parameters())
+    check_memory(bytes_a_weight * parameters, f"a model of {parameters:,} parameters", device)
+
+
+def image_bytes(config):
+    """The bytes that one example takes at least: its image and its noise in float32, on all levels, and its tokens."""
+    pixels = sum(height * width for height, width in config.sizes)
+    token = 8 if config.text_encoder == "bytes" else 2 * config.text_channels                   # a T5's are bf16
+    return 4 * 2 * 3 * pixels + (token * config.text_length if config.text_encoder else 0)
 
 
 def commit():
@@ -294,9 +327,9 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
     weights_only: a file from a stranger runs no code. The checksums in the file are checked, or a flipped bit would be
     a weight like any other. old: read it although a sharded checkpoint is newer. Raises UserError.
     """
-    wanted = {"model", "ema", "optimizer", "step", "images"}
+    wanted = ["model", "ema", "optimizer", "step", "images", "config"]
     if name == CHECKPOINT and is_pretrained(folder):
-        name, wanted = WEIGHTS, {"ema", "step", "images"}
+        name, wanted = WEIGHTS, ["ema", "step", "images", "config"]
     path = os.path.join(folder, name)
     check_reachable(path)
     if not os.path.exists(folder):
@@ -315,29 +348,24 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
         hint = f"; {before} is the one before: renamed to {name} it takes its place"
     try:
         with zipfile.ZipFile(path) as file:
+            if sum(entry.file_size for entry in file.infolist()) > os.path.getsize(path):
+                raise UserError(f"{path}: damaged, or not a checkpoint (its parts are larger than the file){hint}")
             if wrong := file.testzip():
                 raise Damaged(f"{path}: damaged ({wrong}){hint}")
         mapped = path.encode(errors="replace") == os.fsencode(path)       # PyTorch maps no name that is not UTF-8
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)     # mapped: read where it is used
-        state["config"] = config_of(state["config"])
-        missing = wanted - state.keys()
-        if name == WEIGHTS and not missing:                               # 16 bit in the file, 32 here
+        check_state(state, wanted, path)
+        if bad := not_finite(state):                                      # such a model draws black pictures
+            raise UserError(f"{path}: {bad} holds values that are not finite{hint}")
+        if name == WEIGHTS:                                               # 16 bit in the file, 32 here
             state["ema"] = {key: w.float() if w.dtype == torch.float16 else w for key, w in state["ema"].items()}
             state["model"] = state["ema"]
-        for part in wanted & {"model", "ema"} - missing:                  # such a model draws black pictures
-            for key, weights in (state[part] or {}).items():              # load_weights says what else is wrong
-                if torch.is_tensor(weights) and not torch.isfinite(weights).all():
-                    raise Damaged(f"{path}: its weights hold values that are not finite ({part}.{key})")
-    except UserError:
-        raise
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{path}: a checkpoint of another program ({error})") from None
+    except UserError as error:                                            # of a restarted run the one before may do
+        raise Damaged(str(error)) from None
     except Exception as error:                                            # a damaged file fails in many ways
         blame_machine(path, error)
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise Damaged(f"{path}: damaged, or not a checkpoint ({reason}){hint}") from None
-    if missing:
-        raise Damaged(f"{path}: a checkpoint of another program (it lacks {', '.join(sorted(missing))})")
     newest = (sharded_steps(folder) or [0])[-1]
     if name == CHECKPOINT and not old and newest > state["step"]:
         raise UserError(f"{path} is of step {state['step']}, the sharded checkpoint beside it of {newest}: python -m "
@@ -345,20 +373,95 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
     return dict(state, path=path)
 
 
-def config_of(fields):
-    """Return the Config of a checkpoint's dict. Settings that are newer than the checkpoint keep their defaults."""
-    return override(Config(), **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+def check_state(state, wanted, path):
+    """Check what a checkpoint holds, in type and range. Make its `config` a Config. Raises UserError.
+
+    wanted: the parts that it must have. Its tensors may share memory, but not pretend to be more than the file is.
+    """
+    if not isinstance(state, dict) or not isinstance(state.get("config"), dict) or not set(wanted) <= state.keys():
+        lacks = ", ".join(part for part in wanted if not isinstance(state, dict) or part not in state) or "settings"
+        raise UserError(f"{path}: a checkpoint of another program (it lacks {lacks})")
+    state["config"] = config_of(state["config"], path)
+    for name in ("step", "images", "examples"):
+        check_count(state.get(name, 0), name, path)
+    size = 0
+    for name, value in tensors_of(state):
+        if not torch.is_tensor(value) or value.layout != torch.strided or value.device.type != "cpu":
+            raise UserError(f"{path}: {name} is no tensor: {reprlib.repr(value)}")
+        size += value.numel() * value.element_size()
+    if size > 4 * os.path.getsize(path):                                  # a student is its own EMA: once in the file
+        raise UserError(f"{path}: damaged, or not a checkpoint (its tensors are larger than the file)")
+
+
+def check_count(value, name, path):
+    """Check a number of steps, images or examples in a checkpoint. The last may be unknown (None)."""
+    if not (type(value) is int and 0 <= value < 2 ** 60) and (name, value) != ("examples", None):
+        raise UserError(f"{path}: its {name} is {reprlib.repr(value)}; want a whole number, 0 or more")
+
+
+def tensors_of(state):
+    """Yield (name, value) of what should be the tensors of a run: weights, EMA weights and optimizer state."""
+    for part in ("model", "ema", "optimizer"):
+        entries = state.get(part, {})
+        if part == "optimizer" and entries:
+            entries = {f"{number}.{key}": value for number, values in dict(entries["state"]).items()
+                       for key, value in dict(values).items()}
+        for key, value in dict(entries).items():
+            yield f"{part}.{key}", value
+
+
+def not_finite(state):
+    """Return the name of the first tensor of a run's state that holds a value that is not finite, or None.
+
+    Of a sharded tensor each rank looks at its own shard.
+    """
+    for name, value in tensors_of(state):
+        if not torch.isfinite(value.to_local() if hasattr(value, "to_local") else value).all():
+            return name
+    return None
+
+
+def config_of(fields, path="a checkpoint"):
+    """Return the Config of a checkpoint's dict. Settings that are newer than the checkpoint keep their defaults.
+
+    Raises UserError for what no command line could have set.
+    """
+    known = {field.name for field in dataclasses.fields(Config)}
+    if strange := [key for key in fields if key not in known]:
+        raise UserError(f"{path}: a checkpoint of another program (it has a setting {reprlib.repr(strange[0])})")
+    try:
+        config = override(Config(), **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except UserError as error:
+        raise UserError(f"{path}: a setting of it is wrong: {error}") from None
+    if config.class_names and not config.text_encoder and len(config.class_names) != config.num_classes:
+        raise UserError(f"{path}: it has {len(config.class_names)} names for {config.num_classes} classes")
+    return config
 
 
 def load_weights(module, state, path):
     """Load the state of a model or an optimizer. Raises UserError if it does not fit."""
     try:
+        if isinstance(module, torch.optim.Optimizer):
+            state = dict(state, param_groups=own_groups(module, state["param_groups"]))
         module.load_state_dict(state)
         if isinstance(module, torch.optim.Optimizer):
             match_weights(module)
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: a checkpoint of another model ({detail})") from None
+
+
+def own_groups(optimizer, saved):
+    """Return the optimizer's groups in the form that its state_dict has. Raises ValueError if those of a checkpoint,
+    `saved`, are others: the settings say what they are. Only the learning rate changes as it trains."""
+    own = optimizer.state_dict()["param_groups"]
+    if len(saved) != len(own):
+        raise ValueError(f"{len(saved)} groups of the optimizer for {len(own)}")
+    for ours, theirs in zip(own, saved):
+        for key in (ours.keys() & theirs.keys()) - {"lr", "fused", "foreach"}:
+            if theirs[key] != ours[key]:
+                raise ValueError(f"the optimizer's {key} is {reprlib.repr(theirs[key])}, not {reprlib.repr(ours[key])}")
+    return own
 
 
 def match_weights(optimizer):
@@ -382,7 +485,13 @@ def load_run(path, device="cpu"):
 
 
 def ema_model(state, path, device="cpu"):
-    """Return the model of a checkpoint with the EMA weights, in evaluation mode. Raises UserError."""
+    """Return the model of a checkpoint with the EMA weights, in evaluation mode. Raises UserError.
+
+    Its config may be a stranger's: the weights must fit a model of shapes alone before there is one with numbers.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                   # that nothing is copied into shapes
+        load_weights(build_model(state["config"]), state["ema"], path)
     with torch.device(device):
         model = build_model(state["config"])
     load_weights(model, state["ema"], path)

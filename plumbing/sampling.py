@@ -13,8 +13,8 @@ from data import turned_back
 from plumbing import UserError
 from plumbing.captions import NOT_TEXT, cut, open_text, tidy
 from plumbing.pictures import Film, Playback, captioned, grid, label, save_gif, side_by_side
-from plumbing.runs import run_of
-from plumbing.settings import Parser, add_fields, override
+from plumbing.runs import check_memory, image_bytes, run_of
+from plumbing.settings import Parser, add_fields, check_range, override
 from plumbing.t5 import Encoder, check_moved
 
 OVERRIDES = ("sampler", "guidance", "noise_param", "clip_x", "precision", "text_encoder")
@@ -63,10 +63,9 @@ def parse(argv, stage=0):
         args.sample_steps = QUICK_STEPS
     if wrong := counts - {len(args.runs)}:
         raise UserError(f"{len(args.runs)} runs, but settings for {max(wrong)} stages: want one, or one for each")
-    if args.n is not None and args.n < 1:
-        raise UserError(f"--n {args.n}: want 1 or more")
-    if not 0 <= args.first_seed < 2 ** 31:
-        raise UserError(f"--seed {args.first_seed}: want 0 or more, less than 2^31")
+    check_range("seed", args.first_seed)
+    if args.n is not None:
+        check_range("n", args.n)
     for option, path, ending in (("--out", args.out, ".png"), ("--gif", args.gif, ".gif")):
         if path and not os.path.isdir(os.path.dirname(path) or "."):
             raise UserError(f"{option} {path}: its folder does not exist")
@@ -94,8 +93,7 @@ def add_settings(parser):
 def given_settings(args):
     """Return {field of Config: value} of the settings that the command line gives. Raises UserError."""
     given = {name: value for name, value in vars(args).items() if name in (*OVERRIDES, "sample_steps")}
-    if given.get("sample_steps", 1) < 1:
-        raise UserError(f"--steps {given['sample_steps']}: want 1 or more")
+    check_range("sample_steps", given.get("sample_steps", 1), "--steps")
     return given
 
 
@@ -152,8 +150,7 @@ def parse_handoffs(args):
     if not args.s or len(args.s) not in (1, count):
         raise UserError(f"--handoff {args.handoff}: say with --s how much noise, once or {count} times")
     for s in args.s:
-        if not 0 <= s < 1:
-            raise UserError(f"--s {s:g}: want 0 or more, less than 1")
+        check_range("s", s)
     return args.handoff, args.s * (count if len(args.s) == 1 else 1)
 
 
@@ -324,6 +321,10 @@ def choose_sheet(args, config, captions):
     if args.portrait and not config.portrait:
         raise UserError(f"--portrait: {args.runs[-1]} was trained without upright images")
     classes = parse_labels(args.labels, config) if args.labels else range(min(36, config.num_classes))
+    images = (args.n or 4) * max(1, len(captions or classes))
+    frames = 240 * config.size[0] * config.size[1] if args.gif else 0     # of an image: 40, as bytes and as pictures
+    check_memory(images * (image_bytes(config) + frames), f"--n {args.n or 4}: {images:,} images of "
+                 f"{config.size[0]}x{config.size[1]}")
     if args.is_first and classes and not (args.n or args.labels):         # quickly drawn: one of each
         return Sheet(9, list(classes))
     return make_sheet(config, args.n or 4, classes, captions, n=args.n or 32)

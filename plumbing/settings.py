@@ -1,15 +1,19 @@
 """From the command line to a Config: a flag for each field, and a check of each value.
 
-A mistake is answered in one line: the flag, its value, and what would be right.
+A mistake is answered in one line: the flag, its value, and what would be right. The same checks hold for the config of
+a checkpoint, which may come from a stranger.
 """
 import argparse
 import dataclasses
 import inspect
+import itertools
 import math
 import re
+import reprlib
 from typing import Literal, get_args, get_origin
 
 from config import Config, numbers, parts
+from dwt import patch_factor, wavelet_levels
 from nested_unet import mixed_rows
 from plumbing import UserError
 
@@ -54,52 +58,104 @@ def add_fields(parser, names, group="settings of the preset, each to be overridd
         group.add_argument(*flags, dest=field.name, **options)
 
 
+# ------------------------------------------------------------------------------------------ the ranges
+
+# {setting: (lowest, highest)} of every number, both right and both finite. A word that is no field of Config is a flag
+# of one program. Far above what anybody needs, but low enough to be built and computed.
+RANGES = {name: (lowest, highest) for lowest, highest, names in [
+    (1, 10 ** 9, "steps log_every save_every"),
+    (0, 10 ** 9, "warmup sample_every keep_every held_out_every"),
+    (1, 10 ** 8, "scenes"),
+    (1, 10 ** 7, "n"),                                                    # images of sample.py
+    (2, 10 ** 7, "samples n_real n_bits"),                                # images of evaluate.py
+    (1, 10 ** 6, "batch accumulate world_size"),
+    (0, 10 ** 6, "num_classes"),
+    (1, 10 ** 5, "sample_steps"),
+    (0, 10 ** 5, "distilled_steps"),
+    (1, 2 ** 16, "size low_size base_channels emb_channels num_heads text_channels text_length attn_resolutions "
+                 "transformer_resolutions"),
+    (0, 2 ** 16, "multiscale dropout_from_resolution"),
+    (1, 1000, "channel_mult"),
+    (0, 500, "num_res_blocks num_transformer_blocks text_layers attn_layers"),
+    (-1, 256, "workers"),
+    (0, 2 ** 31 - 1, "seed"),
+    (0, 1, "cond_drop noise_param aug_noise aug_blur lr_decay weight_decay"),
+    (0, 0.999, "dropout transformer_dropout"),
+    (0, 0.9999999, "beta1 beta2 ema s"),
+    (0, 4, "level_power"),
+    (1e-20, 1, "adam_eps"),
+    (1e-12, 10, "lr"),
+    (1e-9, 1000, "text_lr position_std"),
+    (1e-9, 1e9, "clip"),
+    (0.01, 100, "blur_low blur_high"),
+    (0.1, 2 ** 16, "noise_d noise_d_high"),
+    (-25, 25, "logsnr_min logsnr_max"),
+    (-1000, 1000, "guidance"),
+    (0, 1000, "guidance_max"),
+] for name in names.split()}
+MOST_BLOCKS, WIDEST, MOST_LEVELS = 500, 2 ** 20, 16                       # of a network
+
+
+def check_range(name, value, flag=None):
+    """Raise UserError unless a number, or each of several, lies in its range. flag: the user's word for it, if it is
+    not the setting's. Comparisons with nan are false, so nan is in no range."""
+    lowest, highest = RANGES[name]
+    several = isinstance(value, tuple)
+    if not all(lowest <= v <= highest for v in (value if several else (value,))):
+        show = lambda v: f"{v:,}" if isinstance(v, int) else f"{v:g}"
+        raise UserError(f"{flag or flag_of(name)} {as_typed(value)}: want {'numbers from ' if several else ''}"
+                        f"{show(lowest)} to {show(highest)}")
+
+
+def flag_of(name):
+    return "--" + name.replace("_", "-")
+
+
+def as_typed(value):
+    """Write a value as the user types it. Cut what no line has room for."""
+    return str(",".join(map(str, value)) if isinstance(value, tuple) else value)[:80]
+
+
 # ------------------------------------------------------------------------------------------ the checks
 
 def override(config, **values):
     """Return config with these fields changed and all fields checked. Raise UserError for a mistake."""
     for name in ("size", "low_size"):
-        if len(values.get(name, ())) == 1:
+        if name in values and isinstance(values[name], tuple) and len(values[name]) == 1:
             values[name] = values[name] * 2                               # one number is a square
-    if values.get("text_encoder", config.text_encoder):
+    if values.get("text_encoder", config.text_encoder) != "":
         values["num_classes"] = 0                                         # captions take the place of classes
     config = dataclasses.replace(config, **values)
-    for right, fits, names in RANGES:
-        for name in names.split():
-            want(config, fits(getattr(config, name)), name, right)
-    for check in (check_loss, check_guidance, check_levels, check_low_res, check_schedule, check_shape):
+    for field in dataclasses.fields(config):
+        check_type(config, field)
+        if field.name in RANGES:
+            check_range(field.name, getattr(config, field.name))
+    want(config, len(config.size) == 2, "size", "height,width in pixels")
+    want(config, config.guidance_max == 0 or config.guidance_max > 1, "guidance_max", "more than 1, or 0")
+    for check in (check_loss, check_guidance, check_levels, check_bands, check_blocks, check_low_res, check_schedule,
+                  check_shape):
         check(config)
     return config
+
+
+def check_type(config, field):
+    """Check the type of a field: a checkpoint may hold anything in its place."""
+    value, kind = getattr(config, field.name), field.type
+    if get_origin(kind) is Literal:
+        ok, right = type(value) is str and value in get_args(kind), "one of " + ", ".join(get_args(kind))
+    elif get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
+        ok, right = type(value) is tuple and all(type(v) is kind for v in value), f"values of the type {kind.__name__}"
+    else:
+        ok, right = type(value) in ((int, float) if kind is float else (kind,)), f"a value of the type {kind.__name__}"
+    if not ok:
+        raise UserError(f"{flag_of(field.name)} {reprlib.repr(value)}: want {right}")
 
 
 def want(config, ok, name, right):
     """Raise UserError about this field unless ok. right: what would be right, in words."""
     if not ok:
-        value = getattr(config, name)
-        value = ",".join(map(str, value)) if isinstance(value, tuple) else value                # as the user types it
-        raise UserError(f"--{name.replace('_', '-')} {value}: want {right}")
-
-
-# The rules for single fields: (what is right, the test, the fields). Comparisons with nan are false, so all refuse it.
-RANGES = [
-    ("1 or more", lambda v: v >= 1,
-     "scenes batch steps log_every save_every sample_steps base_channels emb_channels num_heads text_channels "
-     "text_length accumulate"),
-    ("0 or more", lambda v: v >= 0,
-     "multiscale warmup sample_every keep_every held_out_every dropout_from_resolution num_transformer_blocks "
-     "weight_decay seed text_layers"),
-    ("at least 0 and less than 1", lambda v: 0 <= v < 1, "dropout transformer_dropout beta1 beta2 ema"),
-    ("between 0 and 1", lambda v: 0 <= v <= 1, "cond_drop noise_param aug_noise aug_blur lr_decay"),
-    ("a positive number", lambda v: 0 < v < math.inf, "lr text_lr clip noise_d noise_d_high adam_eps position_std"),
-    ("between 0 and 4", lambda v: 0 <= v <= 4, "level_power"),
-    ("a number; 1 is off", math.isfinite, "guidance"),
-    ("more than 1, or 0", lambda v: v == 0 or 1 < v < math.inf, "guidance_max"),
-    ("0 to 256, or -1 to choose", lambda v: -1 <= v <= 256, "workers"),
-    ("less than 2^31", lambda v: v < 2 ** 31, "seed scenes"),
-    ("height,width in pixels, 1 to 65536", lambda v: len(v) == 2 and all(1 <= n <= 65536 for n in v), "size"),
-    ("positive numbers", lambda v: all(n >= 1 for n in v), "channel_mult attn_resolutions transformer_resolutions"),
-    ("no negative numbers", lambda v: all(n >= 0 for n in v), "num_res_blocks"),
-]
+        raise UserError(f"{flag_of(name)} {as_typed(getattr(config, name))}: want {right}")
 
 
 def check_loss(config):
@@ -121,6 +177,7 @@ def check_levels(config):
     weights = read_numbers(config, "level_weights", config.level_weights, ":")
     ratio = read_numbers(config, "mixed_ratio", config.mixed_ratio, ":")
     frames = read_numbers(config, "frames", config.frames, ":")
+    want(config, len(widths) < MOST_LEVELS, "outer_channels", f"fewer than {MOST_LEVELS} levels")
     want(config, all(widths), "outer_channels", "a width or more for each level")
     want(config, [len(w) for w in widths] == [len(b) for b in blocks], "outer_blocks",
          f"a number of blocks for each width of --outer-channels {config.outer_channels or '(none)'}")
@@ -143,14 +200,53 @@ def check_levels(config):
 def read_numbers(config, name, text, separator):
     """Return the numbers of a level, or of the levels. Raise UserError about this field."""
     try:
-        return numbers(text, separator)
+        values = numbers(text, separator)
     except ValueError:
         want(config, False, name, "whole numbers, 1 or more")
+    want(config, all(value <= WIDEST for value in values), name, f"whole numbers, at most {WIDEST:,}")
+    return values
+
+
+def check_bands(config):
+    """Check the patchings, and the root mean squares of the bands: as many as the wavelet of each level has."""
+    patchings = [config.outer_patching] * (len(config.sizes) - 1) + [config.patching]
+    try:
+        for patching in patchings:
+            patch_factor(patching)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if not config.band_rms:
+        return
+    counts = [1 + 3 * wavelet_levels(patching) for patching in patchings]
+    try:
+        ok = [len(level) for level in config.rms] == counts and all(1e-6 < s < 1e6 for s in sum(config.rms, []))
+    except ValueError:
+        ok = False
+    want(config, ok, "band_rms", "a positive number for each band of each level")
+
+
+def check_blocks(config):
+    """Bound what is built: a network of 10^8 blocks is no network that anybody trains, and takes hours to build."""
+    outer = [numbers(level, ",") for level in parts(config.outer_channels)]
+    counts = [numbers(level, ",") for level in parts(config.outer_blocks)]
+    want(config, 1 <= len(config.channel_mult) <= MOST_LEVELS, "channel_mult", f"1 to {MOST_LEVELS} widths")
+    want(config, all(len(widths) <= MOST_LEVELS for widths in outer), "outer_channels",
+         f"at most {MOST_LEVELS} widths a level")
+    blocks = config.num_transformer_blocks + config.text_layers + 2 * sum(map(sum, counts)) + sum(
+        (2 * k + 1) * (1 + 2 * layers) for k, layers in itertools.zip_longest(
+            config.num_res_blocks, config.attn_layers[:len(config.num_res_blocks)], fillvalue=0))
+    if blocks > MOST_BLOCKS:
+        raise UserError(f"--num-transformer-blocks, --num-res-blocks, --attn-layers, --text-layers and --outer-blocks: "
+                        f"{blocks:,} blocks; want at most {MOST_BLOCKS:,} in all")
+    widest = config.base_channels * max(config.channel_mult)
+    if widest > WIDEST:
+        raise UserError(f"--base-channels {config.base_channels} by --channel-mult {as_typed(config.channel_mult)}: "
+                        f"{widest:,} channels; want at most {WIDEST:,}")
 
 
 def check_low_res(config):
     """Check the settings of a super-resolution model."""
-    want(config, 0 < config.blur_low <= config.blur_high < math.inf, "blur_high",
+    want(config, config.blur_low <= config.blur_high, "blur_high",
          f"at least blur_low ({config.blur_low:g})")
     if not config.low_size:
         return
@@ -163,8 +259,7 @@ def check_low_res(config):
 
 def check_schedule(config):
     """Check the end points of the schedule and its two shifts."""
-    want(config, -25 <= config.logsnr_min < config.logsnr_max <= 25, "logsnr_min",
-         f"below logsnr_max ({config.logsnr_max:g}), both within -25..25")
+    want(config, config.logsnr_min < config.logsnr_max, "logsnr_min", f"below logsnr_max ({config.logsnr_max:g})")
     want(config, config.schedule != "interpolated" or config.noise_d <= config.noise_d_high, "noise_d_high",
          f"at least noise_d ({config.noise_d:g}): the clean end has the high one")
 

@@ -40,8 +40,8 @@ from torch.utils.checkpoint import checkpoint
 from plumbing.settings import Parser
 from config import build_model, make_optimizer
 from plumbing import Damaged, UserError
-from plumbing.runs import (CHECKPOINT, SHARDED, broadcast, config_of, main_program, read_checkpoint, save_checkpoint,
-                           run_of, sharded_steps)
+from plumbing.runs import (CHECKPOINT, SHARDED, any_rank, broadcast, check_count, check_model, config_of, main_program,
+                           not_finite, read_checkpoint, run_of, save_checkpoint, sharded_steps)
 from plumbing.files import blame_machine, flush_folder, reason_of, whole_file
 from unet import FeedForward, MapAttention, ResBlock
 from uvit import AttentionBlock, TransformerBlock
@@ -181,9 +181,13 @@ def describe(folder, step):
     try:
         with open(os.path.join(path, "run.json")) as file:
             state = json.load(file)
-        return dict(path=path, config=config_of(state["config"]), step=int(state["step"]), images=int(state["images"]),
+        for name in ("step", "images", "examples"):
+            check_count(state[name], name, path)
+        return dict(path=path, config=config_of(state["config"], path), step=state["step"], images=state["images"],
                     examples=state["examples"], files=dict(state["files"]))
-    except (KeyError, TypeError, ValueError, AttributeError, OSError, MemoryError) as error:
+    except UserError as error:
+        raise Damaged(str(error)) from None
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, MemoryError, RecursionError) as error:
         blame_machine(path, error)
         raise Damaged(f"{path}: damaged, or not a checkpoint ({type(error).__name__}: {error})") from None
 
@@ -261,6 +265,9 @@ def load(state, model, ema, optimizer):
         error = first_failure(error)
         blame_machine(state["path"], error)
         raise UserError(f"{state['path']}: damaged, or a checkpoint of another model ({reason_of(error)})") from None
+    bad = not_finite({**into, "optimizer": {"state": into["optimizer"]}})
+    if any_rank(bad is not None, dist.get_world_size() if dist.is_initialized() else 1):
+        raise UserError(f"{state['path']}: {bad or 'what another process reads'} holds values that are not finite")
 
 
 # ------------------------------------------------------------------------------------------ the program
@@ -273,6 +280,7 @@ def main():
     state = newest(run)
     if os.path.exists(os.path.join(run, CHECKPOINT)) and read_checkpoint(run, CHECKPOINT, True)["step"] > state["step"]:
         raise UserError(f"{run}: its {CHECKPOINT} is newer than the shards of step {state['step']}")
+    check_model(state["config"], 20)
     model, ema = build_model(state["config"]), build_model(state["config"])
     optimizer = make_optimizer(model, state["config"])
     load(state, model, ema, optimizer)

@@ -16,10 +16,10 @@ from nested_unet import grow, mixed_rows
 from plumbing import Damaged, UserError, cost, shard
 from plumbing.captions import faults as caption_faults
 from plumbing.files import hold, writable_folder
-from plumbing.runs import (CHECKPOINT, PREVIOUS, SHARDED, broadcast, choose_precision, cores, has_checkpoint,
-                           is_pretrained, load_weights, plain_checkpoints, processes, read_checkpoint, run_of,
-                           sharded_steps)
-from plumbing.settings import Parser, add_fields, override
+from plumbing.runs import (CHECKPOINT, PREVIOUS, SHARDED, broadcast, check_memory, check_model, choose_precision, cores,
+                           has_checkpoint, image_bytes, is_pretrained, load_weights, plain_checkpoints, processes,
+                           read_checkpoint, run_of, sharded_steps)
+from plumbing.settings import Parser, add_fields, check_range, override
 from plumbing.sources import add_accept_flag, located, same_data
 from plumbing.t5 import Encoder, check_moved
 from precondition import band_rms
@@ -68,8 +68,10 @@ def parse():
         raise UserError("--resume continues a run as it is: leave out --preset, --out and --auto-resume")
     if args.auto_resume and not args.out:
         raise UserError("--auto-resume: name the run's folder with --out")
-    if args.world_size is not None and (args.world_size < 1 or not args.dry_run):
-        raise UserError(f"--world-size {args.world_size}: want 1 or more, and --dry-run (torchrun sets it otherwise)")
+    if args.world_size is not None:
+        check_range("world_size", args.world_size)
+        if not args.dry_run:
+            raise UserError(f"--world-size {args.world_size}: want --dry-run, too (torchrun sets it otherwise)")
     return args, given
 
 
@@ -199,8 +201,10 @@ def resolve(config, checkpoint, args, device, world):
     """
     if not config.data and not args.dry_run:
         raise UserError(f"--preset {args.preset or 'glyphs64'}: name the folder of training images with --data")
-    with torch.device("meta"):
-        build_model(config)                                               # sizes that do not fit: found before any work
+    if args.dry_run:
+        check_model(config, 0, device)                                    # sizes that do not fit: found before any work
+    else:
+        check_room(config, device, world)
     check_batch(config, args.world_size or world)
     check_sharding(config)
     source = open_run(config) if config.data else None
@@ -229,6 +233,17 @@ def check_batch(config, world):
             mixed_rows(numbers(config.mixed_ratio, ":"), config.batch // world // config.accumulate)
         except ValueError as error:
             raise UserError(f"--mixed-ratio: {error}, over {world} processes") from None
+
+
+def check_room(config, device, world, n=64):
+    """Check that the memory holds the training state and the images of a step, before either is there.
+
+    n: images that are drawn at once to measure their bands. Activations come on top: see --dry-run.
+    """
+    check_model(config, 20 / (world if config.shard else 1), device)
+    images = max(n, config.batch // world)
+    check_memory(images * image_bytes(config), f"--batch {config.batch}, {images:,} images of "
+                 f"{config.size[0]}x{config.size[1]} at once")
 
 
 def check_out(out, source):

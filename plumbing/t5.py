@@ -20,7 +20,7 @@ from plumbing import UserError
 from plumbing.captions import faults
 from plumbing.files import blame_machine, whole_file, write_json
 from plumbing.runs import choose_device, main_program
-from plumbing.settings import Parser
+from plumbing.settings import Parser, check_range
 from text import to_bytes
 
 
@@ -235,8 +235,7 @@ def main():
         raise UserError(f"--data {args.data}: want a folder of images with captions")
     if args.text_encoder == "bytes":
         raise UserError("--text-encoder bytes: is trained with the model, so there is nothing to cache; want a T5")
-    if args.text_length < 1:
-        raise UserError(f"--text-length {args.text_length}: want 1 or more")
+    check_range("text_length", args.text_length)
     folder, count = write_cache(args.data, args.text_encoder, args.text_length, choose_device(args.device)[0])
     print(f"wrote {count:,} new embeddings to {folder}; train.py --data {args.data} --text-encoder {args.text_encoder} "
           "reads them there")

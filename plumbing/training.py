@@ -25,7 +25,7 @@ from plumbing import UserError, shard
 from plumbing.files import whole_file
 from plumbing.images import BrokenImage
 from plumbing.pictures import pyplot
-from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, save_checkpoint
+from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, not_finite, save_checkpoint
 from plumbing.sampling import make_conditions, make_sheet
 from plumbing.watch import PAGE, Page, clock, sheet_name
 from sample import image_seeds, sample_run
@@ -163,8 +163,13 @@ class Run:
         self.log.start_clock(self.step)
 
     def save(self, failed=False):
-        """Write a checkpoint, on every rank together. Raises UserError if it cannot be written and the run shall stop
-        for that."""
+        """Write a checkpoint, on every rank together. Raises UserError if it holds values that are not finite, or if it
+        cannot be written and the run shall stop for that."""
+        bad = None if failed else not_finite(dict(model=self.model.state_dict(), ema=self.ema.state_dict(),
+                                                  optimizer=self.optimizer.state_dict()))
+        if any_rank(bad is not None, self.world):
+            raise UserError(f"step {self.step}: {bad or 'what another process holds'} is not finite, so it is not "
+                            f"saved; {self.last_saved}; a lower --lr may help")
         saved, images = True, self.step * self.config.batch
         what = self.folder, self.model, self.ema, self.optimizer, self.step, images, self.config, len(self.source)
         try:

@@ -99,7 +99,7 @@ def test_a_model_without_text_refuses_it(tmp_path):
     (["--size", "50,80"], "size 50x80: height and width must be multiples of 8"),
     (["--size", "48,48", "--portrait"], "--portrait True: want a --size that is wider than tall, not 48,48"),
     (["--size", "80,48", "--portrait"], "wider than tall"),
-    (["--text-length", "0"], "--text-length 0: want 1 or more"),
+    (["--text-length", "0"], "--text-length 0: want 1 to 65,536"),
     (["--text-encoder", "/no/such/t5"], "--text-encoder /no/such/t5: "),
 ])
 def test_what_train_refuses(tmp_path, args, message):

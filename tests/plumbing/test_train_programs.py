@@ -319,10 +319,15 @@ def test_ctrl_c_outside_the_loop_is_one_line():
 
 def test_non_finite_loss_stops_and_names_the_step(tmp_path):
     """Kills: a run that goes on with NaN, or saves it."""
-    done = program("train.py", *TINY, "--steps", 400, "--lr", 1e30, "--warmup", 0, "--out", tmp_path / "r")
+    train_tiny("--steps", 1, "--out", tmp_path / "r")
+    state = checkpoint(tmp_path / "r")
+    for weights in state["model"].values():
+        weights.fill_(1e30)
+    torch.save(state, tmp_path / "r" / "checkpoint.pt")
+    done = program("train.py", "--resume", tmp_path / "r", "--steps", 400, "--device", "cpu")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert re.search(r"step \d+: the gradient is not finite; stopped, no checkpoint was written yet", done.stderr)
-    assert not (tmp_path / "r" / "checkpoint.pt").exists()
+    assert re.search(r"step 1: the gradient is not finite; stopped, the checkpoint of step 1 is in", done.stderr)
+    assert checkpoint(tmp_path / "r")["step"] == 1
 
 
 # ---- the user's mistakes: one line, status 2
@@ -353,8 +358,18 @@ def test_mistakes_of_train(six_steps, tmp_path):
              (["--resume", six_steps, "--lr", "1"], "would make it another"),
              (["--resume", six_steps, "--preset", "glyphs64"], "--resume"),
              (["--out", six_steps], "holds a run already"), (["--preset", "imagenet128_unet"], "--data"),
-             (["--batch", "0"], "batch 0: want 1 or more"), (["--workers", "3000000"], "0 to 256"),
-             (["--cond-drop", "2"], "between 0 and 1"),
+             (["--batch", "0"], "batch 0: want 1 to 1,000,000"), (["--workers", "3000000"], "-1 to 256"),
+             (["--cond-drop", "2"], "want 0 to 1"), (["--weight-decay", "inf"], "--weight-decay inf: want 0 to 1"),
+             (["--lr", "1e300"], "--lr 1e+300: want 1e-12 to 10"), (["--noise-d", "1e300"], "--noise-d 1e+300: want 0.1"),
+             (["--scenes", "1000000000000"], "--scenes 1000000000000: want 1 to 100,000,000"),
+             (["--batch", "1000000000"], "--batch 1000000000: want 1 to 1,000,000"),
+             (["--emb-channels", "1000000000000"], "--emb-channels 1000000000000: want 1 to 65,536"),
+             (["--num-transformer-blocks", "100000000"], "--num-transformer-blocks 100000000: want 0 to 500"),
+             (["--base-channels", "65536", "--channel-mult", "1,3,6"], "GiB of memory or more, and this machine has"),
+             (["--base-channels", "32768", "--channel-mult", "1,3,6", "--num-transformer-blocks", "450"], "GiB of memory"),
+             (["--batch", "1000000", "--size", "1024"], "--batch 1000000, 1,000,000 images of 1024x1024 at once: "),
+             (["--size", "65536"], "images of 65536x65536 at once"),
+             (["--dry-run", "--world-size", "0"], "--world-size 0: want 1 to 1,000,000"),
              (["--channel-mult", "1,2"], "ResBlocks"), (["--num-heads", "5"], "heads"),
              (["--patching", "haar"], "patching"), (["--schedule", "linear"], "schedule"),
              (["--multiscale", "128"], "multiscale"),

@@ -1,0 +1,185 @@
+"""Limits: what is larger, stranger or less finite than anybody needs is refused in one line, before it costs anything."""
+import copy
+import math
+import os
+import shutil
+import time
+
+import pytest
+import torch
+
+import config as C
+import distill as D
+import evaluate as E
+import sample as P
+import train as T
+from plumbing import UserError, runs, shard
+from programs import TINY, run_here
+
+BRIEF = ["--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("limits") / "run"
+    assert run_here(T, [*TINY, "--steps", 2, "--save-every", 1, "--out", folder]) == (None, "")
+    return folder
+
+
+@pytest.fixture
+def changed(two_steps, tmp_path):
+    """A function that changes the state of a run's checkpoint: changed(change) -> the folder of the other run."""
+    def make(change):
+        state = torch.load(two_steps / "checkpoint.pt", weights_only=True)
+        other = change(state)
+        state = state if other is None else other
+        (tmp_path / "other").mkdir(exist_ok=True)
+        torch.save(state, tmp_path / "other" / "checkpoint.pt")
+        return tmp_path / "other"
+    return make
+
+
+def refused(module, args, *wanted):
+    """Check that a program ends with one line and status 2, within a minute."""
+    since = time.time()
+    status, line = run_here(module, args)
+    assert status == 2 and line.count("\n") == 1 and all(word in line for word in wanted), (args, status, line)
+    assert time.time() - since < 60 and len(line) < 700, line
+
+
+# ---- weights
+
+@pytest.mark.parametrize("more", [(), ("--if-unsaved", "go-on"), ("--shard",)])
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
+def test_weights_that_are_not_finite_are_not_saved(two_steps, tmp_path, monkeypatch, part, more):
+    """The last step makes one value infinite: no later gradient tells. Kills: status 0 and a checkpoint that draws
+    black pictures; a good checkpoint that is written over."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    real, steps = T.update_ema, []
+
+    def update(ema, model, decay, step):
+        real(ema, model, decay, step)
+        steps.append(step)
+        if step == 3 and part != "optimizer":
+            next(iter((ema if part == "ema" else model).parameters())).data.view(-1)[0] = math.inf
+    monkeypatch.setattr(T, "update_ema", update)
+    if part == "optimizer":
+        step_of = torch.optim.Adam.step
+
+        def step(self, *args):
+            step_of(self, *args)
+            if len(steps) == 1:
+                next(iter(self.state.values()))["exp_avg_sq"].view(-1)[0] = math.inf
+        monkeypatch.setattr(torch.optim.Adam, "step", step)
+    refused(T, ["--resume", tmp_path / "run", "--steps", 4, *more, *BRIEF], "step 4: ", f"{part}.", "is not finite",
+            "the checkpoint of step 3 is in")
+    monkeypatch.undo()
+    kept = shard.newest(str(tmp_path / "run")) if "--shard" in more else runs.read_checkpoint(str(tmp_path / "run"))
+    assert kept["step"] == 3
+
+
+def test_a_student_that_is_not_finite_is_not_saved(two_steps, tmp_path, monkeypatch):
+    """Kills: a round of distillation that ends with status 0 and infinite weights."""
+    step_of = torch.optim.Adam.step
+
+    def step(self, *args):
+        step_of(self, *args)
+        self.param_groups[0]["params"][0].data.view(-1)[0] = math.inf
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    words = ["--from", 2, "--to", 1, "--steps", 1, "--out", tmp_path / "d", *BRIEF]
+    refused(D, [two_steps, *words], "step 1: model.", "is not finite")
+    assert not (tmp_path / "d" / "1" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_weights_that_are_not_finite_are_not_loaded(changed, value):
+    """Kills: a look at the first part of a checkpoint only."""
+    def spoil(part):
+        def change(state):
+            if part == "optimizer":
+                state[part]["state"][1]["exp_avg_sq"].view(-1)[0] = value
+            else:
+                list(state[part].values())[-1].view(-1)[-1] = value
+        return change
+    for part in ("model", "ema", "optimizer"):
+        folder = changed(spoil(part))
+        with pytest.raises(UserError, match=f"checkpoint.pt: {part}.* holds values that are not finite"):
+            runs.read_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
+def test_shards_that_are_not_finite_are_not_loaded(two_steps, tmp_path, part):
+    """Kills: a check that only checkpoint.pt passes."""
+    state = runs.read_checkpoint(str(two_steps))
+    model = C.build_model(state["config"])
+    ema, optimizer = copy.deepcopy(model), C.make_optimizer(model, state["config"])
+    for module, key in ((model, "model"), (ema, "ema"), (optimizer, "optimizer")):
+        runs.load_weights(module, state[key], "x")
+    if part == "optimizer":
+        next(iter(optimizer.state.values()))["exp_avg"].view(-1)[0] = math.nan
+    else:
+        next((model if part == "model" else ema).parameters()).data.view(-1)[0] = math.nan
+    shard.save(str(tmp_path), model, ema, optimizer, 2, 8, state["config"], state["examples"])
+    with pytest.raises(UserError, match=f"{part}.* holds values that are not finite"):
+        shard.load(shard.newest(str(tmp_path)), model, ema, optimizer)
+
+
+# ---- the fields of a checkpoint
+
+def setting(name, value):
+    return lambda state: state["config"].update({name: value})
+
+
+def group(name, value):
+    return lambda state: state["optimizer"]["param_groups"][0].update({name: value})
+
+
+@pytest.mark.parametrize("change, wanted", [
+    *[(lambda state, name=name, value=value: state.update({name: value}), f"its {name} is ")
+      for name in ("step", "images", "examples") for value in (-1, True, "3", 2.0, 10 ** 30, [1], torch.ones(2))],
+    (lambda state: state.update(step=None), "its step is None"),
+    (lambda state: [state], "another program"), (lambda state: torch.ones(3), "another program"),
+    (lambda state: state.update(config=[1]), "another program"), (lambda state: {"step": 1, "config": {}}, "lacks model, ema"),
+    (lambda state: state.update(model=torch.ones(2)), "damaged"), (lambda state: state.update(ema={"a": 1}), "no tensor"),
+    (lambda state: state.update(optimizer=[]), "another model"), (lambda state: state.update(optimizer={}), "groups"),
+    (lambda state: state["optimizer"].update(state=7), "damaged"),
+    (lambda state: state["optimizer"].update(state={0: {"step": "x"}}), "is no tensor"),
+    (lambda state: state["optimizer"].update(param_groups=7), "another model"),
+    (lambda state: state["optimizer"]["param_groups"].append({}), "2 groups of the optimizer for 1"),
+    (group("weight_decay", math.inf), "the optimizer's weight_decay is inf"), (group("betas", (0.9, 7)), "betas"),
+    (group("params", [0]), "params"), (group("eps", "x"), "eps"), (group("amsgrad", True), "amsgrad"),
+    *[(setting(name, "nosuch"), f"--{name.replace('_', '-')} 'nosuch': want ") for name in (
+        "sampler", "clip_x", "schedule", "model", "loss", "precision", "precondition", "low_upsample", "distill_weight",
+        "compile", "channels_last", "if_unsaved", "steps", "clip", "size", "flip", "class_names")],
+    (setting("patching", "nosuch"), "patching 'nosuch'"), (setting("nosuch", 1), "a setting 'nosuch'"),
+    (setting("class_names", ["A"]), "1 names for 36 classes"), (setting("class_names", [1, 2]), "--class-names"),
+    (setting("num_classes", 10 ** 12), "--num-classes"), (setting("steps", math.nan), "--steps nan"),
+    (setting("clip", math.nan), "--clip nan"), (setting("noise_d", 1e300), "--noise-d 1e+300"),
+    (setting("band_rms", "1,x"), "--band-rms"), (setting("band_rms", "0,1,1,1"), "--band-rms"),
+    (setting("band_rms", "nan"), "--band-rms"), (setting("band_rms", "1/1"), "--band-rms"),
+    (setting("num_transformer_blocks", 10 ** 8), "--num-transformer-blocks 100000000"),
+    (setting("emb_channels", 10 ** 12), "--emb-channels"), (setting("channel_mult", []), "--channel-mult")])
+def test_a_field_of_a_checkpoint_that_makes_no_sense_is_one_line(changed, change, wanted):
+    """Kills: a traceback of whoever meets it first, minutes later; a setting of no meaning that is accepted."""
+    folder = changed(change)
+    refused(T, ["--resume", folder, "--steps", 4, *BRIEF], "checkpoint.pt: ", wanted)
+
+
+@pytest.mark.parametrize("change", [
+    setting("num_transformer_blocks", 450), setting("emb_channels", 65536), setting("base_channels", 60000)])
+def test_a_network_that_is_not_in_the_file_is_never_built(changed, change):
+    """Kills: gigabytes for a model whose weights the file does not hold; a minute without an answer."""
+    folder = changed(change)
+    for module, args in ((P, [folder, "--n", 1, "--out", folder / "x.png"]), (E, [folder, "--n", 2]), (D, [folder])):
+        refused(module, [*args, *BRIEF], "a checkpoint of another model")
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_built(monkeypatch, tmp_path):
+    """Kills: no look at the memory; one that forgets the optimizer, so that the program ends in the first step."""
+    config = C.PRESETS["glyphs64"]
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in C.build_model(config).parameters())
+    monkeypatch.setattr(runs, "memory_of", lambda device: 20 * parameters - 1)
+    refused(T, ["--out", tmp_path / "r"], f"a model of {parameters:,} parameters: ", "GiB of memory or more")
+    assert not os.path.exists(tmp_path / "r")
+    assert run_here(T, ["--dry-run"]) == (None, "")                       # it may be for another machine
