@@ -104,7 +104,7 @@ def of_other_tables():
     for key in ("fd_train", "fd_held_out"):
         yield f"pretrained, {key}", in_row([box[key], box["real_scenes"][key]])
     text = results("pretrained_text")
-    yield "pretrained_text, fd_held_out", ", –, ".join(in_row([row["fd_held_out"]]) for row in (text, text["real_scenes"]))
+    yield "pretrained_text, fd", ", –, ".join(in_row([row["fd_held_out"]]) for row in (text, text["real_scenes"]))
     yield "pretrained_text, read", in_row([row["read_rate"] for row in (text, text["withheld_pairs"],
                                                                         text["real_scenes"])], 1, 100)
     short = results("minute")
