@@ -37,10 +37,13 @@ def main_program(main):
     if program == "__main__.py":                                          # python -m package
         program = os.path.basename(os.path.dirname(sys.argv[0]))
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:                                    # `train.py >&-` closed it
+            setattr(sys, name, open(os.devnull, "w"))
     escape_odd_names()
 
     def leave(message, status):
-        print(f"{program}: {message}", file=sys.stderr)
+        tell(f"{program}: {message}", sys.stderr)
         sys.exit(status)
 
     try:
@@ -66,12 +69,27 @@ def main_program(main):
     except KeyboardInterrupt:
         leave("interrupted", 130)
     except BrokenPipeError:                                               # `... | head` closed the pipe: no mistake
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         leave(f"{error.filename or 'writing'}: {error.strerror}", 2)
+
+
+def tell(text, stream, end="\n"):
+    """Print a line. Return False if nobody reads it: the pipe's reader is gone, or the terminal."""
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except OSError:
+        silence(stream)
+        return False
+    return True
+
+
+def silence(stream):
+    """Throw away what is still printed there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def out_of_memory(error):

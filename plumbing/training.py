@@ -4,6 +4,7 @@ A run is a folder: config.json (resolved settings), log.csv (a row per logged st
 index.html that shows them (watch.py), checkpoint.pt and the one before it, previous.pt. A sharded run has a folder
 `sharded` in their place (shard.py).
 """
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -25,7 +26,7 @@ from plumbing import UserError, shard
 from plumbing.files import whole_file
 from plumbing.images import BrokenImage
 from plumbing.pictures import pyplot
-from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, not_finite, save_checkpoint
+from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, not_finite, save_checkpoint, tell
 from plumbing.sampling import make_conditions, make_sheet
 from plumbing.watch import PAGE, Page, clock, sheet_name
 from sample import image_seeds, sample_run
@@ -33,24 +34,48 @@ from sample import image_seeds, sample_run
 LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "seconds", "held_out"]
 
 
+A_LINE_EVERY = 30                                                         # seconds, where stdout is no terminal
+PATIENCE = 10                                                             # seconds; torchrun kills after 30
+
+
 class DrawingStopped(Exception):
-    """Ctrl-C or SIGTERM came while a sheet was drawn."""
+    """A signal came while a sheet was drawn."""
+
+
+class WaitingStopped(BaseException):                                      # no Exception: who decodes a file catches all
+    """A signal came while the run waited for data."""
 
 
 class Interrupt:
-    """Remember Ctrl-C and SIGTERM in `signal` instead of dying, so that the loop can save first.
+    """Remember Ctrl-C, SIGTERM and SIGHUP in `signal` instead of dying, so that the loop can save first.
 
-    A second Ctrl-C kills. A second SIGTERM does not: under torchrun and Slurm each process may get several.
+    A second Ctrl-C kills. A second SIGTERM does not: under torchrun and Slurm each process may get several. SIGHUP says
+    that the terminal closed; `nohup` has it ignored, and so do we.
     """
 
     def __init__(self):
-        self.signal = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
+        self.signal, self.time, self.waiting = None, 0.0, False
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)                          # Windows has no SIGHUP
+            if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+                signal.signal(number, self._remember)
 
     def _remember(self, number, frame):
-        self.signal = number
+        self.signal, self.time = number, time.monotonic()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self.waiting:
+            raise WaitingStopped
+
+    @contextlib.contextmanager
+    def heard_at_once(self):
+        """Within it a signal raises WaitingStopped: nothing else ends a read that blocks."""
+        self.waiting = True
+        try:
+            if self.signal:
+                raise WaitingStopped
+            yield
+        finally:
+            self.waiting = False
 
 
 # ------------------------------------------------------------------------------------------ the run
@@ -58,7 +83,7 @@ class Interrupt:
 class Run:
     """Everything around a training loop that is not the training:
 
-        for step, batch in run.steps(stream):       # ends at config.steps, at Ctrl-C and at SIGTERM
+        for step, batch in run.steps(stream):       # ends at config.steps and at a signal
             ...                                     # loss, backward
             if not run.finite(grad_norm):
                 return run.fail()
@@ -86,7 +111,7 @@ class Run:
         # With several processes there are none: their clocks do not agree.
         self.early = EarlySheets(config, self.log.seconds_before) if world == 1 and sheet else None
         self.broken = {f"{path}: {reason}" for path, reason in getattr(source, "skipped", [])}  # files named so far
-        self.last_saved = f"the checkpoint of step {step} is in {folder}" if step else "no checkpoint was written yet"
+        self.saved = step or None                                         # the step of the last checkpoint
         self.sharded = config.shard and world > 1                         # then every rank takes part in a forward pass
 
     def print_header(self, device, why):
@@ -104,15 +129,61 @@ class Run:
     def steps(self, stream):
         """Yield (step, batch) until the run is complete or stopped."""
         self.log.start_clock(self.step)
-        while self.step < self.config.steps and not self.stopped:
-            batch = next(stream)
+        stream.heed = self.leave_the_others
+        try:
+            while self.step < self.config.steps and not self.stopped:
+                if batch := self.next_batch(stream):
+                    yield self.step, batch
+        finally:
+            stream.end()
+
+    def next_batch(self, stream):
+        """Return the next batch; None if a signal stops the run meanwhile. Whatever happens, the step is saved."""
+        try:
+            with self.interrupt.heard_at_once() if self.world == 1 else contextlib.nullcontext():
+                batch = next(stream)
             for message in set(batch["broken"]) - self.broken:
-                print(f"\nskipped {message}", file=sys.stderr)
+                self.warn(f"skipped {message}")
             self.broken.update(batch["broken"])
             if batch["image"] is None:
-                raise UserError(f"--data {self.config.data}: no image left that can be read ({len(self.broken)} "
-                                "skipped)")
-            yield self.step, batch
+                raise UserError(f"no image left that can be read ({len(self.broken)} skipped)")
+            return batch
+        except WaitingStopped:
+            self.stopped = True
+            self.save_alone()
+            if self.world > 1:
+                sys.exit(self.finish())
+        except Exception as error:
+            if self.step:
+                self.save_alone()
+            if not isinstance(error, (UserError, OSError, RuntimeError, ValueError)):
+                raise                                                     # ours, or memory
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]              # of a worker's many
+            raise UserError(f"--data {self.config.data}: {reason}; {self.last_saved}") from None
+
+    def leave_the_others(self):
+        """Raise WaitingStopped some seconds after a signal. The other processes may be in a step that needs this one;
+        it is better that all end together after it."""
+        if self.interrupt.signal and time.monotonic() - self.interrupt.time > PATIENCE:
+            raise WaitingStopped
+
+    def save_alone(self):
+        """Save a step that is not saved yet, if this process can do so without the others: they are elsewhere."""
+        if self.saved == self.step or self.sharded or self.rank:
+            return
+        if self.world == 1:
+            return self.save()
+        save_checkpoint(*self.what())
+        self.saved = self.step
+
+    @property
+    def last_saved(self):
+        return f"the checkpoint of step {self.saved} is in {self.folder}" if self.saved is not None else (
+            "no checkpoint was written yet")
+
+    def warn(self, text):
+        """Print a line on stderr."""
+        tell(f"\n{text}", sys.stderr)
 
     def finite(self, grad_norm):
         """Return whether the norm of the gradient is finite. Call it before the optimizer changes the weights."""
@@ -123,8 +194,8 @@ class Run:
         if self.rank == 0:
             kept = os.path.join(self.folder, SHARDED, "failed") if self.config.shard else os.path.join(self.folder,
                                                                                                        "failed.pt")
-            print(f"\nstep {self.step}: the gradient is not finite; stopped, {self.last_saved}; the weights before "
-                  f"this step go to {kept}", file=sys.stderr)
+            self.warn(f"step {self.step}: the gradient is not finite; stopped, {self.last_saved}; the weights before "
+                      f"this step go to {kept}")
         self.save(failed=True)
         self.page.write("stopped: the gradient is not finite")
         return 1
@@ -133,10 +204,12 @@ class Run:
         """Count the step. Log, measure, save, draw what is due."""
         self.step = self.page.step = self.step + 1
         config, last = self.config, self.step == self.config.steps
-        self.stopped = any_rank(self.interrupt.signal is not None, self.world)
         measured = self.held_out_loss is not None and self.due(config.held_out_every)
         if self.due(config.log_every) or measured or last:
             self.log_step(loss, grad_norm, lr, measured)
+        if self.log.unread and not self.interrupt.signal:                 # as the shell names a program that ends there
+            self.interrupt.signal = getattr(signal, "SIGPIPE", 13)
+        self.stopped = any_rank(self.interrupt.signal is not None, self.world)
         # A sheet takes up to minutes. If the run is killed meanwhile, the step is safe.
         if any(map(self.due, (config.save_every, config.keep_every, config.sample_every))) or last or self.stopped:
             self.save()
@@ -170,21 +243,25 @@ class Run:
         if any_rank(bad is not None, self.world):
             raise UserError(f"step {self.step}: {bad or 'what another process holds'} is not finite, so it is not "
                             f"saved; {self.last_saved}; a lower --lr may help")
-        saved, images = True, self.step * self.config.batch
-        what = self.folder, self.model, self.ema, self.optimizer, self.step, images, self.config, len(self.source)
+        saved = True
         try:
             if self.config.shard:
-                shard.save(*what, name="failed" if failed else None)
+                shard.save(*self.what(), name="failed" if failed else None)
             elif self.rank == 0:
-                save_checkpoint(*what, name="failed.pt" if failed else CHECKPOINT)
+                save_checkpoint(*self.what(), name="failed.pt" if failed else CHECKPOINT)
         except UserError as error:
             if self.config.if_unsaved == "stop" or self.stopped or self.step == self.config.steps:
                 raise
-            print(f"\n{error}; going on", file=sys.stderr)
+            self.warn(f"{error}; going on")
             saved = False
         self.log.draw()
         if broadcast(saved, self.world) and not failed:                   # nobody leaves while rank 0 writes
-            self.last_saved = f"the checkpoint of step {self.step} is in {self.folder}"
+            self.saved = self.step
+
+    def what(self):
+        """Return what a checkpoint holds."""
+        images = self.step * self.config.batch
+        return self.folder, self.model, self.ema, self.optimizer, self.step, images, self.config, len(self.source)
 
     def on_ranks(self, forward, *args):
         """Call a function that runs the EMA weights: on rank 0, or on every rank if each holds a shard only."""
@@ -375,7 +452,7 @@ class Log:
         self.path = os.path.join(folder, "log.csv")
         self.terminal, self.printed = sys.stdout.isatty(), 0.0
         self.start, self.first_step = time.time(), first_step
-        self.seconds_before = 0.0
+        self.seconds_before, self.unread = 0.0, False                     # unread: nobody reads stdout any more
         self.newest = {"loss": "", "held-out loss": "", "images/s": ""}   # as the user reads it
         self.start_clock(first_step)
         if not active:
@@ -430,14 +507,14 @@ class Log:
                 + (f"held out {held_out:.4f}  " if held_out is not None else "")
                 + f"{images_per_s:.0f} images/s  {clock(self.pace(step) * (self.config.steps - step))} left")
         if self.terminal:
-            print("\r" + line.ljust(78), end="", flush=True)
-        elif time.time() - self.printed > 30 or step == self.config.steps:
-            print(line, flush=True)
+            self.say(line.ljust(78), end="")
+        elif time.time() - self.printed > A_LINE_EVERY or step == self.config.steps:
+            self.say(line)
             self.printed = time.time()
 
-    def say(self, text):
-        if self.active:
-            print(("\r".ljust(79) + "\r" if self.terminal else "") + text, flush=True)
+    def say(self, text, end="\n"):
+        if self.active and not tell(("\r".ljust(79) + "\r" if self.terminal else "") + text, sys.stdout, end):
+            self.unread = True
 
     def draw(self):
         """Draw loss.png: the logged loss, its running mean, and the held-out loss."""

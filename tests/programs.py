@@ -64,7 +64,7 @@ def page(name, capsys):
 def run_here(module, args):
     """Run main() of a program in this process, which is quicker. -> (status, what it wrote to stderr)."""
     err, argv = io.StringIO(), sys.argv
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     sys.argv = [module.__name__.split(".")[-1] + ".py", *map(str, args)]
     try:
         with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):

@@ -3,6 +3,7 @@ import ast
 import contextlib
 import errno
 import io
+import multiprocessing
 import os
 import platform
 import random
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 import warnings
@@ -20,9 +22,10 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+import data as D
 import distill
 import evaluate
-from plumbing import files, measuring, runs, start, UserError
+from plumbing import files, measuring, runs, start, training, UserError, workers
 import sample as P
 from plumbing import shard
 import soak
@@ -449,6 +452,145 @@ def test_a_gradient_that_is_not_finite_leaves_the_state_before_it(tmp_path, monk
         assert all(torch.equal(state[part][k], good[part][k]) for k in good[part])
     assert all(torch.equal(values[k], good["optimizer"]["state"][i][k])
                for i, values in state["optimizer"]["state"].items() for k in values)
+
+
+# ---- waiting for data, and nobody who listens
+
+WAIT = [*TINY, "--steps", 100, "--save-every", 50, "--held-out-every", 0]
+
+
+def spoil(monkeypatch, fault, after=64 + 24):                             # 64 to measure the bands, then six batches
+    """Let the drawing of scenes call fault() after some of them, which is in a worker if there is one."""
+    real, drawn = D.Glyphs.image, []
+
+    def image(self, i):
+        drawn.append(i)
+        if len(drawn) > after:
+            fault()
+        return real(self, i)
+    monkeypatch.setattr(D.Glyphs, "image", image)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """A list that grows with each step of a run in this process."""
+    real, taken = T.update_ema, []
+    monkeypatch.setattr(T, "update_ema", lambda *args: (real(*args), taken.append(1)))
+    return taken
+
+
+def send_when_it_waits(number, steps):
+    """Send this process a signal once it has taken no step for two seconds."""
+    before = 0
+    while not before == len(steps) > 0:
+        before = len(steps)
+        time.sleep(2)
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("processes, number, stuck", [
+    (0, signal.SIGTERM, "reads"), (1, signal.SIGTERM, "reads"), (1, signal.SIGHUP, "reads"),
+    (1, signal.SIGINT, "reads"), (1, signal.SIGTERM, "is stopped")])
+def test_waiting_for_data_hears_signals(tmp_path, monkeypatch, steps, processes, number, stuck):
+    """A read that blocks. Kills: a signal that waits for the batch; a step that is lost; an end that waits for a worker
+    that does not end."""
+    spoil(monkeypatch, lambda: time.sleep(1000) if stuck == "reads" else os.kill(os.getpid(), signal.SIGSTOP))
+    sender = threading.Thread(target=send_when_it_waits, args=(number, steps))
+    sender.start()
+    since = time.time()
+    assert run_here(T, [*WAIT, "--workers", processes, "--out", tmp_path / "r"])[0] == 128 + number
+    sender.join()
+    assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == len(steps) > 0 and time.time() - since < 90
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("fault, wanted", [
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), "--workers 0"),
+    (lambda: time.sleep(1000), "did not come within 3 s"),
+    (lambda: open("/nowhere/caption.txt"), "No such file or directory: '/nowhere/caption.txt'")])
+def test_a_worker_that_fails_costs_no_step(tmp_path, monkeypatch, steps, fault, wanted):
+    """It is killed, it hangs, a file is gone. Kills: a traceback; a parent that waits for ever; steps that are lost."""
+    spoil(monkeypatch, fault)
+    monkeypatch.setattr(workers, "LIMIT", 3)
+    status, line = run_here(T, [*WAIT, "--workers", 1, "--out", tmp_path / "r"])
+    assert status == 2 and wanted in line and line.count("\n") == 1, line
+    assert f"the checkpoint of step {len(steps)} is in" in line and 0 < len(steps) <= 6
+    assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == len(steps)
+
+
+def test_data_that_disappear_cost_no_step(tmp_path, monkeypatch):
+    """Kills: the step before them that is not saved."""
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i, 9, 9)).save(tmp_path / "photos" / f"{i}.png")
+    real, steps = T.update_ema, []
+
+    def update(*args):
+        real(*args)
+        steps.append(1)
+        if len(steps) == 3:
+            shutil.rmtree(tmp_path / "photos")
+    monkeypatch.setattr(T, "update_ema", update)
+    status, line = run_here(T, [*WAIT, "--data", tmp_path / "photos", "--out", tmp_path / "r"])
+    assert status == 2 and "no image left that can be read" in line and line.count("\n") == 1
+    assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == 3
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not sys.platform.startswith("linux") or os.geteuid() != 0, reason="mounts")
+def test_a_small_shared_memory_is_one_line(tmp_path):
+    """As in a container. Kills: a worker's traceback, and a parent that waits for ever."""
+    words = [sys.executable, os.path.join(ROOT, "train.py"), *TINY, "--size", 32, "--batch", 64, "--steps", 50, "--out",
+             tmp_path / "r", "--workers", 2]
+    done = subprocess.run(["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1M tmpfs /dev/shm && exec "$@"', "sh",
+                           *map(str, words)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and "--workers 0" in done.stderr and "--shm-size" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# Prints a line a step, as if 30 seconds had passed.
+CHATTY = """
+import sys
+del sys.argv[0]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+import train
+from plumbing import runs, training
+training.A_LINE_EVERY = -1
+runs.main_program(train.main)
+"""
+
+
+@pytest.mark.long
+def test_when_nobody_reads_on_the_step_is_saved(tmp_path):
+    """`train.py | head -3`. Kills: an end without a checkpoint; a run that nobody wants."""
+    words = [sys.executable, "-c", CHATTY, os.path.join(ROOT, "train.py"), *WAIT, "--steps", 100_000, "--save-every",
+             90_000, "--out", tmp_path / "r"]
+    with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not process.stdout.readline().startswith("step 2/"):
+            assert process.poll() is None
+        process.stdout.close()
+        assert process.wait(60) == 128 + signal.SIGPIPE and process.stderr.read() == ""
+    assert runs.read_checkpoint(str(tmp_path / "r"))["step"] >= 2
+
+
+@pytest.mark.long
+def test_without_stdout_it_trains(tmp_path):
+    """`train.py >&-`: sys.stdout is None."""
+    words = [sys.executable, os.path.join(ROOT, "train.py"), *TINY, "--steps", 2, "--out", tmp_path / "r"]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *map(str, words)], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and runs.read_checkpoint(str(tmp_path / "r"))["step"] == 2
+
+
+def test_nohup_is_heeded(monkeypatch):
+    """Kills: a run that ends with the terminal although SIGHUP is ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        training.Interrupt()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---- processes that die

