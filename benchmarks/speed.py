@@ -310,8 +310,8 @@ def paper(args):
     """Measure the steps a second of tables 4 and 5, as shares of their 100 %, beside the paper's."""
     device, _ = choose_device()
     base, rows = PRESETS["imagenet256_unet"], []
-    table_4 = {f"table 4, {blocks} blocks": (override(base, num_res_blocks=(*base.num_res_blocks[:4], blocks, 4)), share)
-               for blocks, share in TABLE_4.items()}
+    table_4 = {f"table 4, {blocks} blocks": (override(base, num_res_blocks=(*base.num_res_blocks[:4], blocks, 4)),
+                                             share) for blocks, share in TABLE_4.items()}
     table_5 = {name: (PRESETS[name], share) for name, share in TABLE_5.items()}
     for table in (table_5, table_4):
         seconds = {}

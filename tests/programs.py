@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import warnings
 
 import torch
 
@@ -59,6 +60,24 @@ def page(name, capsys):
     """Run a file of the lecture in this process as `python NAME` does: its classes are __main__'s. -> its output."""
     runpy.run_path(os.path.join(ROOT, name), run_name="__main__")
     return capsys.readouterr().out
+
+
+def help_of(program, words):
+    """Return what `program [first word] -h` prints. In this process, which is quick; the word may be a subcommand."""
+    out, argv, path = io.StringIO(), sys.argv, list(sys.path)
+    sys.argv = [program, *[word for word in words[:1] if not word.startswith("-")], "-h"]
+    try:
+        with (contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.suppress(SystemExit),
+              warnings.catch_warnings()):
+            warnings.simplefilter("ignore")                               # runpy: imported already
+            if program.endswith(".py"):
+                sys.path.insert(0, os.path.dirname(os.path.join(ROOT, program)))
+                runpy.run_path(os.path.join(ROOT, program), run_name="__main__")
+            else:
+                runpy.run_module(program, run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv, sys.path[:] = argv, path
+    return out.getvalue()
 
 
 def run_here(module, args):

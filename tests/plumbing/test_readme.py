@@ -1,19 +1,14 @@
 """README.md and the pages that it leads to: length, example, links, commands, verdicts."""
-import contextlib
 import glob
-import io
 import os
 import re
-import runpy
 import shlex
-import sys
-import warnings
 
 import pytest
 import torch
 
 from config import PRESETS
-from programs import ROOT, text_of
+from programs import ROOT, help_of, text_of
 
 PAGES = ["README.md", "PAPERS.md", "tests/README.md", "plumbing/README.md", "course/README.md",
          "reading/QUESTIONS.md",
@@ -96,24 +91,6 @@ def commands(text):
                 program = next((i for i, word in enumerate(command) if word.endswith(".py")), None)
                 if program:
                     yield command[program], command[program + 1:]
-
-
-def help_of(program, words):
-    """Return what `program [first word] -h` prints. In this process, which is quick; the word may be a subcommand."""
-    out, argv, path = io.StringIO(), sys.argv, list(sys.path)
-    sys.argv = [program, *[word for word in words[:1] if not word.startswith("-")], "-h"]
-    try:
-        with (contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.raises(SystemExit),
-              warnings.catch_warnings()):
-            warnings.simplefilter("ignore")                               # runpy: imported already
-            if program.endswith(".py"):
-                sys.path.insert(0, os.path.dirname(os.path.join(ROOT, program)))
-                runpy.run_path(os.path.join(ROOT, program), run_name="__main__")
-            else:
-                runpy.run_module(program, run_name="__main__", alter_sys=True)
-    finally:
-        sys.argv, sys.path[:] = argv, path
-    return out.getvalue()
 
 
 @pytest.mark.parametrize("name", PAGES)
