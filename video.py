@@ -110,12 +110,13 @@ class OverTime(nn.Module):
 
     def forward(self, x, *args):
         h = self.layer(x, *args)
-        tokens = h.flatten(2).transpose(1, 2) if h.ndim == 4 else h       # (B T, N, C)
-        N, C = tokens.shape[1:]
-        tokens = tokens.reshape(-1, self.frames, N, C).transpose(1, 2).reshape(-1, self.frames, C)   # (B N, T, C)
-        change = self.attention(tokens) - tokens                          # zero at first; h keeps its memory layout,
-        change = change.reshape(-1, N, self.frames, C).transpose(1, 2).reshape(-1, N, C)   # and so the layers after
-        return h + (change.transpose(1, 2).reshape(h.shape) if h.ndim == 4 else change)    # it their bits
+        is_map = h.ndim == 4
+        tokens = h.flatten(2).transpose(1, 2) if is_map else h            # (B T, N, C)
+        tokens = tokens.unflatten(0, (-1, self.frames)).transpose(1, 2)   # (B, N, T, C)
+        shape, tokens = tokens.shape, tokens.flatten(0, 1)                # (B N, T, C): a sequence for each position
+        # The change is added to h, so that h keeps its memory layout, and the layers behind it their bits.
+        change = (self.attention(tokens) - tokens).reshape(shape).transpose(1, 2).flatten(0, 1)   # zero at first
+        return h + (change.transpose(1, 2).reshape(h.shape) if is_map else change)
 
 
 def attend_over_time(network, counts, num_heads):
@@ -125,14 +126,15 @@ def attend_over_time(network, counts, num_heads):
     """
     for nest, frames in zip(nests_in(network), counts):
         net = nest.outer if isinstance(nest, NestedUNet) else nest
-        last = int(isinstance(net, UNet))                                 # of a pair (block, attention) a U-ViT runs
-        levels = [*zip(net.widths, net.down), *zip(net.widths[len(net.up) - 1::-1], net.up)]    # only the block
-        levels += [(net.widths[-1], net.middle)] if last else []
-        for width, pairs in levels if frames > 1 else []:
-            for pair in pairs:
-                pair[last] = OverTime(pair[last], width, num_heads, frames)
-        for i, block in enumerate([] if last or frames == 1 else net.transformer):
-            net.transformer[i] = OverTime(block, net.widths[-1], num_heads, frames)
+        levels = [*zip(net.widths, net.down), *zip(reversed(net.widths[:len(net.up)]), net.up)]
+        if isinstance(net, UNet):                                         # pairs (block, attention over space)
+            levels.append((net.widths[-1], net.middle))
+            places = [(pair, 1, width) for width, pairs in levels for pair in pairs]
+        else:                                                             # a U-ViT runs the first of each pair only
+            places = [(pair, 0, width) for width, pairs in levels for pair in pairs]
+            places += [(net.transformer, i, net.widths[-1]) for i in range(len(net.transformer))]
+        for layers, i, width in places if frames > 1 else []:
+            layers[i] = OverTime(layers[i], width, num_heads, frames)
     return network
 
 

@@ -189,6 +189,23 @@ def test_reversing_the_frames_changes_more_than_their_order():
         assert all((a - turn(b)).abs().max() < 1e-5 for a, b in zip(there, back))
 
 
+@pytest.mark.parametrize("text_encoder", ["", "bytes"])
+def test_a_condition_reaches_all_frames_of_its_video_alone(text_encoder):
+    """Kills: the caption or class of the first video for all frames; conditions in the order of another fold."""
+    config = tiny("4:2", text_encoder=text_encoder, text_channels=8, text_length=3, text_layers=1)
+    model, z = opened(C.build_model(config)).eval(), videos(config)
+
+    def draw(a, b):
+        cond = {"label": torch.tensor([a, b])}
+        if text_encoder:
+            cond = {"text": torch.tensor([[a] * 3, [b] * 3]), "text_mask": torch.ones(2, 3, dtype=torch.bool)}
+        with torch.no_grad():
+            return [v.unflatten(1, (-1, 3)) for v in model(z, [torch.zeros(2)] * 2, cond)]      # (B, T, 3, H, W)
+    for one, other in zip(draw(1, 2), draw(1, 3)):
+        differ = (one != other).flatten(2).any(2)                         # (B, T)
+        assert not differ[0].any() and differ[1].all()
+
+
 def test_attention_over_time_stays_at_its_position():
     """Kills: attention over positions in place of frames; tokens of another frame's position."""
     layer = opened(V.OverTime(torch.nn.Identity(), 8, 2, 4))
