@@ -69,7 +69,8 @@ def main_program(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+                               errno.EISDIR, errno.ENOTDIR, errno.EIO):
             raise
         leave(f"{error.filename or 'writing'}: {error.strerror}", 2)
 
