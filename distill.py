@@ -143,9 +143,10 @@ def round_loss(config, teacher, student, schedules, z, t, cond, steps):
     return sum(w * loss for w, loss in zip(weights, losses))
 
 
-def teach(folder, config, teacher, student, steps, device, interrupt, encoder=None):
+def teach(folder, config, source, teacher, student, steps, device, interrupt, encoder=None):
     """Train `student` in place for config.steps updates, into the run `folder`; continue if it has a checkpoint.
 
+    source: the training images, opened once: a class that comes or goes between two rounds would shift the labels.
     Return (exit status, last loss). The status is None if the round is complete; the loss is nan if it was before.
     """
     os.makedirs(folder, exist_ok=True)
@@ -158,7 +159,7 @@ def teach(folder, config, teacher, student, steps, device, interrupt, encoder=No
         load_weights(optimizer, checkpoint["optimizer"], folder)
         if step >= config.steps:
             return None, math.nan
-    source, seed = open_run(config), derive_seed(config.seed, 2, steps)    # each round sees its own examples and noise
+    seed = derive_seed(config.seed, 2, steps)                             # each round sees its own examples and noise
     schedules, places = make_schedules(config), range(config.batch)
     parts = micro_batches(config.batch, config.accumulate)
     run = Run(folder, config, source, student, student, optimizer, step, interrupt=interrupt)
@@ -321,7 +322,8 @@ def main():
     device, why = choose_device(args.device)
     state = read_checkpoint(run)
     config, teacher = located(state["config"], args, run), ema_model(state, run, device)
-    config = same_data(config, open_run(config))
+    source = open_run(config)
+    config = same_data(config, source, None if args.accept_changed_data else state.get("examples"))
     check_room(config, device, world=1)
     weights = fingerprint(*tensor_bytes(teacher.parameters()))
     todo = plan(args, config, f"{run}, step {state['step']}, weights {weights}", device)
@@ -336,7 +338,7 @@ def main():
         if config.recompute and not rows:                                 # later students are copies of this one
             shard.checkpoint_activations(student)
         student.requires_grad_(True)
-        status, loss = teach(folder, config, teacher, student, steps, device, interrupt, encoder)
+        status, loss = teach(folder, config, source, teacher, student, steps, device, interrupt, encoder)
         if status is not None:
             return status
         rows.append((folder, loss, time.time() - start))

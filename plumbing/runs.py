@@ -72,7 +72,8 @@ def main_program(main):
         silence(sys.stdout)
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+                               errno.EISDIR, errno.ENOTDIR, errno.EIO):
             raise
         leave(f"{error.filename or 'writing'}: {error.strerror}", 2)
 

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -439,9 +440,26 @@ def captioned_low_res(source, config, captions):
 def is_number_row(row):
     """Return whether this is a whole row of log.csv. A crash may leave half of one."""
     try:
-        return int(row["step"]) >= 0 and all(math.isfinite(float(row[column])) for column in LOG_COLUMNS[:-1])
-    except (KeyError, TypeError, ValueError):
+        numbers = [row[column] for column in LOG_COLUMNS[:-1]] + [row.get("held_out") or 0]
+        return int(row["step"]) >= 0 and all(math.isfinite(float(number)) for number in numbers)
+    except (KeyError, ValueError):
         return False
+
+
+def read_log(path):
+    """Return (the whole rows of a log.csv, as dicts of strings; how many of its lines are no rows).
+
+    A mark of Windows before the first line, and a header that is missing, change nothing. A crash may leave half of the
+    last line, which does not count.
+    """
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        *lines, half = file.read().split("\n")
+    header = lines[0].split(",") if lines else []
+    columns, lines = (header, lines[1:]) if "step" in header else (LOG_COLUMNS, lines)
+    rows = [dict(zip(columns, line.split(","))) if line.count(",") == len(columns) - 1 else {}
+            for line in [*lines, half]]
+    lost = sum(bool(line) and not is_number_row(row) for line, row in zip(lines, rows))
+    return [row for row in rows if is_number_row(row)], lost
 
 
 class Log:
@@ -459,10 +477,8 @@ class Log:
             return
         with whole_file(os.path.join(folder, "config.json"), "w") as file:
             json.dump(dataclasses.asdict(config), file, indent=1)
-        rows = []
-        if first_step:                                                    # drop what a killed run logged after its
-            rows = [row for row in self.rows() if int(row["step"]) <= first_step]               # checkpoint
-            self.seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
+        rows = self.rows_until(first_step)
+        self.seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
         with whole_file(self.path, "w", newline="") as file:
             writer = csv.DictWriter(file, LOG_COLUMNS, restval="", extrasaction="ignore")
             writer.writeheader()
@@ -470,10 +486,28 @@ class Log:
 
     def rows(self):
         """The whole rows of log.csv, as dicts of strings."""
-        if not os.path.exists(self.path):
+        return read_log(self.path)[0] if os.path.isfile(self.path) else []                      # a pipe would block
+
+    def rows_until(self, step):
+        """Return the rows that a resumed run keeps: a killed one may have logged steps after its checkpoint.
+
+        A log that is damaged is set aside, with a line about it: the run is worth more than its log.
+        """
+        rows, fault = [], "is no file"
+        if not os.path.lexists(self.path) or (os.path.isfile(self.path) and not step):          # none yet, or a new run
             return []
-        with open(self.path, newline="") as file:
-            return [row for row in csv.DictReader(file) if is_number_row(row)]
+        try:
+            if os.path.isfile(self.path):
+                rows, lost = read_log(self.path)
+                fault = f"has {lost:,} lines that are no rows of a log" if lost else ""
+        except OSError as error:
+            fault = f"cannot be read ({error.strerror})"
+        if fault:
+            names = (f"log_damaged_{step:07d}{'_' * n}.csv" for n in itertools.count())
+            aside = next(name for name in names if not os.path.lexists(os.path.join(self.folder, name)))
+            os.rename(self.path, os.path.join(self.folder, aside))
+            self.say(f"{self.path} {fault}; it is kept as {aside}, and the run goes on with {len(rows):,} of its rows")
+        return [row for row in rows if int(row["step"]) <= step]
 
     def start_clock(self, step):
         self.since, self.since_step = time.time(), step

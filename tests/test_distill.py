@@ -14,6 +14,7 @@ import config as C
 import distill as D
 import sample as P
 import schedule as S
+from data import open_run
 from plumbing import runs, training
 from plumbing.settings import override
 from programs import ROOT, log_column, run_here, stirred
@@ -209,7 +210,7 @@ def test_a_round_learns(teacher, tmp_path):
     with torch.no_grad():
         for p in student.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=g))
-    D.teach(str(tmp_path / "r"), config, model, student, 2, torch.device("cpu"), training.Interrupt())
+    D.teach(str(tmp_path / "r"), config, open_run(config), model, student, 2, torch.device("cpu"), training.Interrupt())
     losses = list(map(float, log_column(tmp_path / "r", "loss")))
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3]), losses
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())    # the teacher's weights

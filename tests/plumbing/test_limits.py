@@ -13,8 +13,8 @@ import distill as D
 import evaluate as E
 import sample as P
 import train as T
-from plumbing import UserError, runs, shard
-from programs import TINY, run_here
+from plumbing import UserError, runs, shard, training
+from programs import TINY, log_column, run_here
 
 BRIEF = ["--device", "cpu"]
 
@@ -183,3 +183,67 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_built(monkeypatch, tm
     refused(T, ["--out", tmp_path / "r"], f"a model of {parameters:,} parameters: ", "GiB of memory or more")
     assert not os.path.exists(tmp_path / "r")
     assert run_here(T, ["--dry-run"]) == (None, "")                       # it may be for another machine
+
+
+# ---- the log
+
+def write_pipe(path):
+    os.remove(path)
+    os.mkfifo(path)
+
+
+def write_folder(path):
+    os.remove(path)
+    path.mkdir()
+
+
+def rewrite(change):
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+def in_line_2(new):
+    return rewrite(lambda old: old.replace(old.split(b"\r\n")[1], new))
+
+
+@pytest.mark.parametrize("damage, steps, aside", [
+    (in_line_2(b"1,4,\xff,1,1,1,1,"), "2", True), (in_line_2(b"1," + b"9" * 300_000), "2", True),
+    (in_line_2(b"\0" * 50), "2", True), (in_line_2(b"1,4,1,1,1,1,1,nan"), "2", True), (in_line_2(b'"'), "2", True),
+    (in_line_2(b"1,4,1,1,1,1,1,,,,"), "2", True), (rewrite(lambda old: b"\xff\xfe" + old), "12", True),
+    (rewrite(lambda old: b"\xef\xbb\xbf" + old), "12", False), (rewrite(lambda old: old.split(b"\n", 1)[1]), "12", False),
+    (rewrite(lambda old: old[:-9]), "1", False), (rewrite(lambda old: old + b"3,12,0."), "12", False),
+    (rewrite(lambda old: b""), "", False), (rewrite(lambda old: os.urandom(5000).replace(b"\n", b"") + b"\n"), "", True),
+    (rewrite(lambda old: old.replace(b",", b";")), "", True), (os.remove, "", False),
+    (write_pipe, "", True), (write_folder, "", True)])
+def test_a_damaged_log_costs_its_damaged_lines_and_no_run(two_steps, tmp_path, capsys, damage, steps, aside):
+    """Kills: a run that cannot be resumed for a byte in its log, or waits for a pipe; rows that vanish without a word;
+    good rows that go with the bad one."""
+    path, config = tmp_path / "log.csv", runs.read_checkpoint(str(two_steps))["config"]
+    shutil.copy(two_steps / "log.csv", path)
+    damage(path)
+    damaged = path.read_bytes() if path.is_file() else b""
+    log = training.Log(str(tmp_path), config, active=True, first_step=2)
+    log.draw()
+    assert "".join(log_column(tmp_path, "step")) == steps == "".join(row["step"] for row in log.rows())
+    kept = [name for name in os.listdir(tmp_path) if name.startswith("log_damaged")]
+    assert kept == ["log_damaged_0000002.csv"] * aside
+    assert ("it is kept as log_damaged_0000002.csv" in capsys.readouterr().out) == aside
+    assert not aside or not damaged or (tmp_path / kept[0]).read_bytes() == damaged
+
+
+def test_a_run_with_a_damaged_log_goes_on(two_steps, tmp_path):
+    shutil.copytree(two_steps, tmp_path / "run")
+    with open(tmp_path / "run" / "log.csv", "ab") as file:
+        file.write(b"\xff\n")
+    assert run_here(T, ["--resume", tmp_path / "run", "--steps", 3, *BRIEF]) == (None, "")
+    assert log_column(tmp_path / "run", "step") == ["1", "2", "3"]
+
+
+def test_what_was_set_aside_stays(two_steps, tmp_path):
+    """Kills: a second damaged log written over the first."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    config = runs.read_checkpoint(str(tmp_path / "run"))["config"]
+    for text in ("a\nb\n", "c\n"):
+        (tmp_path / "run" / "log.csv").write_text(text)
+        training.Log(str(tmp_path / "run"), config, active=True, first_step=2)
+    texts = {path.read_text() for path in (tmp_path / "run").glob("log_damaged*")}
+    assert texts == {"a\nb\n", "c\n"}

@@ -122,6 +122,23 @@ def test_data_that_changed_are_noticed_and_can_be_accepted(run, tmp_path):
     one_line(run_here(T, ["--resume", run, "--steps", 6, "--accept-changed-data"]), "classes are no longer those")
 
 
+def test_a_class_that_comes_or_goes_between_two_rounds_shifts_no_label(run, tmp_path, monkeypatch):
+    """Each round of a distillation sees the classes of its teacher. Kills: a folder that is listed anew for each round:
+    labels that shift, with status 0, or a label that the model has no row for."""
+    rounds, real = [], distill.batches
+
+    def batches(source, *args, **options):
+        rounds.append((source.classes, source.labels))
+        write_images(tmp_path / "photos" / "ape", seed=5)                 # sorts before the others
+        return real(source, *args, **options)
+    monkeypatch.setattr(distill, "batches", batches)
+    two_rounds = ["--from", 4, "--to", 1, *DISTIL[4:]]
+    assert run_here(distill, [run, *two_rounds, "--out", "o"]) == (None, "")
+    assert len(rounds) == 2 and rounds[0] == rounds[1]
+    one_line(run_here(distill, [run, *DISTIL, "--out", "p"]), "classes are no longer those of the run")
+    one_line(run_here(distill, [run, *DISTIL, "--out", "p", "--accept-changed-data"]), "classes are no longer those")
+
+
 def test_captions_need_no_classes(tmp_path, monkeypatch):
     """Kills: a new subfolder that blocks a run with captions for good."""
     monkeypatch.chdir(tmp_path)
