@@ -14,10 +14,11 @@ An exercise is a function of the project (course/exercises.py). `make` keeps its
 the rest by `raise NotImplementedError("exercise 1.3: ...")`.
 
 `grade` takes each exercise by itself. It keeps everything in the student's file except the functions of all OTHER
-exercises, which it puts back. So a mistake costs its own points only, whatever else it breaks. The student's code runs
-in a process of its own with limits of time and memory, and returns numbers only. Another process judges them: shapes
-first, then laws, then equality with a slow specification on random inputs. If the numbers match a typical mistake
-(course/mutants.py), the message names it.
+exercises, which it puts back. So a mistake costs its own points only, whatever else it breaks. (A student's own copy
+has nothing to put back: there it says which wrong exercise blocks another.) The student's code runs in a process of its
+own with limits of time and memory, and returns numbers only. Another process judges them: shapes first, then laws, then
+equality with a slow specification on random inputs. If the numbers match a typical mistake (course/mutants.py), the
+message names it.
 
 The grader is no sandbox: a student's file can do to the machine what you can. Grade strangers' work in a container
 (grade-class --witness; see course/README.md).

@@ -1,5 +1,8 @@
 """The lecturer's own test: full marks for the project's files, stubs that fail, and every typical mistake named."""
+import functools
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -7,11 +10,12 @@ import time
 
 from plumbing import UserError
 
-from course.exams import EXAMS
+from course.exams import EXAMS, Inputs
 from course.exercises import CHAPTERS, EXERCISES, chosen
 from course.handout import files_of_a_copy, make
 from course.judge import grade, judge_one, to_grade
 from course.source import HERE, edit, put_back, read, strip
+from course.witness import Modules
 
 LIMIT = 20                                                                # seconds for an exercise
 LONGEST = 90                                                              # seconds for grading everything
@@ -43,6 +47,30 @@ def full_marks(seed):
         yield row["status"] == "passed", f"{row['exercise']}: ours is {row['status']}: {row['message']}"
 
 
+def functions_run(exercise, seed):
+    """Return the numbers of the other exercises whose functions an exam runs, in `see` or in `spec`."""
+    modules, exam, run = Modules(), EXAMS[exercise.number], set()
+    codes = {functools.reduce(getattr, other.target.split("."), modules).__code__: other.number for other in EXERCISES}
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code in codes:
+            run.add(codes[frame.f_code])
+    sys.setprofile(note)
+    try:
+        exam.see(modules, Inputs(seed))
+        exam.spec(modules, Inputs(seed))
+    finally:
+        sys.setprofile(None)
+    return run - {exercise.number}
+
+
+def needs(seed):
+    """Yield (holds, message): does the table name what each exercise needs?"""
+    for exercise in EXERCISES:
+        run = functions_run(exercise, seed)
+        yield set(exercise.needs) == run, f"{exercise.number}: NEEDS has {exercise.needs}, its exam runs {sorted(run)}"
+
+
 def stubs(seed):
     """Yield (holds, message): can the copy of all chapters be imported, and does each stub give its own number?"""
     with tempfile.TemporaryDirectory() as folder:
@@ -69,6 +97,49 @@ def restored():
                    f"chapter {chapter}: {file} differs after its exercises are cut out and put back")
 
 
+FAULTY = {"def f(:": "schedule.py, line 1: ", "raise SystemExit(0)": "schedule.py cannot be imported: SystemExit",
+          "while True: pass": "schedule.py cannot be imported: not finished"}
+
+
+def in_a_copy(mutants, seed):
+    """Yield (holds, message): in a solved copy, does a mistake, or a file that cannot be imported, cost no others?"""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "solved")
+        make(copy)
+        for file in {exercise.file for exercise in EXERCISES}:
+            shutil.copy(os.path.join(HERE, file), copy)
+        wrong = next(exercise for exercise in EXERCISES if exercise.number == "1.2")
+        sources = {"1.2 is wrong": edit(canonical(wrong), wrong, *mutants["1.2"][1][:2])}
+        sources.update({fault: fault + "\n" + canonical(wrong) for fault in FAULTY})
+        for name, source in sources.items():
+            with open(os.path.join(copy, wrong.file), "w", encoding="utf-8") as file:
+                file.write(source)
+            if name in FAULTY:                                            # the chapters of schedule.py and of dwt.py
+                with open(os.path.join(copy, "EXERCISES.md"), "w", encoding="utf-8") as file:
+                    file.writelines(f"### {e.number}\n" for e in EXERCISES if e.chapter in (1, 3))
+            done = subprocess.run([sys.executable, "-m", "course", "grade", ".", "--no-pictures", "--limit", "5",
+                                   "--seed", str(seed), "--json", "points.json"], cwd=copy, capture_output=True,
+                                  text=True)
+            yield done.returncode == 0 and not done.stderr, f"in a copy, {name}: {done.stderr.strip()[-200:]}"
+            if done.returncode == 0:
+                rows = json.loads(read(os.path.join(copy, "points.json")))["exercises"]
+                yield from (verdict_in_a_copy(name, row) for row in rows)
+
+
+def verdict_in_a_copy(name, row):
+    """Return (holds, message): is this row of the table right if `name` is the only fault of the copy?"""
+    exercise = next(e for e in EXERCISES if e.number == row["exercise"])
+    if name in FAULTY:
+        status = "wrong" if exercise.file == "schedule.py" else "blocked" if exercise.number == "3.5" else "passed"
+        starts = "" if status == "passed" else FAULTY[name]
+    else:
+        status = "wrong" if exercise.number == "1.2" else "blocked" if "1.2" in exercise.needs else "passed"
+        starts = "by 1.2" if status == "blocked" else ""
+    fine = row["status"] == status or row["status"] == "passed" and status == "blocked" and name not in FAULTY
+    return (fine and (row["status"] == "passed" or row["message"].startswith(starts)),
+            f"in a copy, {name}: {exercise.number} is {row['status']}: {row['message']}")
+
+
 def mistakes(mutants, seed, killed):
     """Yield (holds, message): does each typical mistake lose its points, and no others, and get its own name?"""
     for exercise in EXERCISES:
@@ -93,7 +164,7 @@ def check(seed=0):
     except ImportError:
         raise UserError("check needs course/mutants.py, which students' copies lack") from None
     start, faults, killed = time.time(), 0, []
-    for part in (complete(MUTANTS), full_marks(seed), stubs(seed), restored(), mistakes(MUTANTS, seed, killed)):
+    for part in (complete(MUTANTS), full_marks(seed), stubs(seed), restored(), needs(seed), in_a_copy(MUTANTS, seed), mistakes(MUTANTS, seed, killed)):
         for holds, message in part:
             if not holds:
                 faults += 1
@@ -101,3 +172,4 @@ def check(seed=0):
     print(f"{len(EXERCISES)} exercises, {sum(e.points for e in EXERCISES)} points; {len(killed)} typical mistakes lose "
           f"their points; {time.time() - start:.0f} s in all; {faults} faults")
     return faults
+

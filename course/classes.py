@@ -24,7 +24,7 @@ from plumbing.files import write_json
 
 from course import judge, usher
 from course.room import lay_out
-from course.witness import understood
+from course.witness import prepare, specification, understood
 
 LONGEST_FILE = 2 ** 20                                                    # bytes of a student's file; ours have 30,000
 PATIENCE = 30                                                             # seconds for starting and ending processes
@@ -170,15 +170,15 @@ def rows_of(hand_in, exercises, seed, limit, place, command=None):
     usher.adopt_orphans()
     witnesses = Usher(place, command)
     try:
-        return [zero(exercise, problems[exercise.file]) if exercise.file in problems
-                else judge.row_of(exercise, handed_in, seed, limit, witnesses.testimony)[0] for exercise in exercises]
+        return [zero(exercise, problems[exercise.file]) if exercise.file in problems else judge.row_of(
+            exercise, *judge.verdict_of(exercise, handed_in, seed, limit, witnesses.testimony)[:2])
+            for exercise in exercises]
     finally:
         witnesses.stop()
 
 
 def zero(exercise, why):
-    return dict(exercise=exercise.number, title=exercise.title, chapter=exercise.chapter, status="wrong", points=0,
-                of=exercise.points, message=why)
+    return judge.row_of(exercise, "wrong", why)
 
 
 # ------------------------------------------------------------------------------------------ all hand-ins
@@ -234,13 +234,13 @@ def grade_class(folder, exercises, seed, limit, to, command=None):
     if os.path.exists(to) and (not os.path.isdir(to) or os.listdir(to)):
         raise UserError(f"{to}: exists already; name a new folder with --out")
     os.makedirs(to, exist_ok=True)
-    judge.prepare(exercises)
+    prepare()
     with tempfile.TemporaryDirectory() as place:                          # fail now, and not once for each hand-in
         first = Usher(place, command)
         first.start()
         first.stop()
     for exercise in exercises:
-        judge.specified(exercise.number, seed)                            # once: the processes inherit it
+        specification(exercise.file, exercise.number, seed, limit)        # once: the processes inherit it
     of = sum(exercise.points for exercise in exercises)
     with open(os.path.join(to, "points.csv"), "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)

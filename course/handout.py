@@ -26,7 +26,7 @@ HANDED_OUT = os.path.join("course", "handed_out.json")                    # {fil
 def table(exercises):
     """Return the table of exercises in the order of work."""
     rows = ["| exercise | needs | level | minutes | points |", "|---|---|---|---|---|"]
-    return "\n".join(rows + [f"| {e.number} {e.title} | {e.needs} | {e.level} | {e.minutes} | {e.points} |"
+    return "\n".join(rows + [f"| {e.number} {e.title} | {' '.join(e.needs)} | {e.level} | {e.minutes} | {e.points} |"
                              for e in exercises])
 
 
@@ -40,7 +40,7 @@ def statement(e, equations=()):
     lines = "1 line" if e.lines == 1 else f"{e.lines} lines"
     return [f"### {e.number} {e.title}", "",
             f"[`{e.file}`](reading/{page}.html), [`{e.name}`](reading/{page}.html#{e.name}); {paper}.", "",
-            f"{e.points} points; needs: {e.needs or 'nothing'}; level {e.level} of 3; about {e.minutes} minutes; our "
+            f"{e.points} points; needs: {' '.join(e.needs) or 'nothing'}; level {e.level} of 3; about {e.minutes} minutes; our "
             f"solution has {lines}.", "", e.task, "", "```", e.equation, "```", "", f"$${e.latex}$$", "",
             f"*Hint.* {e.hint}", "", f"*In writing.* {e.question}"]
 

@@ -1,9 +1,7 @@
 """The judge: look at shapes, laws and equality, give points, draw pictures. It never imports the student's file."""
 import ast
 import functools
-import importlib
 import os
-import sys
 
 import torch
 
@@ -11,10 +9,10 @@ from plumbing import UserError
 from plumbing.files import writable_folder, write_json
 from plumbing.pictures import pyplot, save_figure
 
-from course.exams import EXAMS, Inputs
+from course.exams import EXAMS
 from course.exercises import CHAPTERS, EXERCISES, chosen
-from course.source import HERE, edit, find, put_back, read
-from course.witness import Modules, plain, testimony
+from course.source import HERE, edit, find, parse, put_back, read
+from course.witness import LECTURE, prepare, specification, testimony
 
 
 def to_grade(folder, exercise):
@@ -22,14 +20,21 @@ def to_grade(folder, exercise):
     path = os.path.join(folder, exercise.file)
     source, canonical = read(path), read(os.path.join(HERE, exercise.file))
     try:
-        ast.parse(source)
+        parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
-        raise UserError(f"{exercise.file}{line}: {getattr(error, 'msg', None) or 'not Python'}") from None
-    if not find(ast.parse(source), exercise.name):
+        raise UserError(not_python(exercise.file, error)) from None
+    if not find(parse(source), exercise.name):
         raise UserError(f"{exercise.file} has no plain def of {exercise.name}")
     return put_back(source, canonical, [other for other in EXERCISES if other.file == exercise.file
                                         and other is not exercise])
+
+
+def not_python(file, error):
+    """Return in one line why a file cannot be read as Python."""
+    if isinstance(error, UserError):
+        return str(error)
+    line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
+    return f"{file}{line}: {getattr(error, 'msg', None) or 'not Python'}"
 
 
 # ------------------------------------------------------------------------------------------ the judgement
@@ -66,12 +71,6 @@ def singles(seen):
     return {key: value if len(value) > 1 else value[0] for key, value in seen.items()}
 
 
-@functools.lru_cache(maxsize=None)
-def specified(number, seed):
-    """Return what a correct function would show in this exam."""
-    return {key: plain(value) for key, value in EXAMS[number].spec(Modules(), Inputs(seed)).items()}
-
-
 def fault_of(exam, seen, wanted):
     """Return what is wrong with these numbers: shapes first, then laws, then equality. None if all is right."""
     if fault := compare({key: seen.get(key, []) for key in wanted}, wanted, exam.tolerance, shapes_only=True):
@@ -104,7 +103,10 @@ def judge_one(exercise, folder, seed, limit, mistakes=(), ask=testimony):
             if how == "wrong" and message.split(" (in: ")[0] == seen.split(" (in: ")[0]:
                 return "wrong", f"{name} [{seen}]", None
         return "wrong", seen, None
-    fault = fault_of(EXAMS[exercise.number], seen, specified(exercise.number, seed))
+    right, wanted = specification(exercise.file, exercise.number, seed, limit)
+    if right != "seen":                                                   # only in a student's own copy
+        return "wrong", f"cannot be judged: {wanted}", None
+    fault = fault_of(EXAMS[exercise.number], seen, wanted)
     if not fault:
         return "passed", "", seen
     for name, how, other in mistaken:
@@ -124,27 +126,54 @@ def mistakes_of(number):
 
 # ------------------------------------------------------------------------------------------ grading
 
-def prepare(exercises):
-    """Import what the witnesses need before they fork: it takes seconds."""
-    torch.set_num_threads(1)                                              # a forked process must not wait for threads
-    for file in sorted({exercise.file for exercise in exercises}):
-        try:
-            importlib.import_module(file[:-3])
-        except Exception as error:                                        # inside a student's copy this file is theirs
-            print(f"course: {file} cannot be imported: {type(error).__name__}: {error}", file=sys.stderr)
-
-
-def row_of(exercise, folder, seed, limit, ask=testimony):
-    """Grade one exercise -> (its row in the table of points, the numbers it gave)."""
+def verdict_of(exercise, folder, seed, limit, ask=testimony):
+    """Judge one exercise as judge_one does, whatever goes wrong."""
     try:
-        status, message, seen = judge_one(exercise, folder, seed, limit, mistakes_of(exercise.number), ask)
+        return judge_one(exercise, folder, seed, limit, mistakes_of(exercise.number), ask)
     except UserError as error:
-        status, message, seen = "wrong", str(error), None
+        return "wrong", str(error), None
     except Exception as error:                                            # the other exercises are graded all the same
-        status, message, seen = "wrong", f"cannot be judged: {type(error).__name__}", None
-    points = exercise.points if status == "passed" else 0
+        return "wrong", f"cannot be judged: {type(error).__name__}", None
+
+
+def verdicts(folder, seed, limit):
+    """Return a function: exercise -> (status, message, numbers). It judges each exercise of this folder once."""
+    inside = os.path.samefile(folder, HERE)                               # a student's own copy: nothing is put back
+
+    @functools.lru_cache(maxsize=None)
+    def verdict(exercise):
+        if inside and (blocker := import_fault(exercise.file, limit)):
+            return ("wrong" if blocker.startswith(exercise.file) else "blocked"), blocker, None
+        status, message, seen = verdict_of(exercise, folder, seed, limit)
+        if inside and status == "wrong":
+            blockers = [other.number for other in EXERCISES if other.number in exercise.needs
+                        and verdict(other)[0] != "passed"]
+            if blockers:
+                return "blocked", f"by {', '.join(blockers)}", None
+        return status, message, seen
+    return verdict
+
+
+@functools.lru_cache(maxsize=None)
+def import_fault(file, limit, asked=()):
+    """Return why a file of a student's own copy cannot be imported, or None. A file that it imports counts first."""
+    try:
+        tree = parse(read(os.path.join(HERE, file)))
+    except (UserError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return not_python(file, error)
+    kind, message = specification(file, None, 0, limit)
+    if kind == "seen":
+        return None
+    names = [name for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))
+             for name in ([node.module] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])]
+    others = [f"{name}.py" for name in names if name in LECTURE and f"{name}.py" not in asked]
+    return next((fault for other in others if (fault := import_fault(other, limit, (*asked, file)))), message)
+
+
+def row_of(exercise, status, message):
+    """Return the row of an exercise in the table of points."""
     return dict(exercise=exercise.number, title=exercise.title, chapter=exercise.chapter, status=status,
-                points=points, of=exercise.points, message=message), seen
+                points=exercise.points if status == "passed" else 0, of=exercise.points, message=message)
 
 
 def grade(folder, chapters=None, seed=0, limit=20, pictures=True, json_path=None):
@@ -156,18 +185,20 @@ def grade(folder, chapters=None, seed=0, limit=20, pictures=True, json_path=None
     if json_path:                                                         # a bad path must not wait for the grading
         writable_folder(os.path.dirname(json_path) or ".", "--json")
     exercises, picture_folder = chosen(chapters, folder), os.path.join(os.path.abspath(folder), "pictures")
-    prepare(exercises)
-    rows = []
+    prepare()
+    rows, verdict = [], verdicts(folder, seed, limit)
     for exercise in exercises:
-        row, seen = row_of(exercise, folder, seed, limit)
-        status, points, message = row["status"], row["points"], row["message"]
-        rows.append(row)
+        status, message, seen = verdict(exercise)
+        rows.append(row_of(exercise, status, message))
+        points = rows[-1]["points"]
         print(f"{exercise.number}  {points}/{exercise.points}  {status:8s}  {exercise.title}"
               + (f": {message}" if message else ""), flush=True)
         if status == "passed" and pictures:
             draw(exercise, seen, picture_folder)
     points, of = report(rows)
     print(f"{points} of {of} points" + (f"; pictures in {picture_folder}" if pictures and points else ""))
+    if blocked := sum(row["of"] for row in rows if row["status"] == "blocked"):
+        print(f"{blocked} points are blocked: they cannot be judged before what blocks them is right")
     if json_path:
         write_json(json_path, dict(points=points, of=of, seed=seed, exercises=rows))
     return rows

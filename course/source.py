@@ -3,6 +3,7 @@
 Functions are found by the syntax tree, so the lecture's files carry no marks. A name is "function" or "Class.method".
 """
 import ast
+import functools
 import os
 import re
 import textwrap
@@ -27,6 +28,11 @@ def lines_of(source):
     """Split a source into lines as Python does. str.splitlines also cuts at form feeds and at U+2028 from PDFs."""
     lines = re.split(r"\r\n|\r|\n", source)
     return lines[:-1] if lines[-1] == "" else lines
+
+
+@functools.lru_cache(maxsize=256)                                         # check parses the same files very often
+def parse(source):
+    return ast.parse(source)
 
 
 def find(tree, name):
@@ -55,7 +61,7 @@ def body(node, lines):
 
 def text_of(source, name):
     """Return the text of the last definition of `name`, or None."""
-    nodes = find(ast.parse(source), name)
+    nodes = find(parse(source), name)
     if not nodes:
         return None
     first, last = span(nodes[-1])
@@ -66,7 +72,7 @@ def strip(source, exercises):
     """Replace the bodies of these exercises' functions by a stub. Signatures and docstrings stay."""
     lines, cuts = lines_of(source), []
     for exercise in exercises:
-        nodes = find(ast.parse(source), exercise.name)
+        nodes = find(parse(source), exercise.name)
         if not nodes:
             raise UserError(f"{exercise.file} has no {exercise.name} (exercise {exercise.number})")
         cuts.append((*body(nodes[-1], lines), " " * nodes[-1].body[0].col_offset
@@ -83,13 +89,16 @@ def put_back(source, canonical, exercises):
     """
     for exercise in exercises:
         right = textwrap.dedent(text_of(canonical, exercise.name))
-        for node in reversed(find(ast.parse(source), exercise.name)):
+        nodes = find(parse(source), exercise.name)
+        if len(nodes) == 1 and textwrap.dedent(text_of(source, exercise.name)) == right:
+            continue
+        for node in reversed(nodes):
             lines, (first, last) = lines_of(source), span(node)
             lines[first - 1:last] = lines_of(textwrap.indent(right, lines[first - 1][:node.col_offset]))
             source = "\n".join(lines) + "\n"
-        if not find(ast.parse(source), exercise.name):
+        if not find(parse(source), exercise.name):
             lines, owner = lines_of(source), exercise.name.rpartition(".")[0]
-            if classes := find(ast.parse(source), owner):
+            if classes := find(parse(source), owner):
                 last = classes[-1].body[-1]
                 indent = re.match(r"[ \t]*", lines[last.lineno - 1])[0]
                 lines[last.end_lineno:last.end_lineno] = ["", *lines_of(textwrap.indent(right, indent))]
@@ -102,7 +111,7 @@ def put_back(source, canonical, exercises):
 def edit(canonical, exercise, old, new):
     """Replace `old` by `new` in the body of the exercise's function. Raises UserError unless `old` occurs once."""
     lines = lines_of(canonical)
-    first, last = body(find(ast.parse(canonical), exercise.name)[-1], lines)
+    first, last = body(find(parse(canonical), exercise.name)[-1], lines)
     code = "\n".join(lines[first - 1:last])
     if code.count(old) != 1:
         raise UserError(f"course/mutants.py: exercise {exercise.number}: {old!r} occurs {code.count(old)} times in "

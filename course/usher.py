@@ -70,12 +70,13 @@ def limit_all(seconds):
 def testify(room, number, seed, limit, place):
     """Be the witness. Does not return."""
     try:
-        os.setsid()
+        file, = os.listdir(os.path.join(room, "handed_in"))
+        shutil.copy(os.path.join(room, "handed_in", file), place)
         os.chdir(place)
         limit_all(limit + IMPORTS)
         sys.path.insert(0, room)
         from course import witness
-        witness.testify(os.path.join(room, "handed_in"), number, seed, os.path.join(place, "answer"))
+        witness.testify(place, file, number, seed, "see")                 # in a session of its own
     finally:
         os._exit(1)
 

@@ -3,11 +3,13 @@
 The file lies alone in a temporary folder at the front of the path, so `import schedule` finds the student's; all other
 modules come from the project. What the student's code prints, breaks or patches stays in this process.
 """
+import contextlib
 import functools
 import importlib
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -24,6 +26,7 @@ for chapter in CHAPTERS:
 LECTURE = {name[:-3] for name in os.listdir(HERE) if name.endswith(".py")}
 MEMORY = 6 * 2 ** 30                                                      # bytes of address space beyond today's use
 LARGEST = 2 ** 28                                                         # bytes of an answer
+ANSWER, IMPORTED = "answer", "imported"                                   # files that a witness writes
 
 
 class Modules:
@@ -53,27 +56,34 @@ def limit_memory():
         return
 
 
-def testify(folder, number, seed, answer_path):
-    """Write what exam `number` sees of the files in `folder` to answer_path. Leaves the process."""
-    for exam in EXAMS.values():
-        exam.spec = exam.laws = None                                      # the student's code must not find them
+def testify(folder, file, number, seed, what):
+    """Import a file and write into `folder` what the exam `number` sees of it. Leaves the process.
+
+    what: "see", or "spec" for the numbers that are right. number: None to import the file and no more.
+    """
+    os.setsid()                                                           # what it starts ends with it
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):                                              # it may print and ask for input
         os.dup2(null, stream)
+    for exam in EXAMS.values() if what == "see" else ():
+        exam.spec = exam.laws = None                                      # the student's code must not find them
     limit_memory()
     sys.dont_write_bytecode, sys.path[0:0] = True, [folder]
     forget()
     torch.manual_seed(seed)
     try:
-        seen = EXAMS[number].see(Modules(), Inputs(seed))
-        out = io.BytesIO()
-        torch.save({key: plain(value) for key, value in seen.items()}, out)
-        answer = b"s" + out.getvalue()
+        importlib.import_module(file[:-3])
+        open(os.path.join(folder, IMPORTED), "w").close()
+        seen = getattr(EXAMS[number], what)(Modules(), Inputs(seed)) if number else {}
+        numbers = io.BytesIO()
+        torch.save({key: plain(value) for key, value in seen.items()}, numbers)
+        answer = b"s" + numbers.getvalue()
     except BaseException as error:                                        # also SystemExit and KeyboardInterrupt
         answer = failure(error, folder).encode("utf-8", "replace")
-    with open(answer_path + ".part", "wb") as file:
-        file.write(answer)
-    os.replace(answer_path + ".part", answer_path)                        # whole, or not there
+    path = os.path.join(folder, ANSWER)
+    with open(path + ".part", "wb") as out:
+        out.write(answer)
+    os.replace(path + ".part", path)                                      # whole, or not there
     os._exit(0)
 
 
@@ -99,35 +109,59 @@ def plain(value):
 
 # ------------------------------------------------------------------------------------------ in the judge's process
 
+def prepare():
+    """Import what the lecture's files import, and none of them: it takes seconds, and the witnesses fork from here."""
+    torch.set_num_threads(1)                                              # a forked process must not wait for threads
+    for name in ("numpy", "PIL.Image", "torch.distributed.fsdp", "torch.nn.parallel", "torch.utils.flop_counter"):
+        importlib.import_module(name)
+
+
 @functools.lru_cache(maxsize=None)                                        # check asks for each mistake several times
 def testimony(exercise, source, seed, limit):
     """Run the exam on this source -> ("seen", {key: [tensor]}), ("not done", text) or ("wrong", text)."""
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else "spawn"
-    context = multiprocessing.get_context(method)
     with tempfile.TemporaryDirectory() as folder:
         with open(os.path.join(folder, exercise.file), "w", encoding="utf-8") as file:
             file.write(source)
-        path = os.path.join(folder, "answer")
-        process = context.Process(target=testify, args=(folder, exercise.number, seed, path), daemon=True)
-        process.start()
-        process.join(limit + (0 if method == "fork" else 20))             # a new process first imports PyTorch
-        late = process.is_alive()
-        process.kill()
-        process.join()
-        if late:
-            return "wrong", f"not finished after {limit} seconds: an endless loop?"
-        if not os.path.isfile(path) or os.path.getsize(path) > LARGEST:
-            return "wrong", f"the program ended before the exam did (status {process.exitcode})"
-        with open(path, "rb") as file:
-            return understood(file.read())
+        return apart(folder, exercise.file, exercise.number, seed, limit, "see")
 
 
-def understood(answer):
-    """Return what testimony() returns, of the bytes that a witness wrote."""
+@functools.lru_cache(maxsize=None)
+def specification(file, number, seed, limit):
+    """Return what a correct function would show in this exam, as testimony does. In a student's own copy it takes the
+    layers from the student's files, so it also runs in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return apart(folder, file, number, seed, limit, "spec")
+
+
+def apart(folder, file, number, seed, limit, what):
+    """Run testify in a process of its own, and end all that it started -> as testimony."""
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else "spawn"
+    process = multiprocessing.get_context(method).Process(target=testify, daemon=True,
+                                                          args=(folder, file, number, seed, what))
+    process.start()
+    process.join(limit + (0 if method == "fork" else 20))                 # a new process first imports PyTorch
+    late = process.is_alive()
+    with contextlib.suppress(ProcessLookupError, PermissionError):        # nothing of it is left
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+    imported = os.path.exists(os.path.join(folder, IMPORTED))
+    where = "" if imported else f"{file} cannot be imported: "
+    path = os.path.join(folder, ANSWER)
+    if late:
+        return "wrong", f"{where}not finished after {limit} seconds: an endless loop?"
+    if not os.path.isfile(path) or os.path.getsize(path) > LARGEST:
+        return "wrong", f"{where}the program ended before the exam did (status {process.exitcode})"
+    with open(path, "rb") as answered:
+        return understood(answered.read(), where)
+
+
+def understood(answer, where=""):
+    """Return what testimony() returns, of the bytes that a witness wrote. where: what comes before a message."""
     kind, answer = answer[:1], answer[1:]
     if kind == b"s":
         return opened(answer)
-    return {b"n": "not done"}.get(kind, "wrong"), answer.decode("utf-8", "replace")
+    return {b"n": "not done"}.get(kind, "wrong"), where + answer.decode("utf-8", "replace")
 
 
 def opened(answer):
