@@ -139,8 +139,8 @@ EXERCISES = [
     Exercise("2.6", "The multiscale loss", "train.multiscale_mse", 4, 9, 30, "simple diffusion, section 3.2",
              "Take error (B, C, H, W) and return a scalar: the sum over s = d, d/2, d/4, ... down to base of (1/s) "
              "times the mean square of the error averaged to s x s. d is the image's side; if H and W differ, d = "
-             "sqrt(H W), which you do not round: 48 x 80 has d = 61.97. The last s is the one nearest to base in log2 (as in "
-             "4.3). Raise ValueError unless 0 < base <= d.",
+             "sqrt(H W), which you do not round: 48 x 80 has d = 61.97. The last s is the one nearest to base in log2 "
+             "(as in 4.3). Raise ValueError unless 0 < base <= d.",
              "Start at k = 1; s = d / k. F.adaptive_avg_pool2d(error, size) averages to any size: here to H / k and "
              "W / k, rounded up.",
              "The error is white noise of variance 1: what does the term of s contribute? And if the error is "

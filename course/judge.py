@@ -176,15 +176,19 @@ def row_of(exercise, status, message):
                 points=exercise.points if status == "passed" else 0, of=exercise.points, message=message)
 
 
-def grade(folder, chapters=None, seed=0, limit=20, pictures=True, json_path=None):
-    """Grade a student's copy: print a line an exercise and the points, draw pictures. Return the rows."""
+def grade(folder, chapters=None, seed=0, limit=20, pictures=True, json_path=None, only=None):
+    """Grade a student's copy: print a line an exercise and the points, draw pictures. Return the rows.
+
+    only: the number of a single exercise.
+    """
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
     if not any(os.path.exists(os.path.join(folder, e.file)) for e in EXERCISES):
         raise UserError(f"{folder}: holds none of the exercises' files")
     if json_path:                                                         # a bad path must not wait for the grading
         writable_folder(os.path.dirname(json_path) or ".", "--json")
-    exercises, picture_folder = chosen(chapters, folder), os.path.join(os.path.abspath(folder), "pictures")
+    exercises = [e for e in chosen(chapters, folder) if only in (None, e.number)]
+    picture_folder = os.path.join(os.path.abspath(folder), "pictures")
     prepare()
     rows, verdict = [], verdicts(folder, seed, limit)
     for exercise in exercises:

@@ -72,7 +72,7 @@ def test_each_statement_has_its_equation_and_the_page_its_parts(work):
 
 @pytest.mark.long
 def test_an_exercise_needs_what_its_statement_says_and_no_more(work, tmp_path, monkeypatch):
-    """In a copy where only the exercise and its `needs` are done, its exam passes. Without any one of them it cannot run.
+    """In a copy where only the exercise and its `needs` are done, its exam passes. Without any one of them it cannot.
 
     Kills: a student who does the exercises in their order and cannot run one.
     """
