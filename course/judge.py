@@ -189,6 +189,8 @@ def grade(folder, chapters=None, seed=0, limit=20, pictures=True, json_path=None
         writable_folder(os.path.dirname(json_path) or ".", "--json")
     exercises = [e for e in chosen(chapters, folder) if only in (None, e.number)]
     picture_folder = os.path.join(os.path.abspath(folder), "pictures")
+    if pictures and os.path.exists(picture_folder) and not os.path.isdir(picture_folder):
+        raise UserError(f"{picture_folder}: not a folder; rename it or add --no-pictures")
     prepare()
     rows, verdict = [], verdicts(folder, seed, limit)
     for exercise in exercises:

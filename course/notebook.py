@@ -1,7 +1,7 @@
 """A notebook for each chapter: the statements, and a cell for each function. Standard library only.
 
-A cell that begins with `%%exercise 1.1` writes its function into the student's file, judges it and shows the picture. So
-the files, which `pack` hands in, and the notebook hold the same code.
+A cell that begins with `%%exercise 1.1` writes its function into the student's file, judges it and shows the picture.
+So the files, which `pack` hands in, and the notebook hold the same code.
 """
 import ast
 import json
@@ -13,7 +13,7 @@ import textwrap
 from course.exercises import CHAPTERS, EXERCISES
 from course.source import HERE, put_back, read, text_of
 
-INSTALL = """# Run this first. It needs torch, numpy, pillow and matplotlib: Colab has them; elsewhere, in this copy's folder,
+INSTALL = """# Run this first. It needs torch, numpy, pillow and matplotlib. Colab has them. Elsewhere, in this folder:
 #     pip install -r requirements.txt
 # In Colab upload your copy as my_work.zip (the folder symbol on the left). It is unpacked here.
 import os, sys, zipfile
@@ -35,7 +35,7 @@ def cell(kind, text):
 
 
 def notebook(chapter, exercises, statement, folder):
-    """Return the notebook of a chapter, a dict. statement(e) gives its lines; the stubs come from the copy in `folder`."""
+    """Return the notebook of a chapter, a dict. statement(e) gives its lines; the stubs are those of the copy."""
     cells = [cell("markdown", f"# {chapter} {CHAPTERS[chapter]}\n\nThe same exercises as in EXERCISES.md; begin there. "
                               "A cell that begins with `%%exercise` writes its function into your file and judges it."),
              cell("code", INSTALL)]

@@ -18,7 +18,9 @@ import json, subprocess, sys, types
 class Display(types.ModuleType):
     Image = staticmethod(lambda path: print("picture", path))
 magics = {}
-shell = types.SimpleNamespace(register_magic_function=lambda function, kind: magics.update({function.__name__: function}))
+def register(function, kind):
+    magics[function.__name__] = function
+shell = types.SimpleNamespace(register_magic_function=register)
 sys.modules["IPython"] = types.ModuleType("IPython")
 sys.modules["IPython"].get_ipython = lambda: shell
 sys.modules["IPython.display"] = Display("IPython.display")
