@@ -83,6 +83,7 @@ def parse():
                              help="seconds an exercise may take (default 20)")
     grade.add_argument("--json", metavar="FILE", help="also write the points to this file")
     grade.add_argument("--no-pictures", action="store_true")
+    grade.add_argument("--only", metavar="1.3", choices=[e.number for e in EXERCISES], help="this exercise only")
     grade.add_argument("--gradescope", metavar="FILE", help="grade as grade-class does, and write this file instead")
     for program in (grade, many):
         program.add_argument("--witness", metavar="COMMAND", help="grade-class, --gradescope: starts Python for the "
@@ -119,7 +120,7 @@ def main():
         from course import gradescope
         return gradescope.grade(args.folder, chosen(args.chapters), args.seed, args.limit, args.gradescope,
                                 args.witness)
-    judge.grade(args.folder, args.chapters, args.seed, args.limit, not args.no_pictures, args.json)
+    judge.grade(args.folder, args.chapters, args.seed, args.limit, not args.no_pictures, args.json, args.only)
 
 
 if __name__ == "__main__":

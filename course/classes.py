@@ -24,7 +24,7 @@ from plumbing.files import write_json
 
 from course import judge, usher
 from course.room import lay_out
-from course.witness import understood
+from course.witness import prepare, specification, understood
 
 LONGEST_FILE = 2 ** 20                                                    # bytes of a student's file; ours have 30,000
 PATIENCE = 30                                                             # seconds for starting and ending processes
@@ -137,7 +137,7 @@ class Usher:
         room = os.path.join(self.place, "room")
         lay_out(room, exercise, source)
         try:
-            asked = dict(room=room, file=exercise.file, number=exercise.number, seed=seed, limit=limit)
+            asked = dict(room=room, number=exercise.number, seed=seed, limit=limit)
             self.process.stdin.write(json.dumps(asked).encode() + b"\n")
             self.process.stdin.flush()
             end = time.monotonic() + limit + usher.IMPORTS + PATIENCE
@@ -170,11 +170,15 @@ def rows_of(hand_in, exercises, seed, limit, place, command=None):
     usher.adopt_orphans()
     witnesses = Usher(place, command)
     try:
-        return [judge.row_of(exercise, "wrong", problems[exercise.file]) if exercise.file in problems else
-                judge.row_of(exercise, *judge.judge_alone(exercise, handed_in, seed, limit, witnesses.testimony)[:2])
-                for exercise in exercises]
+        return [zero(exercise, problems[exercise.file]) if exercise.file in problems else judge.row_of(
+            exercise, *judge.verdict_of(exercise, handed_in, seed, limit, witnesses.testimony)[:2])
+            for exercise in exercises]
     finally:
         witnesses.stop()
+
+
+def zero(exercise, why):
+    return judge.row_of(exercise, "wrong", why)
 
 
 # ------------------------------------------------------------------------------------------ all hand-ins
@@ -185,7 +189,7 @@ def grade_hand_in(pipe, hand_in, exercises, *how):
     try:
         pipe.send((rows_of(hand_in, exercises, *how), ""))
     except (UserError, OSError, zipfile.BadZipFile) as error:
-        pipe.send(([judge.row_of(exercise, "wrong", str(error)) for exercise in exercises], str(error)))
+        pipe.send(([zero(exercise, str(error)) for exercise in exercises], str(error)))
 
 
 def supervise(hand_in, exercises, seed, limit, command):
@@ -206,7 +210,7 @@ def supervise(hand_in, exercises, seed, limit, command):
             process.kill()
             process.join()
             end_all(place)
-    return [judge.row_of(exercise, "wrong", why) for exercise in exercises], why
+    return [zero(exercise, why) for exercise in exercises], why
 
 
 def end_all(place):
@@ -230,13 +234,13 @@ def grade_class(folder, exercises, seed, limit, to, command=None):
     if os.path.exists(to) and (not os.path.isdir(to) or os.listdir(to)):
         raise UserError(f"{to}: exists already; name a new folder with --out")
     os.makedirs(to, exist_ok=True)
-    judge.prepare()
+    prepare()
     with tempfile.TemporaryDirectory() as place:                          # fail now, and not once for each hand-in
         first = Usher(place, command)
         first.start()
         first.stop()
     for exercise in exercises:
-        judge.specification(exercise.file, exercise.number, seed, limit)  # once: the processes inherit it
+        specification(exercise.file, exercise.number, seed, limit)        # once: the processes inherit it
     of = sum(exercise.points for exercise in exercises)
     with open(os.path.join(to, "points.csv"), "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)

@@ -13,8 +13,9 @@ import zipfile
 from plumbing import UserError
 from plumbing.files import whole_file, writable_folder, write_json
 
-from course import classes, judge
+from course import classes
 from course.source import HERE
+from course.witness import prepare
 
 SOURCES = ("*.py", "LICENSE", "requirements.txt", "course/*.py", "plumbing/*.py")
 
@@ -47,7 +48,7 @@ cd "$root/source"
 def grade(folder, exercises, seed, limit, to, command=None):
     """Grade a submission in rooms, as grade-class does, and write what Gradescope reads."""
     writable_folder(os.path.dirname(to) or ".", "--gradescope")
-    judge.prepare(exercises)
+    prepare()
     why = ""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         try:

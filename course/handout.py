@@ -9,6 +9,7 @@ import zipfile
 from plumbing import UserError
 from plumbing.files import read_json, whole_file, write_json
 
+from course import notebook
 from course.exercises import CHAPTERS, chosen
 from course.source import HERE, read, strip
 
@@ -17,16 +18,16 @@ COPIED = ("*.py", "LICENSE", "pytest.ini", "requirements.txt", "course/*.py", "c
 # Kept back: the answers; the typical mistakes, each of which quotes our code; how the plots of reading_a_run.md, which
 # students do get, were made; and the tests of what the copy lacks (these files, README.md, PAPERS.md, benchmarks/).
 KEPT_BACK = ("course/answers.md", "course/mutants.py", "course/reading_a_run.py",
-             *(f"tests/plumbing/test_{name}.py" for name in ("course", "course_class", "course_page", "readme",
-                                                             "reading", "papers", "results", "peers",
-                                                             "paper_tables")))
+             *(f"tests/plumbing/test_{name}.py" for name in ("course", "course_class", "course_gradescope",
+                                                             "course_notebook", "course_page", "readme", "reading",
+                                                             "papers", "results", "peers", "paper_tables")))
 HANDED_OUT = os.path.join("course", "handed_out.json")                    # {file of a copy: its fingerprint}
 
 
 def table(exercises):
     """Return the table of exercises in the order of work."""
     rows = ["| exercise | needs | level | minutes | points |", "|---|---|---|---|---|"]
-    return "\n".join(rows + [f"| {e.number} {e.title} | {e.needs} | {e.level} | {e.minutes} | {e.points} |"
+    return "\n".join(rows + [f"| {e.number} {e.title} | {' '.join(e.needs)} | {e.level} | {e.minutes} | {e.points} |"
                              for e in exercises])
 
 
@@ -40,8 +41,8 @@ def statement(e, equations=()):
     lines = "1 line" if e.lines == 1 else f"{e.lines} lines"
     return [f"### {e.number} {e.title}", "",
             f"[`{e.file}`](reading/{page}.html), [`{e.name}`](reading/{page}.html#{e.name}); {paper}.", "",
-            f"{e.points} points; needs: {e.needs or 'nothing'}; level {e.level} of 3; about {e.minutes} minutes; our "
-            f"solution has {lines}.", "", e.task, "", "```", e.equation, "```", "", f"$${e.latex}$$", "",
+            f"{e.points} points; needs: {' '.join(e.needs) or 'nothing'}; level {e.level} of 3; about {e.minutes} "
+            f"minutes; our solution has {lines}.", "", e.task, "", "```", e.equation, "```", "", f"$${e.latex}$$", "",
             f"*Hint.* {e.hint}", "", f"*In writing.* {e.question}"]
 
 
@@ -87,6 +88,7 @@ def make(folder, chapters=None):
     for name, text in (("EXERCISES.md", statements(exercises, equations)), ("ANSWERS.md", answer_sheet(exercises))):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as out:
             out.write(text)
+    notebook.write(folder, exercises, lambda e: statement(e, equations))
     handed_out = (*files_of_a_copy(), "EXERCISES.md", "ANSWERS.md")
     write_json(os.path.join(folder, HANDED_OUT), {path: digest(os.path.join(folder, path)) for path in handed_out})
     print(f"{folder}: {len(exercises)} exercises, {sum(e.points for e in exercises)} points; begin with "

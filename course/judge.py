@@ -126,6 +126,16 @@ def mistakes_of(number):
 
 # ------------------------------------------------------------------------------------------ grading
 
+def verdict_of(exercise, folder, seed, limit, ask=testimony):
+    """Judge one exercise as judge_one does, whatever goes wrong."""
+    try:
+        return judge_one(exercise, folder, seed, limit, mistakes_of(exercise.number), ask)
+    except UserError as error:
+        return "wrong", str(error), None
+    except Exception as error:                                            # the other exercises are graded all the same
+        return "wrong", f"cannot be judged: {type(error).__name__}", None
+
+
 def verdicts(folder, seed, limit):
     """Return a function: exercise -> (status, message, numbers). It judges each exercise of this folder once."""
     inside = os.path.samefile(folder, HERE)                               # a student's own copy: nothing is put back
@@ -134,9 +144,9 @@ def verdicts(folder, seed, limit):
     def verdict(exercise):
         if inside and (blocker := import_fault(exercise.file, limit)):
             return ("wrong" if blocker.startswith(exercise.file) else "blocked"), blocker, None
-        status, message, seen = judge_alone(exercise, folder, seed, limit)
+        status, message, seen = verdict_of(exercise, folder, seed, limit)
         if inside and status == "wrong":
-            blockers = [other.number for other in EXERCISES if other.number in exercise.needs.split()
+            blockers = [other.number for other in EXERCISES if other.number in exercise.needs
                         and verdict(other)[0] != "passed"]
             if blockers:
                 return "blocked", f"by {', '.join(blockers)}", None
@@ -160,31 +170,27 @@ def import_fault(file, limit, asked=()):
     return next((fault for other in others if (fault := import_fault(other, limit, (*asked, file)))), message)
 
 
-def judge_alone(exercise, folder, seed, limit, ask=testimony):
-    """Judge one exercise as judge_one does. Whatever fails, the other exercises are graded all the same."""
-    try:
-        return judge_one(exercise, folder, seed, limit, mistakes_of(exercise.number), ask)
-    except UserError as error:
-        return "wrong", str(error), None
-    except Exception as error:
-        return "wrong", f"cannot be judged: {type(error).__name__}", None
-
-
 def row_of(exercise, status, message):
     """Return the row of an exercise in the table of points."""
     return dict(exercise=exercise.number, title=exercise.title, chapter=exercise.chapter, status=status,
                 points=exercise.points if status == "passed" else 0, of=exercise.points, message=message)
 
 
-def grade(folder, chapters=None, seed=0, limit=20, pictures=True, json_path=None):
-    """Grade a student's copy: print a line an exercise and the points, draw pictures. Return the rows."""
+def grade(folder, chapters=None, seed=0, limit=20, pictures=True, json_path=None, only=None):
+    """Grade a student's copy: print a line an exercise and the points, draw pictures. Return the rows.
+
+    only: the number of a single exercise.
+    """
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
     if not any(os.path.exists(os.path.join(folder, e.file)) for e in EXERCISES):
         raise UserError(f"{folder}: holds none of the exercises' files")
     if json_path:                                                         # a bad path must not wait for the grading
         writable_folder(os.path.dirname(json_path) or ".", "--json")
-    exercises, picture_folder = chosen(chapters, folder), os.path.join(os.path.abspath(folder), "pictures")
+    exercises = [e for e in chosen(chapters, folder) if only in (None, e.number)]
+    picture_folder = os.path.join(os.path.abspath(folder), "pictures")
+    if pictures and os.path.exists(picture_folder) and not os.path.isdir(picture_folder):
+        raise UserError(f"{picture_folder}: not a folder; rename it or add --no-pictures")
     prepare()
     rows, verdict = [], verdicts(folder, seed, limit)
     for exercise in exercises:

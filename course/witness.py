@@ -56,8 +56,8 @@ def limit_memory():
         return
 
 
-def testify(folder, file, number, seed, what, to):
-    """Import a file of `folder` and write into the folder `to` what the exam `number` sees of it. Leaves the process.
+def testify(folder, file, number, seed, what):
+    """Import a file and write into `folder` what the exam `number` sees of it. Leaves the process.
 
     what: "see", or "spec" for the numbers that are right. number: None to import the file and no more.
     """
@@ -73,14 +73,14 @@ def testify(folder, file, number, seed, what, to):
     torch.manual_seed(seed)
     try:
         importlib.import_module(file[:-3])
-        open(os.path.join(to, IMPORTED), "w").close()
+        open(os.path.join(folder, IMPORTED), "w").close()
         seen = getattr(EXAMS[number], what)(Modules(), Inputs(seed)) if number else {}
         numbers = io.BytesIO()
         torch.save({key: plain(value) for key, value in seen.items()}, numbers)
         answer = b"s" + numbers.getvalue()
     except BaseException as error:                                        # also SystemExit and KeyboardInterrupt
         answer = failure(error, folder).encode("utf-8", "replace")
-    path = os.path.join(to, ANSWER)
+    path = os.path.join(folder, ANSWER)
     with open(path + ".part", "wb") as out:
         out.write(answer)
     os.replace(path + ".part", path)                                      # whole, or not there
@@ -137,7 +137,7 @@ def apart(folder, file, number, seed, limit, what):
     """Run testify in a process of its own, and end all that it started -> as testimony."""
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else "spawn"
     process = multiprocessing.get_context(method).Process(target=testify, daemon=True,
-                                                          args=(folder, file, number, seed, what, folder))
+                                                          args=(folder, file, number, seed, what))
     process.start()
     process.join(limit + (0 if method == "fork" else 20))                 # a new process first imports PyTorch
     late = process.is_alive()
@@ -157,7 +157,7 @@ def apart(folder, file, number, seed, limit, what):
 
 
 def understood(answer, where=""):
-    """Return what testimony() returns, of the bytes that a witness wrote."""
+    """Return what testimony() returns, of the bytes that a witness wrote. where: what comes before a message."""
     kind, answer = answer[:1], answer[1:]
     if kind == b"s":
         return opened(answer)

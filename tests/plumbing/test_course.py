@@ -208,3 +208,10 @@ def test_the_grader_itself_cannot_be_patched_from_a_students_file(tmp_path):
 def test_bad_words_are_one_line_and_status_two(words):
     done = program("course", *words)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.strip()
+
+
+def test_a_file_in_the_place_of_the_pictures_is_one_line_before_the_grading(tmp_path):
+    write(tmp_path, "schedule.py", {})
+    (tmp_path / "pictures").write_text("mine")
+    done = program("course", "grade", tmp_path, "--chapter", 1)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout

@@ -61,7 +61,7 @@ LOOKS = """import os
 
 @pytest.mark.long
 def test_the_zips_scripts_grade_a_submission(autograder):
-    """Kills: a file that the zip lacks, a missing field, the seed in what students see, code that reads the solutions."""
+    """Kills: a file that the zip lacks, a missing field, the seed in what students see, code that reads our files."""
     source = S.read(os.path.join(ROOT, "schedule.py"))
     for number, body in (("1.2", LOOKS.format(source=str(autograder / "source"))), ("1.3", "return t * 0")):
         exercise = next(e for e in EXERCISES if e.number == number)

@@ -13,6 +13,7 @@ from course import classes, judge
 from course import source as S
 from course.exercises import chosen, EXERCISES
 from course.handout import answer_sheet, table
+from course.witness import specification
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_each_statement_has_its_equation_and_the_page_its_parts(work):
         assert [len(re.findall(rf"\\{side}(?![a-z])", e.latex)) for side in ("bigl|\\Bigl", "bigr|\\Bigr")] in (
             [n, n] for n in range(5)), e.number
         assert 1 <= e.level <= 3 and e.minutes and f"## {e.number} {e.title}\n" in answer_sheet(EXERCISES)
-        assert f"| {e.number} {e.title} | {e.needs} | {e.level} |" in table(EXERCISES)
+        assert f"| {e.number} {e.title} | {' '.join(e.needs)} | {e.level} |" in table(EXERCISES)
     for title in ("Set up", "The papers", "What you should know", "The order", "Hand in", "Help"):
         assert f"## {title}\n" in text
     assert table(EXERCISES) in text and "{table}" not in text
@@ -71,7 +72,7 @@ def test_each_statement_has_its_equation_and_the_page_its_parts(work):
 
 @pytest.mark.long
 def test_an_exercise_needs_what_its_statement_says_and_no_more(work, tmp_path, monkeypatch):
-    """In a copy where only the exercise and its `needs` are done, its exam passes. Without any one of them it cannot run.
+    """In a copy where only the exercise and its `needs` are done, its exam passes. Without any one of them it cannot.
 
     Kills: a student who does the exercises in their order and cannot run one.
     """
@@ -90,12 +91,13 @@ def test_an_exercise_needs_what_its_statement_says_and_no_more(work, tmp_path, m
     witnesses = classes.Usher(str(tmp_path), None)
     try:
         for e in EXERCISES:
-            state["done"] = {e.number, *e.needs.split()}
+            state["done"] = {e.number, *e.needs}
             kind, seen = witnesses.testimony(e, "", 0, 20)
             assert kind == "seen", f"{e.number}: {seen}"
-            assert judge.fault_of(judge.EXAMS[e.number], seen, judge.specified(e.number, 0)) is None
-            for needed in e.needs.split():
-                state["done"] = {e.number, *e.needs.split()} - {needed}
+            _, right = specification(e.file, e.number, 0, 20)
+            assert judge.fault_of(judge.EXAMS[e.number], seen, right) is None
+            for needed in e.needs:
+                state["done"] = {e.number, *e.needs} - {needed}
                 kind, seen = witnesses.testimony(e, "", 0, 20)
                 assert kind == "not done" and f"exercise {needed}:" in seen, f"{e.number} without {needed}: {kind}"
     finally:
