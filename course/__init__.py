@@ -5,6 +5,7 @@
     handout.py     make a student's copy
     exams.py       what the exams share; the exams are in chapter1.py to chapter8.py
     witness.py     run an exam on a student's file, in a process of its own
+    conduct.py     what holds for every function alike: inputs unchanged, gradients, no drawing of its own
     judge.py       compare, give points, draw pictures
     check.py       the lecturer's own test of all this
 

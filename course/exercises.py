@@ -297,6 +297,11 @@ NEEDS = {
 }
 
 
+def numbered(number):
+    """Return the exercise of this number."""
+    return next(exercise for exercise in EXERCISES if exercise.number == number)
+
+
 def chosen(chapter, folder=None):
     """Return the exercises of a chapter. Without a chapter: those that the folder's EXERCISES.md names, else all."""
     named = None
