@@ -6,6 +6,7 @@
     notebook.py    a notebook a chapter
     exams.py       what the exams share; the exams are in chapter1.py to chapter8.py
     witness.py     run an exam on a student's file, in a process of its own
+    conduct.py     what holds for every function alike: inputs unchanged, gradients, no drawing of its own
     judge.py       compare, give points, draw pictures
     classes.py     grade a class: a row for each hand-in, whatever it does
     room.py        the folder in which a hand-in's code runs: nothing in it helps to cheat

@@ -3,11 +3,13 @@ import math
 
 import torch
 
-from course.exams import exam, image, learns, NO_GRADIENT, refused, row_of, slow_norm, swish, unbiased
+from course.exams import drops_singly, exam, image, learns, NO_GRADIENT, refused, row_of, slow_norm, swish, unbiased
 
 
 @exam("5.1", tolerance=1e-3)
 class Attention:
+    taught = True
+
     def seen(m, r, call):
         layer, x = r.fill(m.unet.Attention(12, 3)), r.normal(2, 5, 12)
         mask = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 0, 1, 1]]).bool()
@@ -63,6 +65,8 @@ class Attention:
 
 @exam("5.2", tolerance=1e-3)
 class MLP:
+    taught = True
+
     def seen(m, r, call):
         x, skip, emb = r.normal(2, 5, 8) + 0.5, 3 * r.normal(2, 5, 8), r.normal(2, 12)
         plain, joined = r.fill(m.uvit.MLPBlock(8, 12)), r.fill(m.uvit.MLPBlock(8, 12, skip=True))
@@ -77,7 +81,7 @@ class MLP:
         seen, half = MLP.seen(m, r, call), r.fill(m.uvit.MLPBlock(8, 12, dropout=0.5, skip=True))
         x, emb, skip = r.normal(1, 5, 8), r.normal(1, 12), r.normal(1, 5, 8)
         many = lambda n: half(*(one.repeat_interleave(n, 0) for one in (x, emb, skip)))
-        return dict(seen, unbiased=unbiased(many, half),
+        return dict(seen, unbiased=unbiased(many, half), single=drops_singly(half, half.out, x, emb, skip),
                     learns=learns(half.eval(), x, emb, skip))
 
     def spec(m, r):
@@ -95,13 +99,14 @@ class MLP:
                     out[b, n] = (x[b, n].double() + dense(block.out, h)).float()
             return out
         with torch.no_grad():
-            return dict(MLP.seen(m, r, slow), unbiased=1.0, learns=1.0)
+            return dict(MLP.seen(m, r, slow), unbiased=1.0, single=1.0, learns=1.0)
 
     def laws(seen):
         yield float((seen["dropped"] - seen["x"] - seen["bias"]).abs().max()) < 1e-4, (
             "with dropout 1, x and the bias of the last layer must remain: dropout belongs right before it")
         yield bool(seen["unbiased"]), (
             "in training dropout must act once, right before the last layer, and keep the mean of evaluation mode")
+        yield bool(seen["single"]), "dropout must drop single numbers, not whole tokens or channels"
         yield bool(seen["learns"]), NO_GRADIENT
         yield float((seen["joined"] - seen["louder"]).abs().max()) < 1e-2, (
             "a skip times five must change nothing: h and skip are both normalised before they are added")
@@ -116,13 +121,18 @@ class MLP:
 
 @exam("5.3", tolerance=2e-3)
 class Tokens:
+    taught = True
+    untaught = "embed.", "output."
+
     def seen(m, r, call):
         net, reader = (r.fill(m.uvit.UViT((16, 24), 8, 12, (1, 2, 2), (1, 2), 2, num_heads=2, num_classes=3,
                                           text_channels=width)) for width in (0, 6))
         z, emb, f = r.normal(2, 3, 16, 24), r.normal(2, 12), r.normal(2, 8, 16, 24)
+        tall = r.fill(m.uvit.UViT((24, 8), 8, 12, (1, 2, 2), (1, 2), 1, num_heads=2, num_classes=3))
         text = r.normal(2, 3, 6), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
         out = dict(out=call(net, z, emb, None, None), text=call(reader, z, emb, text, None),
                    f=call(net, z, emb, None, f),
+                   tall=call(tall, torch.cat([z[..., :8], z[:, :, :8, 8:16]], 2), emb, None, None),
                    refused=[refused(net.features, small, emb) for small in (z[..., :16], z[..., :8, :])])
         with torch.no_grad():
             net.position[7] += 3 * r.normal(16)                           # the token of row 1, column 1 of 4 x 6

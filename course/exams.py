@@ -6,6 +6,7 @@
     laws(seen)     yield (holds, message): what must be true of the student's numbers. Judged before equality
     picture(seen, axis)    draw what a student sees after a correct answer
     tolerance      of equality, relative and absolute
+    taught         True: gradients must reach inputs and weights, see conduct.py
 
 Read the specification: it is the definition without tricks. Where it needs layers it takes them from m, which for the
 judge is the project itself.
@@ -69,6 +70,19 @@ def unbiased(many, module, n=3000):
     deviation = drawn.std(0, keepdim=True)
     error = ((drawn.mean(0, keepdim=True) - expected) / (deviation / n ** 0.5 + 1e-6)).abs()
     return float(bool(deviation.max() > 1e-3) and bool(error.max() < 6))
+
+
+def drops_singly(module, last, *inputs):
+    """Return 1 if dropout zeroes single numbers right before the layer `last`, 0 if whole channels or places."""
+    with torch.no_grad():
+        width = min(last.weight.shape[:2])
+        last.bias.zero_(), last.weight.zero_()
+        for i in range(width):                                            # the first channels pass `last` unchanged
+            last.weight[i, i][(1,) * (last.weight.ndim - 2)] = 1.0
+        inputs = [one.repeat_interleave(16, 0) for one in inputs]
+        zero = (module.train()(*inputs) - inputs[0]).abs() < 1e-9         # tokens (16, N, C) or maps (16, C, H, W)
+    zero = zero.flatten(2)
+    return float(max(zero.all(axis).double().mean() for axis in (1, 2)) < 0.2)
 
 
 NO_GRADIENT = "no gradient comes back, so nothing can be learnt: did you use .item(), .detach() or no_grad?"

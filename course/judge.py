@@ -9,10 +9,16 @@ from plumbing import UserError
 from plumbing.files import writable_folder, write_json
 from plumbing.pictures import pyplot, save_figure
 
+from course.conduct import text_of_bytes
 from course.exams import EXAMS
 from course.exercises import CHAPTERS, EXERCISES, chosen
 from course.source import HERE, edit, find, parse, put_back, read
-from course.witness import LECTURE, prepare, specification, testimony
+from course.witness import LECTURE, imported, prepare, specification, testimony
+
+try:
+    from course.mutants import MUTANTS
+except ImportError:                                                       # a student's copy has none
+    MUTANTS = {}
 
 
 def to_grade(folder, exercise):
@@ -72,14 +78,17 @@ def singles(seen):
 
 
 def fault_of(exam, seen, wanted):
-    """Return what is wrong with these numbers: shapes first, then laws, then equality. None if all is right."""
+    """Return what is wrong with these numbers: shapes first, then how the function behaves, then laws, then equality,
+    then what gets no gradient. None if all is right."""
     if fault := compare({key: seen.get(key, []) for key in wanted}, wanted, exam.tolerance, shapes_only=True):
+        return fault
+    if fault := text_of_bytes(seen.get("acts", ())):
         return fault
     try:
         fault = next((message for holds, message in exam.laws(singles(seen)) if not holds), None)
     except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         fault = f"its numbers cannot be judged ({type(error).__name__})"
-    return fault or compare(seen, wanted, exam.tolerance)
+    return fault or compare(seen, wanted, exam.tolerance) or text_of_bytes(seen.get("untaught", ()))
 
 
 def judge_one(exercise, folder, seed, limit, mistakes=(), ask=testimony):
@@ -103,7 +112,7 @@ def judge_one(exercise, folder, seed, limit, mistakes=(), ask=testimony):
             if how == "wrong" and message.split(" (in: ")[0] == seen.split(" (in: ")[0]:
                 return "wrong", f"{name} [{seen}]", None
         return "wrong", seen, None
-    right, wanted = specification(exercise.file, exercise.number, seed, limit)
+    right, wanted = specification(exercise, seed, limit)
     if right != "seen":                                                   # only in a student's own copy
         return "wrong", f"cannot be judged: {wanted}", None
     fault = fault_of(EXAMS[exercise.number], seen, wanted)
@@ -117,10 +126,6 @@ def judge_one(exercise, folder, seed, limit, mistakes=(), ask=testimony):
 
 def mistakes_of(number):
     """Return the typical mistakes of an exercise; students' copies have none."""
-    try:
-        from course.mutants import MUTANTS
-    except ImportError:
-        return ()
     return MUTANTS.get(number, ())
 
 
@@ -161,7 +166,7 @@ def import_fault(file, limit, asked=()):
         tree = parse(read(os.path.join(HERE, file)))
     except (UserError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return not_python(file, error)
-    kind, message = specification(file, None, 0, limit)
+    kind, message = imported(file, limit)
     if kind == "seen":
         return None
     names = [name for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))

@@ -70,13 +70,12 @@ def limit_all(seconds):
 def testify(room, number, seed, limit, place):
     """Be the witness. Does not return."""
     try:
-        file, = os.listdir(os.path.join(room, "handed_in"))
-        shutil.copy(os.path.join(room, "handed_in", file), place)
+        os.setsid()
         os.chdir(place)
         limit_all(limit + IMPORTS)
         sys.path.insert(0, room)
         from course import witness
-        witness.testify(place, file, number, seed, "see")                 # in a session of its own
+        witness.testify(os.path.join(room, "handed_in"), number, seed, os.path.join(place, "answer"))
     finally:
         os._exit(1)
 
