@@ -371,6 +371,7 @@ def config_of(fields):
 def load_weights(module, state, path):
     """Load the state of a model or an optimizer. Raises UserError if it does not fit."""
     try:
+        check_tensors(module, state)
         module.load_state_dict(state)
         if isinstance(module, torch.optim.Optimizer):
             match_weights(module)
@@ -379,18 +380,38 @@ def load_weights(module, state, path):
         raise UserError(f"{path}: a checkpoint of another model ({detail})") from None
 
 
+def check_tensors(module, state):
+    """Raise ValueError unless the tensors of `state` have the shape and the type of the model's or optimizer's own.
+
+    PyTorch converts another type without a word. To an optimizer it loads any shape, and the fused kernel runs past the
+    memory of one that is too small.
+    """
+    if not isinstance(module, torch.optim.Optimizer):
+        return check_alike(module.state_dict(), state)
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    weights = dict(zip(numbers, [weight for group in module.param_groups for weight in group["params"]]))
+    for number, values in state["state"].items():
+        weight = weights[number]
+        check_alike({"exp_avg": weight, "exp_avg_sq": weight, "step": torch.zeros(())}, values)
+        if len(values) < 3:
+            raise ValueError(f"the optimizer has only {', '.join(values) or 'nothing'} for a weight")
+
+
+def check_alike(own, given):
+    """Compare the tensors of two dicts in shape and type. Raises ValueError. What only one of them has is not our
+    matter: load_state_dict names it."""
+    describe = lambda x: f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) and x.layout == torch.strided else type(x)
+    for key in own.keys() & given.keys():
+        if describe(given[key]) != describe(own[key]):
+            raise ValueError(f"{key} is {describe(given[key])}, not {describe(own[key])}")
+
+
 def match_weights(optimizer):
-    """Bring the optimizer state into its weights' memory order: the fused kernel takes that for granted, and their
-    shape, too. It would run past the memory of another one. Raises ValueError for another shape, or none."""
+    """Bring the optimizer state into its weights' memory order, which the fused kernel takes for granted."""
     for weight, state in optimizer.state.items():
         for key in ("exp_avg", "exp_avg_sq"):
-            value = state[key]
-            if value.shape != weight.shape:
-                raise ValueError(f"{key} is {tuple(value.shape)} for weights {tuple(weight.shape)}")
-            if value.stride() != weight.stride():
-                state[key] = torch.empty_like(weight).copy_(value)
-        if state["step"].numel() != 1:
-            raise ValueError("the optimizer has not one step for each weight")
+            if state[key].stride() != weight.stride():
+                state[key] = torch.empty_like(weight).copy_(state[key])
 
 
 def load_run(path, device="cpu"):

@@ -1,6 +1,7 @@
 """Hard to kill: kills, power losses, full disks, damaged files, dying processes, awkward images, odd command lines."""
 import ast
 import contextlib
+import copy
 import errno
 import io
 import multiprocessing
@@ -406,6 +407,34 @@ def test_weights_that_are_not_finite_draw_no_black_picture(unbroken, tmp_path, v
     torch.save(state, tmp_path / "checkpoint.pt")
     status, line = run_here(P, [tmp_path, "--n", 1, "--labels", "A", "--out", tmp_path / "x.png", "--device", "cpu"])
     assert status == 2 and wanted in line and line.count("\n") == 1 and not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("part", ["model", "ema", "exp_avg", "exp_avg_sq", "step"])
+@pytest.mark.parametrize("change", [torch.Tensor.double, lambda x: torch.zeros(*x.shape, 2)], ids=["double", "shape"])
+def test_a_tensor_of_another_shape_or_type_is_one_line(two_steps, tmp_path, part, change):
+    """Kills: weights that are converted without a word, a kernel that runs past a small tensor's memory."""
+    state = torch.load(two_steps / "checkpoint.pt", weights_only=True)
+    entries = state[part] if part in ("model", "ema") else state["optimizer"]["state"][0]
+    key = part if part in entries else next(reversed(entries))
+    entries[key] = change(entries[key])
+    torch.save(state, tmp_path / "checkpoint.pt")
+    status, line = run_here(T, ["--resume", tmp_path, "--steps", 3, "--device", "cpu"])
+    assert status == 2 and "a checkpoint of another model" in line and line.count("\n") == 1 and key in line, line
+
+
+def test_what_is_distilled_is_compared_with_the_model(two_steps, tmp_path):
+    """Kills: a student's checkpoint that is loaded unseen."""
+    words = [two_steps, "--from", 4, "--to", 2, "--steps", 2, "--device", "cpu", "--out", tmp_path / "d"]
+    assert run_here(distill, words) == (None, "")
+    good = torch.load(tmp_path / "d" / "2" / "checkpoint.pt", weights_only=True)
+    for part in ("model", "optimizer"):
+        state = copy.deepcopy(good)
+        entries = state["model"] if part == "model" else state["optimizer"]["state"][0]
+        key = next(iter(entries.keys() - {"step"}))
+        entries[key] = entries[key].double()
+        torch.save(state, tmp_path / "d" / "2" / "checkpoint.pt")
+        status, line = run_here(distill, words)
+        assert status == 2 and "a checkpoint of another model" in line and line.count("\n") == 1, line
 
 
 def test_a_run_may_be_named_by_its_checkpoint(unbroken, tmp_path, monkeypatch):
