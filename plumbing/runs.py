@@ -236,16 +236,18 @@ def save_checkpoint(folder, model, ema, optimizer, step, images, config, example
     examples: the number of training examples; with another number a resumed run would see another order. Raises
     UserError if the file cannot be written, as on a full disk.
     """
-    path = os.path.join(folder, name)
+    path = kept = os.path.join(folder, name)
+    if name == CHECKPOINT and config.keep_every and step % config.keep_every == 0:
+        kept = os.path.join(folder, f"checkpoint_{step:07d}.pt")          # first: a kill between the two loses neither
     state = dict(model=model.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), step=step,
                  images=images, config=dataclasses.asdict(config), examples=examples)
     try:
-        with whole_file(path) as file:
+        with whole_file(kept) as file:
             torch.save(state, file)
             if name == CHECKPOINT and os.path.exists(path):
                 keep(path, os.path.join(folder, PREVIOUS))
-        if name == CHECKPOINT and config.keep_every and step % config.keep_every == 0:
-            keep(path, os.path.join(folder, f"checkpoint_{step:07d}.pt"))
+        if kept != path:
+            keep(kept, path)
     except (OSError, RuntimeError) as error:                              # PyTorch's writer raises either
         raise UserError(f"{path}: step {step} could not be saved: {reason_of(error)}") from None
 
