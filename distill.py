@@ -25,6 +25,7 @@ Shapes: z, x, v are lists of levels, (B, 3, H_r, W_r) each, highest first (a pla
 # Paper: Meng et al. write (1 + w') x_c - w' x_0 with w' ~ U(0, 4). Our scale is w = 1 + w' (1 is off).
 # Paper: no EMA, no warm-up, no dropout, the learning rate falls linearly to zero in each round; t in {1/N, ..., 1}.
 """
+import plumbing  # first: from here on Ctrl-C shows no traceback
 import copy
 import dataclasses
 import math
@@ -332,7 +333,7 @@ def main():
     names = [str(steps or "guided") for *_, steps in todo]
     print(f"{run} -> {' -> '.join(names)}, on {device} ({why}); rounds in {os.path.dirname(todo[0][0])}", flush=True)
     for folder, config, steps in todo:
-        start = time.time()
+        start = time.monotonic()
         with device:
             student = copy.deepcopy(teacher) if steps else with_guidance(teacher, config)
         if config.recompute and not rows:                                 # later students are copies of this one
@@ -341,7 +342,7 @@ def main():
         status, loss = teach(folder, config, source, teacher, student, steps, device, interrupt, encoder)
         if status is not None:
             return status
-        rows.append((folder, loss, time.time() - start))
+        rows.append((folder, loss, time.monotonic() - start))
         print(f"{folder}: done", flush=True)
         teacher = student.eval().requires_grad_(False)
     print(f"{'round':10s} {'loss':>10s} {'seconds':>8s}   draw with")

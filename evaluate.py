@@ -27,6 +27,7 @@ the real images that samples are compared with) and measuring.py (flags, files, 
 All measures but bits are of 8-bit samples, drawn with the EMA weights; each frame of a video counts as an image.
 Samples and features are cached: a second evaluation uses them again.
 """
+import plumbing  # first: from here on Ctrl-C shows no traceback
 import math
 import os
 import sys
@@ -68,7 +69,7 @@ def draw_samples(run, labels, seed, captions=None):
     cache = SampleCache(run.folder, (*sampling_key(run, precision), seed, captions, low_key), labels, size)
     encoder = Encoder(config, device, cached=True) if config.text_encoder and len(cache) < n else None
     while len(cache) < n:
-        first, start = len(cache), time.time()
+        first, start = len(cache), time.monotonic()
         part = slice(first, min(n, first + 256))
         seeds = image_seeds(seed, part.stop - first, first)
         if low_res_of:                                                    # the upper stage of a cascade
@@ -86,7 +87,7 @@ def draw_samples(run, labels, seed, captions=None):
         if broken.any():
             raise UserError(f"{run.folder}: sample {first + int(broken.nonzero()[0])} holds values that are not "
                             "finite; nothing can be measured")
-        cache.add(to_uint8(images), time.time() - start)
+        cache.add(to_uint8(images), time.monotonic() - start)
     return cache.samples()
 
 
@@ -257,7 +258,7 @@ def likelihood(run, yardstick, n, seed, source=None):
 
 def measure_bits(run, yardstick, n, seed):
     """Return the bound on -log p in bits per dimension and its three parts. Draw the loss by log-SNR."""
-    start = time.time()
+    start = time.monotonic()
     bound = likelihood(run, yardstick, n, seed)
     total = bound["total"].double()
     if not torch.isfinite(total).all():
@@ -265,7 +266,7 @@ def measure_bits(run, yardstick, n, seed):
     scores = dict(bits_per_dim=total.mean().item(), bits_per_dim_pm=1.96 * total.std().item() / math.sqrt(len(total)))
     scores |= {f"bits_{part}": bound[part].mean().item() for part in ("prior", "diffusion", "reconstruction")}
     scores |= dict(bits_n=len(total), bits_of="train" if yardstick.held_out_source is None else "held-out",
-                   seconds_of_bits=round(time.time() - start, 1))
+                   seconds_of_bits=round(time.monotonic() - start, 1))
     draw_loss_by_logsnr(bound, os.path.join(run.folder, "loss_by_logsnr.png"))
     return scores
 
@@ -279,7 +280,7 @@ def measure(run, yardstick, metrics, seed=0, source=None):
     """
     prompts = yardstick.prompts(source)
     drawn = draw_samples(run, prompts["labels"], seed, prompts.get("captions"))
-    start, images = time.time(), drawn["images"]
+    start, images = time.monotonic(), drawn["images"]
     batches = zip(torch.arange(len(images)).split(100), images.split(100))
     if (frames := run.config.counts[0]) > 1:                              # of a video each frame shows the letter
         prompts = dict(labels=[label for label in prompts["labels"] for _ in range(frames)])
@@ -288,7 +289,8 @@ def measure(run, yardstick, metrics, seed=0, source=None):
     if isinstance(run.below, TrainedRun) and not stops_early(run):        # else it is in the time of the upper stage
         low = draw_samples(run.below, prompts["labels"], seed)            # cached: only the time is wanted
         scores["seconds_of_low_stage"] = round(low["seconds"], 1)
-    scores.update(seconds_of_sampling=round(drawn["seconds"], 1), seconds_of_measuring=round(time.time() - start, 1))
+    scores.update(seconds_of_sampling=round(drawn["seconds"], 1),
+                  seconds_of_measuring=round(time.monotonic() - start, 1))
     return scores, samples
 
 

@@ -17,6 +17,7 @@ A step goes from time t to time s < t. Shapes: z, x_hat, v (B, C, H, W); logsnr_
 
 # Paper: eq. 3 prints N(z_t | ...) for the distribution of z_s, and calls the posterior's variance sigma, not sigma^2.
 """
+import plumbing  # first: from here on Ctrl-C shows no traceback
 import functools
 import sys
 

@@ -29,6 +29,7 @@ masks, and which images --mixed-ratio leaves without a high level, depend on the
 
 Shapes: B images of one process; x, z, v, eps (B, 3, H, W); t, logsnr (B,).
 """
+import plumbing  # first: from here on Ctrl-C shows no traceback
 import copy
 import dataclasses
 import functools

@@ -21,6 +21,7 @@
     features.py   the networks that grade samples, and the real images beside them
     cost.py       parameters, FLOPs and memory before a run
 """
+import sys
 
 
 class UserError(ValueError):
@@ -29,3 +30,14 @@ class UserError(ValueError):
 
 class Damaged(UserError):
     """A checkpoint is not whole. The one before it may be."""
+
+
+def _end_quietly(kind, error, trace):
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.__excepthook__(kind, error, trace)
+
+
+if not hasattr(sys, "ps1"):                                               # at Python's own prompt Ctrl-C ends nothing
+    sys.excepthook = _end_quietly                                         # until main_program() is there for it

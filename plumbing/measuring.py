@@ -16,9 +16,9 @@ from config import Config
 from data import Stream
 from plumbing import UserError
 from plumbing.features import MIN_ACCURACY, GlyphFeatures, cached, distances, save_cached, tensor_bytes
-from plumbing.files import fingerprint, one_at_a_time, read_json, write_json
+from plumbing.files import fingerprint, one_at_a_time, read_json, whole_file, write_json
 from plumbing.images import BrokenImage
-from plumbing.pictures import grid, label, pyplot, save_figure
+from plumbing.pictures import grid, label, pyplot, save_figure, save_picture
 from plumbing.runs import (check_memory, choose_precision, ema_model, kept_checkpoints, made_by, results_folder,
                            run_of)
 from plumbing.sampling import (add_settings, check_chain, check_levels, check_student, given_settings, with_settings,
@@ -440,7 +440,8 @@ def export(args, images, labels):
     """Write the samples in the layout of the ADM suite (uint8 NHWC as arr_0, labels as arr_1) and as PNG files."""
     try:
         if args.export:
-            np.savez(args.export, images.numpy(), np.array(labels))
+            with whole_file(args.export) as file:
+                np.savez(file, images.numpy(), np.array(labels))
         if args.export_png:
             os.makedirs(args.export_png, exist_ok=True)
             for i, image in enumerate(images.numpy()):
@@ -478,7 +479,7 @@ def draw_nearest(samples, yardstick, path, pairs=24):
     for i in closest.tolist():
         tiles.append(samples["images"][i].permute(2, 0, 1).float() / 127.5 - 1)
         tiles.append(yardstick.source.image(int(yardstick.train["indices"][nearest[i]])))
-    grid(torch.stack(tiles), 8).save(path)
+    save_picture(grid(torch.stack(tiles), 8), path)
 
 
 def draw_comparison(rows, curves, path, columns=12):

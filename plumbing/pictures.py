@@ -6,6 +6,7 @@ import unicodedata
 import torch
 from PIL import Image, ImageDraw, ImageFont, features
 
+from plumbing.files import whole_file
 from plumbing.fonts import drawings, find_font
 
 LABEL_FONT = "DejaVuSans.ttf"                                             # matplotlib's own: many scripts, no Chinese
@@ -30,7 +31,8 @@ def save_figure(figure, path, dpi=120):
     """Write a matplotlib figure as PNG and close it. Make its folder if there is none."""
     figure.tight_layout()
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=dpi, format=os.path.splitext(path)[1][1:])
     pyplot().close(figure)
 
 
@@ -162,4 +164,12 @@ class Playback(Film):
 
 def save_gif(frames, path, last):
     """Write Pillow pictures as a GIF that repeats. Each frame lasts 80 ms, the last one `last` ms."""
-    frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, duration=[80] * (len(frames) - 1) + [last])
+    with whole_file(path) as file:
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], loop=0,
+                       duration=[80] * (len(frames) - 1) + [last])
+
+
+def save_picture(picture, path):
+    """Write a Pillow picture as PNG."""
+    with whole_file(path) as file:
+        picture.save(file, "PNG")

@@ -270,16 +270,18 @@ def save_checkpoint(folder, model, ema, optimizer, step, images, config, example
     examples: the number of training examples; with another number a resumed run would see another order. Raises
     UserError if the file cannot be written, as on a full disk.
     """
-    path = os.path.join(folder, name)
+    path = kept = os.path.join(folder, name)
+    if name == CHECKPOINT and config.keep_every and step % config.keep_every == 0:
+        kept = os.path.join(folder, f"checkpoint_{step:07d}.pt")          # first: a kill between the two loses neither
     state = dict(model=model.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), step=step,
                  images=images, config=dataclasses.asdict(config), examples=examples)
     try:
-        with whole_file(path) as file:
+        with whole_file(kept) as file:
             torch.save(state, file)
             if name == CHECKPOINT and os.path.exists(path):
                 keep(path, os.path.join(folder, PREVIOUS))
-        if name == CHECKPOINT and config.keep_every and step % config.keep_every == 0:
-            keep(path, os.path.join(folder, f"checkpoint_{step:07d}.pt"))
+        if kept != path:
+            keep(kept, path)
     except (OSError, RuntimeError) as error:                              # PyTorch's writer raises either
         raise UserError(f"{path}: step {step} could not be saved: {reason_of(error)}") from None
 
@@ -460,6 +462,7 @@ def config_of(fields, path="a checkpoint"):
 def load_weights(module, state, path):
     """Load the state of a model or an optimizer. Raises UserError if it does not fit."""
     try:
+        check_tensors(module, state)
         if isinstance(module, torch.optim.Optimizer):
             state = dict(state, param_groups=own_groups(module, state["param_groups"]))
         module.load_state_dict(state)
@@ -483,18 +486,38 @@ def own_groups(optimizer, saved):
     return own
 
 
+def check_tensors(module, state):
+    """Raise ValueError unless the tensors of `state` have the shape and the type of the model's or optimizer's own.
+
+    PyTorch converts another type without a word. To an optimizer it loads any shape, and the fused kernel runs past the
+    memory of one that is too small.
+    """
+    if not isinstance(module, torch.optim.Optimizer):
+        return check_alike(module.state_dict(), state)
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    weights = dict(zip(numbers, [weight for group in module.param_groups for weight in group["params"]]))
+    for number, values in state["state"].items():
+        weight = weights[number]
+        check_alike({"exp_avg": weight, "exp_avg_sq": weight, "step": torch.zeros(())}, values)
+        if len(values) < 3:
+            raise ValueError(f"the optimizer has only {', '.join(values) or 'nothing'} for a weight")
+
+
+def check_alike(own, given):
+    """Compare the tensors of two dicts in shape and type. Raises ValueError. What only one of them has is not our
+    matter: load_state_dict names it."""
+    describe = lambda x: f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) and x.layout == torch.strided else type(x)
+    for key in own.keys() & given.keys():
+        if describe(given[key]) != describe(own[key]):
+            raise ValueError(f"{key} is {describe(given[key])}, not {describe(own[key])}")
+
+
 def match_weights(optimizer):
-    """Bring the optimizer state into its weights' memory order: the fused kernel takes that for granted, and their
-    shape, too. It would run past the memory of another one. Raises ValueError for another shape, or none."""
+    """Bring the optimizer state into its weights' memory order, which the fused kernel takes for granted."""
     for weight, state in optimizer.state.items():
         for key in ("exp_avg", "exp_avg_sq"):
-            value = state[key]
-            if value.shape != weight.shape:
-                raise ValueError(f"{key} is {tuple(value.shape)} for weights {tuple(weight.shape)}")
-            if value.stride() != weight.stride():
-                state[key] = torch.empty_like(weight).copy_(value)
-        if state["step"].numel() != 1:
-            raise ValueError("the optimizer has not one step for each weight")
+            if state[key].stride() != weight.stride():
+                state[key] = torch.empty_like(weight).copy_(state[key])
 
 
 def load_run(path, device="cpu"):

@@ -12,7 +12,7 @@ from config import make_low_schedule, make_schedule
 from data import turned_back
 from plumbing import UserError
 from plumbing.captions import NOT_TEXT, cut, open_text, tidy
-from plumbing.pictures import Film, Playback, captioned, grid, label, save_gif, side_by_side
+from plumbing.pictures import Film, Playback, captioned, grid, label, save_gif, save_picture, side_by_side
 from plumbing.runs import check_memory, image_bytes, run_of
 from plumbing.settings import Parser, add_fields, check_range, override
 from plumbing.t5 import Encoder, check_moved
@@ -347,7 +347,7 @@ def write_pictures(args, sheet, images, film=None):
         raise UserError(f"{', '.join(args.runs)}: the images hold values that are not finite; no picture is written")
     frames = [arrange(stages) for stages in film.frames(images)] if film else []
     try:
-        arrange(images).save(args.out)
+        save_picture(arrange(images), args.out)
         if film:
             save_gif(frames, args.gif, film.last)
     except (OSError, ValueError) as error:

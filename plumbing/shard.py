@@ -249,6 +249,16 @@ class Reader(FileSystemReader):
 class Planner(DefaultLoadPlanner):
     """Loads tensors only. Anything else in such a checkpoint would be unpickled."""
 
+    def create_local_plan(self):
+        """Compare shapes and types before anything is read: PyTorch converts another type without a word."""
+        for name, own in self.state_dict.items():
+            saved = self.metadata.state_dict_metadata.get(name)
+            if isinstance(saved, dcp.metadata.TensorStorageMetadata) and (
+                    (saved.size, saved.properties.dtype) != (own.size(), own.dtype)):
+                raise ValueError(f"{name} is {saved.properties.dtype} {tuple(saved.size)}, not {own.dtype} "
+                                 f"{tuple(own.size())}")
+        return super().create_local_plan()
+
     def load_bytes(self, read_item, value):
         raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is no tensor")
 

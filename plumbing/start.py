@@ -504,6 +504,8 @@ def initialise(model, initial, config):
     weights, names = dict(initial["ema"]), initial["config"].class_names
     for key, table in model.state_dict().items():
         if key.endswith("embed.label.weight") and key in weights:         # (classes + 1, E); the last row: no class
+            if weights[key].shape != (len(names) + 1, table.shape[1]) or weights[key].dtype != table.dtype:
+                continue                                                  # load_weights says it
             trained = dict(zip(names, weights[key])) | {None: weights[key][-1]}
             weights[key] = torch.stack([trained.get(name, row) for name, row in zip((*config.class_names, None),
                                                                                     table.cpu())])
@@ -515,8 +517,9 @@ def check_inner(model, trained):
     wanted = model.inner.state_dict()
     keys = {"missing": sorted(wanted.keys() - trained.keys()),
             "in excess": sorted(trained.keys() - wanted.keys()),
-            "of another shape": [f"{key} {tuple(trained[key].shape)} for {tuple(wanted[key].shape)}" for key in wanted
-                                 if key in trained and trained[key].shape != wanted[key].shape]}
+            "of another shape or type": [
+                f"{key} {tuple(theirs.shape)} {theirs.dtype} for {tuple(ours.shape)}" for key, ours in wanted.items()
+                if (theirs := trained.get(key, ours)).shape != ours.shape or theirs.dtype != ours.dtype]}
     faults = [f"{fault}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
               for fault, names in keys.items() if names]
     if faults:

@@ -26,7 +26,7 @@ from data import open_run
 from plumbing import UserError, shard
 from plumbing.files import whole_file
 from plumbing.images import BrokenImage
-from plumbing.pictures import pyplot
+from plumbing.pictures import pyplot, save_picture
 from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, not_finite, save_checkpoint, tell
 from plumbing.sampling import make_conditions, make_sheet
 from plumbing.watch import PAGE, Page, clock, sheet_name
@@ -130,6 +130,7 @@ class Run:
     def steps(self, stream):
         """Yield (step, batch) until the run is complete or stopped."""
         self.log.start_clock(self.step)
+        self.make_up_for_sheet()
         stream.heed = self.leave_the_others
         try:
             while self.step < self.config.steps and not self.stopped:
@@ -137,6 +138,13 @@ class Run:
                     yield self.step, batch
         finally:
             stream.end()
+
+    def make_up_for_sheet(self):
+        """Draw the sheet of the step that the run goes on from, if a kill or a signal came before it."""
+        path = os.path.join(self.folder, sheet_name(self.step))
+        missing = 0 < self.step < self.config.steps and self.due(self.config.sample_every) and not os.path.exists(path)
+        if broadcast(missing, self.world):                                # the ranks may not see it alike
+            self.save_sheet()
 
     def next_batch(self, stream):
         """Return the next batch; None if a signal stops the run meanwhile. Whatever happens, the step is saved."""
@@ -219,9 +227,9 @@ class Run:
         if self.due(config.sample_every):
             self.save_sheet()
         elif self.early and (shape := self.early.due(self.step, self.log.seconds(), self.log.pace(self.step))):
-            start = time.time()
+            start = time.monotonic()
             self.save_sheet(*shape, steps=EarlySheets.STEPS)
-            self.early.drawn(math.prod(shape), time.time() - start)
+            self.early.drawn(math.prod(shape), time.monotonic() - start)
         self.page.refresh()
 
     def due(self, every):
@@ -287,8 +295,7 @@ class Run:
         try:
             picture = self.on_ranks(self.sheet, a_class, classes, steps, self.stop_drawing)
             if self.rank == 0:
-                with whole_file(os.path.join(self.folder, name)) as file:
-                    picture.save(file, "PNG")
+                save_picture(picture, os.path.join(self.folder, name))
                 self.page.add_sheet(self.step, is_quick=steps is not None)
         except DrawingStopped:
             self.log.say("no sheet of samples: it was stopped")
@@ -353,7 +360,7 @@ class EarlySheets:
         self.next = early_time(seconds)
         guess = self.STEPS * config.evaluations * seconds_a_step / (2 * config.batch)
         budget = self.SHARE * (seconds - self.seconds_before) - self.spent
-        n = min(self.MOST, int(budget / (self.an_image or guess)))
+        n = min(self.MOST, int(budget / (self.an_image or guess or math.inf)))
         if n < self.LEAST:
             return None
         classes = min(n, len(config.examples) or len(config.class_names) or n)
@@ -468,8 +475,8 @@ class Log:
     def __init__(self, folder, config, active, first_step=0):
         self.folder, self.config, self.active = folder, config, active
         self.path = os.path.join(folder, "log.csv")
-        self.terminal, self.printed = sys.stdout.isatty(), 0.0
-        self.start, self.first_step = time.time(), first_step
+        self.terminal, self.printed = sys.stdout.isatty(), -math.inf
+        self.start, self.first_step = time.monotonic(), first_step
         self.seconds_before, self.unread = 0.0, False                     # unread: nobody reads stdout any more
         self.newest = {"loss": "", "held-out loss": "", "images/s": ""}   # as the user reads it
         self.start_clock(first_step)
@@ -510,18 +517,19 @@ class Log:
         return [row for row in rows if int(row["step"]) <= step]
 
     def start_clock(self, step):
-        self.since, self.since_step = time.time(), step
+        self.since, self.since_step = time.monotonic(), step
 
     def images_per_second(self, step):
-        return (step - self.since_step) * self.config.batch / (time.time() - self.since)
+        seconds = time.monotonic() - self.since                           # 0: a clock may stand still
+        return (step - self.since_step) * self.config.batch / seconds if seconds > 0 else 0.0
 
     def seconds(self):
         """The seconds since the run began, without those between a stop and its --resume."""
-        return self.seconds_before + time.time() - self.start
+        return self.seconds_before + time.monotonic() - self.start
 
     def pace(self, step):
         """The seconds of a step, all that belongs to it included, since the run began or was resumed."""
-        return (time.time() - self.start) / max(1, step - self.first_step)
+        return (time.monotonic() - self.start) / max(1, step - self.first_step)
 
     def row(self, step, loss, grad_norm, lr, images_per_s, held_out=None):
         """Append a row to log.csv and show the progress line."""
@@ -542,9 +550,9 @@ class Log:
                 + f"{images_per_s:.0f} images/s  {clock(self.pace(step) * (self.config.steps - step))} left")
         if self.terminal:
             self.say(line.ljust(78), end="")
-        elif time.time() - self.printed > A_LINE_EVERY or step == self.config.steps:
+        elif time.monotonic() - self.printed > A_LINE_EVERY or step == self.config.steps:
             self.say(line)
-            self.printed = time.time()
+            self.printed = time.monotonic()
 
     def say(self, text, end="\n"):
         if self.active and not tell(("\r".ljust(79) + "\r" if self.terminal else "") + text, sys.stdout, end):

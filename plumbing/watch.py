@@ -64,9 +64,9 @@ def sheet_name(step):
 
 def after(draw, least=0):
     """Call draw(). Return the time at which it may be called again: in `least` seconds, or later if it is slow."""
-    start = time.time()
+    start = time.monotonic()
     draw()
-    return start + max(least, 50 * (time.time() - start))
+    return start + max(least, 50 * (time.monotonic() - start))
 
 
 class Page:
@@ -105,14 +105,14 @@ class Page:
 
     def refresh(self):
         """Write the page every five seconds and draw loss.png now and then, each in at most 2 % of the time."""
-        start = time.time()
+        start = time.monotonic()
         if not self.active or start < self.next:
             return
         if start >= self.next_loss:
             pyplot()                                                      # its import is slow, but happens once
             self.next_loss = after(self.log.draw)
         self.next = after(self.write, least=RELOAD)
-        self.log.since += time.time() - start                             # images_per_second() leaves this out
+        self.log.since += time.monotonic() - start                             # images_per_second() leaves this out
 
     def write(self, state="training", what_next=()):
         """Write the page, whole or not at all. It reloads itself while the state is "training".

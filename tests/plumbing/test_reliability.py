@@ -1,8 +1,11 @@
 """Hard to kill: kills, power losses, full disks, damaged files, dying processes, awkward images, odd command lines."""
 import ast
 import contextlib
+import copy
+import csv
 import errno
 import io
+import itertools
 import multiprocessing
 import os
 import platform
@@ -25,7 +28,7 @@ from PIL import Image, ImageCms
 import data as D
 import distill
 import evaluate
-from plumbing import files, measuring, runs, start, training, UserError, workers
+from plumbing import files, measuring, pictures, runs, start, training, UserError, workers
 import sample as P
 from plumbing import shard
 import soak
@@ -129,6 +132,43 @@ def test_power_loss_while_saving_pieces(unbroken, tmp_path, name, call, step):
     assert run_here(T, ["--resume", run, "--steps", 3, "--device", "cpu"]) == (None, "")
     assert run_here(shard, [run]) == (None, "")
     assert not soak.differences(unbroken, run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("call", [1, 2])
+def test_power_loss_between_two_names_of_a_checkpoint(unbroken, tmp_path, call):
+    """With --keep-every a checkpoint has two. Kills: checkpoint_0000002.pt that is never written."""
+    run = tmp_path / "run"
+    done = program("train.py", *TINY, *DROP, "--steps", 3, "--save-every", 1, "--keep-every", 1, "--out", run,
+                   launcher=("-c", BOMB), env=dict(BOMB=f"link {call}"))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert run_here(T, ["--resume", run, "--steps", 3, "--device", "cpu"]) == (None, "")
+    assert runs.kept_checkpoints(run) == [f"checkpoint_000000{step}.pt" for step in (1, 2, 3)]
+    assert [runs.read_checkpoint(str(run), name)["step"] for name in runs.kept_checkpoints(run)] == [1, 2, 3]
+    assert not soak.differences(unbroken, run) and not [name for name in os.listdir(run) if name.endswith(".new")]
+
+
+def test_a_sheet_that_a_kill_lost_is_drawn_when_the_run_goes_on(unbroken, two_steps, tmp_path):
+    """The checkpoint of step 2 was written, its sheet was not. Kills: a gap for good; other weights for the drawing."""
+    run = tmp_path / "run"
+    shutil.copytree(two_steps, run)
+    (run / "samples_0000002.png").unlink()
+    words = ["--resume", run, "--steps", 3, "--device", "cpu"]
+    assert run_here(T, [*words, "--sample-every", 2]) == (None, "")
+    assert (run / "samples_0000002.png").exists() and not soak.differences(unbroken, run)
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0])
+def test_a_clock_that_stands_still_or_goes_back_stops_nothing(tmp_path, monkeypatch, step):
+    """time.time is set back; even time.monotonic may stand still for a step. Kills: ZeroDivisionError, a pace below 0."""
+    clock = itertools.count(1e9, step)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
+    words = [*TINY, "--steps", 3, "--sample-every", 100, "--out", tmp_path / "r"]
+    assert run_here(T, words) == (None, "")
+    with open(tmp_path / "r" / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 and all(float(row[key]) >= 0 for row in rows for key in ("images_per_s", "seconds"))
 
 
 def test_the_last_two_checkpoints_are_kept(unbroken):
@@ -251,6 +291,30 @@ def test_a_full_disk_under_the_log_is_said_and_no_more(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", full)
     assert run_here(T, [*TINY, "--steps", 2, "--out", tmp_path / "r"])[0] is None
     assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.gif", "figure.png", "x.npz"])
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(two_steps, tmp_path, monkeypatch, name):
+    """Kills: an empty file in its place."""
+    (tmp_path / name).write_bytes(b"before")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(files.os, "fsync", full)
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    if name == "x.png":
+        status, line = run_here(P, [two_steps, "--n", 1, "--labels", "A", "--out", tmp_path / name, "--device", "cpu"])
+        assert status == 2 and "No space left on device" in line and line.count("\n") == 1
+    else:
+        with pytest.raises((OSError, UserError), match="No space left on device"):
+            if name == "x.gif":
+                pictures.save_gif(frames, str(tmp_path / name))
+            elif name == "x.npz":
+                args = types.SimpleNamespace(export=str(tmp_path / name), export_png=None)
+                measuring.export(args, torch.zeros(1, 2, 2, 3), [0])
+            else:
+                pictures.save_figure(pictures.pyplot().figure(), str(tmp_path / name))
+    assert (tmp_path / name).read_bytes() == b"before" and os.listdir(tmp_path) == [name]
 
 
 # ---- damaged files
@@ -406,6 +470,34 @@ def test_weights_that_are_not_finite_draw_no_black_picture(unbroken, tmp_path, v
     torch.save(state, tmp_path / "checkpoint.pt")
     status, line = run_here(P, [tmp_path, "--n", 1, "--labels", "A", "--out", tmp_path / "x.png", "--device", "cpu"])
     assert status == 2 and wanted in line and line.count("\n") == 1 and not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("part", ["model", "ema", "exp_avg", "exp_avg_sq", "step"])
+@pytest.mark.parametrize("change", [torch.Tensor.double, lambda x: torch.zeros(*x.shape, 2)], ids=["double", "shape"])
+def test_a_tensor_of_another_shape_or_type_is_one_line(two_steps, tmp_path, part, change):
+    """Kills: weights that are converted without a word, a kernel that runs past a small tensor's memory."""
+    state = torch.load(two_steps / "checkpoint.pt", weights_only=True)
+    entries = state[part] if part in ("model", "ema") else state["optimizer"]["state"][0]
+    key = part if part in entries else next(reversed(entries))
+    entries[key] = change(entries[key])
+    torch.save(state, tmp_path / "checkpoint.pt")
+    status, line = run_here(T, ["--resume", tmp_path, "--steps", 3, "--device", "cpu"])
+    assert status == 2 and "a checkpoint of another model" in line and line.count("\n") == 1 and key in line, line
+
+
+def test_what_is_distilled_is_compared_with_the_model(two_steps, tmp_path):
+    """Kills: a student's checkpoint that is loaded unseen."""
+    words = [two_steps, "--from", 4, "--to", 2, "--steps", 2, "--device", "cpu", "--out", tmp_path / "d"]
+    assert run_here(distill, words) == (None, "")
+    good = torch.load(tmp_path / "d" / "2" / "checkpoint.pt", weights_only=True)
+    for part in ("model", "optimizer"):
+        state = copy.deepcopy(good)
+        entries = state["model"] if part == "model" else state["optimizer"]["state"][0]
+        key = next(iter(entries.keys() - {"step"}))
+        entries[key] = entries[key].double()
+        torch.save(state, tmp_path / "d" / "2" / "checkpoint.pt")
+        status, line = run_here(distill, words)
+        assert status == 2 and "a checkpoint of another model" in line and line.count("\n") == 1, line
 
 
 def test_a_run_may_be_named_by_its_checkpoint(unbroken, tmp_path, monkeypatch):
@@ -591,6 +683,21 @@ def test_nohup_is_heeded(monkeypatch):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["train.py", "sample.py", "evaluate.py", "distill.py", "plumbing.shard"])
+def test_ctrl_c_during_the_imports_is_one_line(name):
+    """Kills: a page of PyTorch's import as a traceback."""
+    code = ("import runpy, sys\n"
+            "class Finder:\n    def find_spec(self, name, *rest):\n"
+            "        if name == 'torch':\n            raise KeyboardInterrupt\n"
+            "sys.meta_path.insert(0, Finder())\n"
+            "name = sys.argv[1].rpartition('/')[2]\nsys.path.insert(0, '.')\n"
+            "(runpy.run_path if name.endswith('.py') and '/' in sys.argv[1] else runpy.run_module)(sys.argv[1], "
+            "run_name='__main__')\n")
+    done = subprocess.run([sys.executable, "-c", code, os.path.join(ROOT, name) if name.endswith(".py") else name],
+                          capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 # ---- processes that die

@@ -269,6 +269,29 @@ def test_a_hostile_piece_runs_no_code(pieces, tmp_path):
         assert ("is no tensor" in line) == (allowed != real), line
 
 
+@pytest.mark.parametrize("part", ["model", "ema", "exp_avg", "step"])
+@pytest.mark.parametrize("change", [torch.Tensor.double, lambda x: torch.zeros(*x.shape, 2)], ids=["double", "shape"])
+def test_a_piece_of_another_shape_or_type_is_one_line(pieces, tmp_path, part, change):
+    """Kills: types that are converted without a word."""
+    shutil.copytree(pieces, tmp_path / "run")
+    folder = tmp_path / "run" / "sharded" / "0000004"
+    state = json.load(open(folder / "run.json"))
+    config = runs.config_of(state["config"])
+    model, ema = C.build_model(config), C.build_model(config)
+    into = shard.tensors(model, ema, C.make_optimizer(model, config))
+    entries = into[part] if part in into else next(iter(into["optimizer"].values()))
+    key = next(iter(entries)) if part in into else part
+    entries[key] = change(entries[key])
+    shutil.rmtree(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shard.dcp.save(into, checkpoint_id=folder)
+    state["files"] = {name: shard.checksum(folder / name) for name in os.listdir(folder)}
+    json.dump(state, open(folder / "run.json", "w"))
+    status, line = run_here(T, ["--resume", tmp_path / "run", "--steps", 6, "--device", "cpu"])
+    assert status == 2 and line.count("\n") == 1 and f"{key} is torch." in line, line
+
+
 @pytest.mark.parametrize("first, then", [("on", "off"), ("off", "on")])
 def test_the_order_in_memory_may_change_on_the_way(unbroken, tmp_path, first, then):
     """Kills: moments in one order beside weights in another, which the fused kernel does not notice."""
