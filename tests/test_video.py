@@ -189,6 +189,20 @@ def test_reversing_the_frames_changes_more_than_their_order():
         assert all((a - turn(b)).abs().max() < 1e-5 for a, b in zip(there, back))
 
 
+def test_a_kept_frame_is_heard_by_the_frames_that_it_stands_for():
+    """With attention over time still closed. Kills: kept frames repeated in turns; a kept frame of another video."""
+    model, z = C.build_model(tiny("4:2")), videos(tiny("4:2"))
+    for name, p in model.named_parameters():
+        if "adapter" in name:
+            torch.nn.init.normal_(p)
+    z[1].requires_grad_()
+    v = model(z, [torch.zeros(2)] * 2, LABEL)[0]
+    for frame in range(4):
+        seen, = torch.autograd.grad(frame_of(v[1:], frame).square().sum(), z[1], retain_graph=True)
+        assert [bool(frame_of(seen[1:], i).any()) for i in range(2)] == [i == frame // 2 for i in range(2)]
+        assert not seen[0].any()
+
+
 @pytest.mark.parametrize("text_encoder", ["", "bytes"])
 def test_a_condition_reaches_all_frames_of_its_video_alone(text_encoder):
     """Kills: the caption or class of the first video for all frames; conditions in the order of another fold."""
@@ -230,10 +244,10 @@ def test_growing_takes_the_lower_levels_as_they_are(config, lower):
     small, model = opened(C.build_model(lower), 5).eval(), C.build_model(config).eval()
     N.grow(model, small.state_dict())
     z, call = videos(config), lambda model, z: model(z, [torch.zeros(2)] * len(z), LABEL)
+    alone = lambda m: call(m, z[1:]) if lower.is_nested else [m(z[1], torch.zeros(2), LABEL)]
     with torch.no_grad():
-        v = call(model, z)[1:]
-        wanted = call(small, z[1:]) if lower.is_nested else [small(z[1], torch.zeros(2), LABEL)]
-    assert len(v) == len(wanted) and all(map(torch.equal, v, wanted))
+        for v in (call(model, z)[1:], alone(model.inner)):
+            assert len(v) == len(z) - 1 and all(map(torch.equal, v, alone(small)))
 
 
 # ---- the scenes
