@@ -35,9 +35,10 @@ def laid_out(root, tmp_path):
     assert done.returncode == 0, done.stderr
     subprocess.run([sys.executable, "-c", "import shutil, sys; shutil.unpack_archive(*sys.argv[1:], 'zip')",
                     tmp_path / "zip", root / "source"], check=True)
-    python = root / "venv" / "bin" / "python"                             # in the place of setup.sh
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    (root / "venv" / "bin" / "python").symlink_to(sys.executable)         # in the place of setup.sh
+    if sys.prefix != sys.base_prefix:
+        (root / "venv" / "lib").symlink_to(os.path.join(sys.prefix, "lib"))
+        (root / "venv" / "pyvenv.cfg").write_text(pathlib.Path(sys.prefix, "pyvenv.cfg").read_text())
     return root
 
 
