@@ -126,7 +126,7 @@ def training_loss(config, model, x, cond, t, noises):
         measure = functools.partial(band_loss, bands=dict(zip(config.sizes, config.rms)), multiscale=config.multiscale)
     if config.is_nested:
         level_counts = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
-        weights = numbers(config.level_weights, ":")
+        weights = numbers(config.level_weights, ":") or None
         levels = pyramid(x, config.sizes)
         return nested_loss(model, levels, cond, t, noises, schedule, measure, weights, level_counts)
     if config.is_super_resolution:
