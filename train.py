@@ -127,7 +127,7 @@ def training_loss(config, model, x, cond, t, noises):
         measure = functools.partial(band_loss, bands=dict(zip(config.shapes, config.rms)), multiscale=config.multiscale)
     if config.is_nested:
         level_counts = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
-        weights = numbers(config.level_weights, ":")
+        weights = numbers(config.level_weights, ":") or None
         levels = make_levels(config, x)
         return nested_loss(model, levels, cond, t, noises, schedule, measure, weights, level_counts)
     if config.is_super_resolution:

@@ -14,5 +14,6 @@
     gradescope.py  an autograder for Gradescope
     check.py       the lecturer's own test of all this
 
-For lecturers only: answers.md (the written questions), mutants.py (typical mistakes), reading_a_run.py (its plots).
+For lecturers only: answers.md (the written questions), mutants.py (typical mistakes), second.py (another right solution
+of each exercise), reading_a_run.py (its plots).
 """

@@ -2,6 +2,7 @@
 import concurrent.futures
 import contextlib
 import functools
+import glob
 import io
 import json
 import os
@@ -17,10 +18,11 @@ from course.exams import EXAMS, Inputs
 from course.exercises import CHAPTERS, EXERCISES, chosen, numbered
 from course.handout import files_of_a_copy, make
 from course.judge import MUTANTS, grade, judge_one, mistakes_of, to_grade
-from course.source import HERE, edit, put_back, read, strip
+from course.source import HERE, edit, put_back, read, strip, text_of
 from course.witness import Modules, prepare
 
 LIMIT = 20                                                                # seconds for an exercise
+SMALL = "glyphs64", "glyphs64_unet", "glyphs16", "glyphs64_nested", "glyphs64_sr", "glyphs64_text"       # presets
 LONGEST = 90                                                              # seconds for grading everything
 
 
@@ -143,6 +145,37 @@ def verdict_in_a_copy(name, row):
             f"in a copy, {name}: {exercise.number} is {row['status']}: {row['message']}")
 
 
+def write_second(folder):
+    """Write the lecture's files with the second solutions of their exercises into a folder."""
+    second = read(os.path.join(HERE, "course", "second.py"))
+    for file in {exercise.file for exercise in EXERCISES}:
+        with open(os.path.join(folder, file), "w", encoding="utf-8") as out:
+            out.write(put_back(read(os.path.join(HERE, file)), second, [e for e in EXERCISES if e.file == file]))
+
+
+def second_solutions(seed):
+    """Yield (holds, message): are there two right solutions of each exercise?"""
+    with tempfile.TemporaryDirectory() as folder:
+        write_second(folder)
+        for exercise in EXERCISES:
+            yield (text_of(to_grade(folder, exercise), exercise.name) != text_of(canonical(exercise), exercise.name),
+                   f"{exercise.number}: no second solution in course/second.py")
+        for row in grade(folder, seed=seed, limit=LIMIT, pictures=False):
+            yield row["status"] == "passed", f"{row['exercise']}: the second solution: {row['status']}, {row['message']}"
+
+
+def training(preset):
+    """Yield (holds, message): does a small preset train for ten steps with the second solutions?"""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(os.path.join(HERE, "plumbing"), os.path.join(folder, "plumbing"))
+        for path in glob.glob("*.py", root_dir=HERE):
+            shutil.copy(os.path.join(HERE, path), folder)
+        write_second(folder)
+        done = subprocess.run([sys.executable, "train.py", "--preset", preset, "--steps", "10", "--batch", "4",
+                               "--sample-steps", "2", "--held-out-every", "0", "--out", "run"], cwd=folder, capture_output=True, text=True)
+        yield done.returncode == 0, f"with the second solutions {preset} does not train: {done.stderr.strip()[-300:]}"
+
+
 def mistakes(number, seed):
     """Yield (holds, message): does each typical mistake lose its points, and no others, and get its own name?"""
     exercise = numbered(number)
@@ -171,7 +204,8 @@ def check(seed=0):
         raise UserError("check needs course/mutants.py, which students' copies lack")
     start, faults, n = time.time(), 0, sum(map(len, MUTANTS.values()))
     prepare()
-    parts = [(in_a_copy, seed), (full_marks, seed), (complete,), (stubs, seed), (restored,), (needs, seed),
+    parts = [(in_a_copy, seed), (full_marks, seed), (second_solutions, seed), (complete,), (stubs, seed), (restored,),
+             (needs, seed), *((training, preset) for preset in SMALL),
              *((mistakes, exercise.number, seed) for exercise in EXERCISES)]
     with concurrent.futures.ProcessPoolExecutor(2) as pool:
         for found in [pool.submit(faults_of, *part) for part in parts]:

@@ -15,9 +15,10 @@ from course.source import HERE, read, strip
 
 COPIED = ("*.py", "LICENSE", "pytest.ini", "requirements.txt", "course/*.py", "course/reading_a_run.md",
           "course/reading_a_run.png", "plumbing/*.py", "tests/**/*.py", "pretrained/**")
-# Kept back: the answers; the typical mistakes, each of which quotes our code; how the plots of reading_a_run.md, which
-# students do get, were made; and the tests of what the copy lacks (these files, README.md, PAPERS.md, benchmarks/).
-KEPT_BACK = ("course/answers.md", "course/mutants.py", "course/reading_a_run.py",
+# Kept back: the answers; the typical mistakes, each of which quotes our code; the second solutions; how the plots of
+# reading_a_run.md, which students do get, were made; and the tests of what the copy lacks (these files, README.md,
+# PAPERS.md, benchmarks/).
+KEPT_BACK = ("course/answers.md", "course/mutants.py", "course/second.py", "course/reading_a_run.py",
              *(f"tests/plumbing/test_{name}.py" for name in ("course", "course_class", "course_gradescope",
                                                              "course_notebook", "course_page", "readme", "reading",
                                                              "papers", "results", "peers", "paper_tables")))
