@@ -336,7 +336,7 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
     try:
         with zipfile.ZipFile(path) as file:
             if wrong := file.testzip():
-                raise Damaged(f"{path}: damaged ({wrong}){hint}")
+                raise UserError(f"{path}: damaged ({wrong}){hint}")
         mapped = path.encode(errors="replace") == os.fsencode(path)       # PyTorch maps no name that is not UTF-8
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)     # mapped: read where it is used
         state["config"] = config_of(state["config"])
@@ -347,9 +347,9 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
         for part in wanted & {"model", "ema"} - missing:                  # such a model draws black pictures
             for key, weights in (state[part] or {}).items():              # load_weights says what else is wrong
                 if torch.is_tensor(weights) and not torch.isfinite(weights).all():
-                    raise Damaged(f"{path}: its weights hold values that are not finite ({part}.{key})")
-    except UserError:
-        raise
+                    raise UserError(f"{path}: its weights hold values that are not finite ({part}.{key})")
+    except UserError as error:                                            # all that is wrong with the file itself
+        raise Damaged(str(error)) from None
     except (KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path}: a checkpoint of another program ({error})") from None
     except Exception as error:                                            # a damaged file fails in many ways
