@@ -372,7 +372,7 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
             if sum(entry.file_size for entry in file.infolist()) > os.path.getsize(path):
                 raise UserError(f"{path}: damaged, or not a checkpoint (its parts are larger than the file){hint}")
             if wrong := file.testzip():
-                raise Damaged(f"{path}: damaged ({wrong}){hint}")
+                raise UserError(f"{path}: damaged ({wrong}){hint}")
         mapped = path.encode(errors="replace") == os.fsencode(path)       # PyTorch maps no name that is not UTF-8
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)     # mapped: read where it is used
         check_state(state, wanted, path)

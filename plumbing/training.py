@@ -132,12 +132,9 @@ class Run:
         self.log.start_clock(self.step)
         self.make_up_for_sheet()
         stream.heed = self.leave_the_others
-        try:
-            while self.step < self.config.steps and not self.stopped:
-                if batch := self.next_batch(stream):
-                    yield self.step, batch
-        finally:
-            stream.end()
+        while self.step < self.config.steps and not self.stopped:
+            if batch := self.next_batch(stream):
+                yield self.step, batch
 
     def make_up_for_sheet(self):
         """Draw the sheet of the step that the run goes on from, if a kill or a signal came before it."""
@@ -158,11 +155,13 @@ class Run:
                 raise UserError(f"no image left that can be read ({len(self.broken)} skipped)")
             return batch
         except WaitingStopped:
+            stream.end()
             self.stopped = True
             self.save_alone()
             if self.world > 1:
                 sys.exit(self.finish())
         except Exception as error:
+            stream.end()
             if self.step:
                 self.save_alone()
             if not isinstance(error, (UserError, OSError, RuntimeError, ValueError)):
