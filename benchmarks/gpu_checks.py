@@ -9,7 +9,6 @@ RUN names new folders: RUN-whole, RUN-killed, ... gpu_day.py calls this script.
 """
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -36,9 +35,11 @@ def losses(folder):
 
 
 def killed(words, folder, step, seconds=120):
-    """Start train.py and kill it, with its workers, once it has logged this step. Raises UserError if it never does."""
-    child = subprocess.Popen([sys.executable, os.path.join(ROOT, "train.py"), *words, "--out", folder],
-                             process_group=0)
+    """Start train.py and kill it once it has logged this step. Raises UserError if it never does.
+
+    It stays in our process group, so that gpu_day.py can end both. Its workers see that it is gone, and end.
+    """
+    child = subprocess.Popen([sys.executable, os.path.join(ROOT, "train.py"), *words, "--out", folder])
     try:
         end, log = time.monotonic() + seconds, os.path.join(folder, "log.csv")
         while not os.path.exists(log) or sum(1 for _ in open(log)) <= step:                     # a row a step, one head
@@ -46,8 +47,7 @@ def killed(words, folder, step, seconds=120):
                 raise UserError(f"{folder}: did not get to step {step}, or ended before it could be killed there")
             time.sleep(0.005)
     finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
+        child.kill()
         child.wait()
 
 

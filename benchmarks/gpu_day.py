@@ -54,6 +54,9 @@ class Entry:
 SHEET = "{run}/samples_*.png"
 TABLE = "benchmarks/paper_tables.py {} --budget gpu-30min --folder {{folder}}/gpu-tables"
 PYTEST = "-m pytest -q" + " -n 12" * bool(importlib.util.find_spec("xdist"))                    # on 12 cores, if it can
+# Minutes on a CPU, whatever the sizes: the machine's ceilings, the judge of the tables. --dry asks these for help only.
+# Both scripts have run on a CPU (RESULTS.md).
+HELP = {name: [f"benchmarks/{name}.py -h"] for name in ("speed", "paper_tables")}
 TRAIN_DRY, EVALUATE_DRY = "train.py {tiny} --steps 4 --out {run}", "evaluate.py {run} --n-bits 2 --metrics bits"
 ENTRIES = {                                                               # in order of worth
     "default": Entry(150, 330, ["train.py --out {run}", "evaluate.py {run} --n 360 --metrics fd,is,read,pr"],
@@ -67,22 +70,19 @@ ENTRIES = {                                                               # in o
                      ["benchmarks/distillation.py latency --preset minute --turns 1"]),
     "paper": Entry(90, 240, ["benchmarks/speed.py paper --turns 5"],
                    ["benchmarks/speed.py paper --tiny --batch 1 --turns 1"]),
-    "compile": Entry(120, 250, ["benchmarks/speed.py --compile --models glyphs64"],
-                     ["benchmarks/speed.py --compile --models glyphs64 --batch 1 --turns 1"]),
-    "compile_wide": Entry(150, 300, ["benchmarks/speed.py --compile --models unet64 --batch 64"],
-                          ["benchmarks/speed.py -h"]),
+    "compile": Entry(120, 250, ["benchmarks/speed.py --compile --models glyphs64"], HELP["speed"]),
+    "compile_wide": Entry(150, 300, ["benchmarks/speed.py --compile --models unet64 --batch 64"], HELP["speed"]),
     "graphs": Entry(90, 200, ["benchmarks/gpu_checks.py graphs {run}"]),
     "latency_compiled": Entry(240, 420, ["benchmarks/distillation.py latency --compile"],
                               ["benchmarks/distillation.py latency --compile --preset minute --turns 1"]),
     "uvit_compiled": Entry(240, 420, ["benchmarks/speed.py uvit --compile --turns 3 --batch 32"],
                            ["benchmarks/speed.py uvit --compile --tiny --batch 1 --turns 1"]),
-    # The judge of paper_tables.py learns for more than a minute on a CPU, whatever the sizes: --dry asks for help only.
-    "table2": Entry(450, 530, [TABLE.format("table2") + " --minutes 1"], ["benchmarks/paper_tables.py -h"],
+    "table2": Entry(450, 530, [TABLE.format("table2") + " --minutes 1"], HELP["paper_tables"],
                     "figures/paper_table2-gpu*.png"),
-    "table5": Entry(480, 530, [TABLE.format("table5") + " --minutes 0.5 --only '128 px'"],
-                    ["benchmarks/paper_tables.py -h"], "figures/paper_table5-gpu*.png"),
-    "table6": Entry(430, 530, [TABLE.format("table6") + " --minutes 2 --only '256 px'"],
-                    ["benchmarks/paper_tables.py -h"], "figures/paper_table6-gpu*.png"),
+    "table5": Entry(480, 530, [TABLE.format("table5") + " --minutes 0.5 --only '128 px'"], HELP["paper_tables"],
+                    "figures/paper_table5-gpu*.png"),
+    "table6": Entry(430, 530, [TABLE.format("table6") + " --minutes 2 --only '256 px'"], HELP["paper_tables"],
+                    "figures/paper_table6-gpu*.png"),
     # 15 workers draw 64 scenes of 128 px in 23 ms (plumbing/start.py): about what a step takes.
     "glyphs128": Entry(300, 480, ["train.py --size 128 --patching dwt_2 --base-channels 64 --emb-channels 512 "
                                   "--num-transformer-blocks 8 --batch 64 --lr 6e-4 --steps 6000 --out {run}",
