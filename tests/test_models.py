@@ -305,6 +305,8 @@ COUNTS = {
     "glyphs64_unet": 7_525_196,
     "glyphs16": 4_280_195,
     "glyphs64_nested": 4_993_071,
+    "glyphs32": 4_295_756,
+    "glyphs32_video": 4_925_112,
     "mdm64": 334_593_283,
     "mdm256": 346_764_806,
     "mdm1024": 349_667_529,
@@ -334,7 +336,7 @@ COUNTS = {
 def test_presets_build_and_have_their_size(name):
     with torch.device("meta"):
         model = C.build_model(C.PRESETS[name])
-        z = [torch.zeros(1, 3, *size) for size in C.PRESETS[name].sizes]
+        z = [torch.zeros(1, *shape) for shape in C.PRESETS[name].shapes]
         if len(z) > 1:
             v = model(z, [torch.zeros(1) for _ in z], {})
         else:
