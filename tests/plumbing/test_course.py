@@ -67,7 +67,7 @@ def test_a_copy_has_signatures_and_docstrings_and_no_answers(tmp_path):
     statements = (work / "EXERCISES.md").read_text()
     for e in EXERCISES:
         ours, theirs = (S.find(ast.parse(text), e.name)[-1] for text in
-                        (S.read(os.path.join(ROOT, e.file)), (work / e.file).read_text()))
+                        (S.without_notes(S.read(os.path.join(ROOT, e.file))), (work / e.file).read_text()))
         assert ast.unparse(ours.args) == ast.unparse(theirs.args)
         assert ast.get_docstring(ours) == ast.get_docstring(theirs)
         code = theirs.body[-1]
@@ -90,6 +90,58 @@ def test_a_chapters_copy_leaves_the_rest_working(tmp_path):
         same = S.text_of((tmp_path / "work" / e.file).read_text(), e.name) == S.text_of(
             S.read(os.path.join(ROOT, e.file)), e.name)
         assert same == (e.chapter != 3)
+
+
+def test_a_note_ends_with_its_paragraph():
+    """What follows "Note:" is kept back to the end of its paragraph. Kills: a note that takes the next paragraph, a
+    "# Paper:", the end of the docstring or code with it, and one that stays."""
+    source = '''"""Head. Note: a
+secret.
+
+# Paper: stays. Note: a secret,
+# and more of it.
+# Paper: stays too.
+
+Note: a secret.
+"""
+# A comment.
+# Note: a secret,
+# and more.
+x = 1  # stays
+
+
+def f():
+    """Return x. Note: a secret."""
+    return x
+
+
+def g():
+    """Return x.
+
+    Note: a secret
+    that ends here."""
+    return x
+'''
+    wanted = '''"""Head.
+
+# Paper: stays.
+# Paper: stays too.
+"""
+# A comment.
+x = 1  # stays
+
+
+def f():
+    """Return x."""
+    return x
+
+
+def g():
+    """Return x.
+    """
+    return x
+'''
+    assert S.without_notes(source) == wanted
 
 
 @pytest.mark.long
