@@ -3,7 +3,7 @@
     python -m course list                        chapters, exercises, points, minutes
     python -m course make my_work                a copy of the project without the bodies of the exercises' functions
     python -m course make my_work --chapter 3    the same, with only one chapter cut out
-    python -m course grade my_work               points, one line an exercise, and a picture of each correct one
+    python -m course grade my_work               points, one line an exercise, and pictures: of a wrong one two
     python -m course grade my_work --chapter 3 --seed 4711 --json points.json      other random inputs
     python -m course check                       the lecturer's own test of the course
 

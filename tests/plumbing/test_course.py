@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from programs import ROOT, program
 
 from course import source as S
@@ -232,6 +233,17 @@ def test_tabs_and_missing_methods_cost_nothing_elsewhere(tmp_path):
     (tmp_path / "unet.py").write_text(source + "\n\nclass ResBlock(nn.Module): x = 1\n")  # the last definition counts
     for exercise in (e for e in EXERCISES if e.file == "unet.py" and e.name != "ResBlock.forward"):
         ast.parse(to_grade(tmp_path, exercise))
+
+
+@pytest.mark.long
+def test_a_wrong_answer_is_drawn_beside_the_right_one(tmp_path):
+    """Kills: pictures of right answers only, and numbers that cannot be drawn and end the grading."""
+    write(tmp_path, "schedule.py", {"1.2": "return torch.sigmoid(torch.as_tensor(logsnr)), torch.as_tensor(logsnr)",
+                                    "1.3": "return torch.zeros(3)", "1.4": "return None"})
+    done = program("course", "grade", tmp_path, "--chapter", 1)
+    assert done.returncode == 0 and "pictures in" in done.stdout, done.stderr
+    width = {path.stem: Image.open(path).width for path in (tmp_path / "pictures").iterdir()}
+    assert width.keys() == {"1.1", "1.2", "1.3"} and width["1.2"] > 1.8 * width["1.1"] and width["1.3"] == width["1.2"]
 
 
 @pytest.mark.long
