@@ -59,8 +59,8 @@ def prediction_loss(v, z, x, eps, logsnr, loss="eps_mse", multiscale=0):
     loss        "eps_mse": of the eps that v implies (appendix A, w(t) = 1); "v_mse": of v itself (B.2)
     multiscale  base of multiscale_mse, which then takes the mean; 0 = the plain mean
 
-    For each example eps_mse = SNR / (1 + SNR) * v_mse. So eps_mse has a small weight near t = 1, where the global
-    structure of the image is decided. B.2 reports only minor differences between the two.
+    B.2 reports only minor differences between the two. Note: for each example eps_mse = SNR / (1 + SNR) * v_mse. So
+    eps_mse has a small weight near t = 1, where the global structure of the image is decided.
 
     # Paper: 3.2 defines the multiscale loss on eps. With v_mse we apply it to the error of v.
     """

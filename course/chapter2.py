@@ -6,6 +6,7 @@ import torch
 from course.exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
 
 
+LEVELS = torch.linspace(-8, 8, 17)
 ENDS = torch.tensor([-15.0, 15.0, math.inf, 0.0])                         # the ends of a schedule; +inf is "no noise"
 
 
@@ -46,9 +47,9 @@ class Diffuse:
         axis.set_xlabel("log-SNR 8, 3, 0, -3, -8")
 
 
-def conversion(number, name, given, slow, laws, picture):
+def conversion(number, name, given, slow, laws, picture, levels=(3.0, 0.0, -3.0), error=0.0):
     """Enter the exam of a conversion: it calls `name`(*given(x, eps, z, v), logsnr); `slow` works in float64 with alpha
-    and sigma."""
+    and sigma. The picture shows the conversion at these levels; the second given has an error of this size."""
     def faces(r):
         x, eps, logsnr = inputs_2(r)
         alpha, sigma = alpha_and_sigma(logsnr)
@@ -59,7 +60,14 @@ def conversion(number, name, given, slow, laws, picture):
         a, b = given(*four)
         flat = given(*(torch.ones(4, 1, 1, 1) * k for k in (0.5, -1.0, 0.25, 2.0)))
         return dict(random=call(a.clone(), b.clone(), logsnr), one=call(a.clone(), b.clone(), logsnr[0]),
-                    ends=call(*flat, ENDS), truth=four, level=logsnr)
+                    ends=call(*flat, ENDS), truth=four, level=logsnr, shown=shown(call, r))
+
+    def shown(call, r):
+        at = torch.tensor(levels)
+        (alpha, sigma), eps = alpha_and_sigma(at), r.normal(1, 3, 32, 32)
+        x, eps = (part.expand(len(at), -1, -1, -1) for part in (letter(), eps))
+        a, b = given(x, eps, (alpha * x + sigma * eps).float(), (alpha * eps - sigma * x).float())
+        return [a, b, call(a.clone(), b + error * r.normal(1, 3, 32, 32), at)]
 
     class Conversion:
         taught = True
@@ -99,20 +107,24 @@ def picture_v(seen, axis):
     axis.legend(fontsize=8)
 
 
-def picture_truth(which, label):
-    def picture(seen, axis):
-        axis.plot([-3, 3], [-3, 3], color="0.8")
-        axis.scatter(seen["truth"][which].flatten(), seen["random"].flatten(), s=4)
-        axis.set(xlabel=f"the true {label}", ylabel=f"{label} that you compute")
-    return picture
+def picture_eps(seen, axis):
+    image(axis, torch.cat([row_of(part.clamp(-2, 2)) for part in seen["shown"]], -2))
+    axis.set(xlabel="log-SNR 3, 0, -3: the noise shows no letter", yticks=(16, 48, 80), yticklabels=("z", "v", "eps"))
+
+
+def picture_x(seen, axis):
+    z, _, x = seen["shown"]
+    image(axis, torch.cat([row_of(part.clamp(-1.5, 1.5)) for part in (z, x)], -2))
+    axis.set(xlabel="log-SNR 4, 0, -4, -8: an error of 0.03 in eps\nhides the image where the noise is strong",
+             yticks=(16, 48), yticklabels=("z", "x"))
 
 
 conversion("2.2", "v_from_x_eps", lambda x, eps, z, v: (x, eps), lambda x, eps, a, s: a * eps - s * x, laws_v,
            picture_v)
 conversion("2.3", "eps_from_v", lambda x, eps, z, v: (z, v), lambda z, v, a, s: s * z + a * v, laws_eps,
-           picture_truth(1, "eps"))
+           picture_eps)
 conversion("2.4", "x_from_eps", lambda x, eps, z, v: (z, eps), lambda z, eps, a, s: (z - s * eps) / a, laws_x,
-           picture_truth(0, "x"))
+           picture_x, levels=(4.0, 0.0, -4.0, -8.0), error=0.03)
 
 
 @exam("2.5")
@@ -130,6 +142,11 @@ class PredictionLoss:
             losses[loss + "_ends"] = [m.train.prediction_loss(v[:1], z[:1], x[:1], eps[:1], end[None], loss)
                                       for end in ENDS[:2]]
             losses[loss + "_multiscale"] = m.train.prediction_loss(v, z, x, eps, logsnr, loss, 3)
+        off = 0.1 * r.normal(1, 3, 6, 6)
+        one = lambda level, loss: m.train.prediction_loss(
+            m.schedule.v_from_x_eps(x[:1], eps[:1], level) + off, m.schedule.diffuse(x[:1], eps[:1], level), x[:1],
+            eps[:1], level, loss)
+        losses["shown"] = [one(level, loss) for loss in ("eps_mse", "v_mse") for level in LEVELS[:, None]]
         perfect = m.schedule.v_from_x_eps(x, eps, logsnr)
         return dict(**losses, perfect=m.train.prediction_loss(perfect, z, x, eps, logsnr, "v_mse"),
                     learns=[learns(lambda v: m.train.prediction_loss(v, z, x, eps, logsnr, *more), v)
@@ -150,6 +167,8 @@ class PredictionLoss:
             out[loss + "_all"], out[loss + "_ends"] = (error ** 2).mean().float(), ends[loss]
             halves = torch.stack([error[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]).mean(0)
             out[loss + "_multiscale"] = ((error ** 2).mean() / 6 + (halves ** 2).mean() / 3).float()
+        off = (0.1 * r.normal(1, 3, 6, 6)).double().square().mean()
+        out["shown"] = [off.float() * weight for weight in (*torch.sigmoid(LEVELS), *torch.ones(len(LEVELS)))]
         return dict(**out, perfect=torch.tensor(0.0), default=out["eps_mse_all"], level=logsnr, learns=[1.0] * 3)
 
     def laws(seen):
@@ -160,9 +179,9 @@ class PredictionLoss:
         yield float((ratio - 1).abs().max()) < 1e-2, "the loss on eps must be SNR / (1 + SNR) times the loss on v"
 
     def picture(seen, axis):
-        order = seen["level"].argsort()
-        curves(axis, seen["level"][order], {name: torch.stack(seen[name])[order] for name in ("eps_mse", "v_mse")},
-               "log-SNR", "loss of a random prediction")
+        losses = torch.stack(seen["shown"]).reshape(2, -1)
+        curves(axis, LEVELS, dict(zip(("eps_mse", "v_mse"), losses)), "log-SNR", "loss of the same error of v")
+        axis.set_yscale("log")
 
 
 @exam("2.6")

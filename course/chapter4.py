@@ -4,7 +4,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from course.exams import (curves, drops_singly, exam, image, learns, letter, NO_GRADIENT, row_of, slow_norm, swish,
+from course.exams import (drops_singly, exam, image, learns, letter, NO_GRADIENT, row_of, slow_norm, swish,
                           unbiased)
 
 
@@ -21,7 +21,8 @@ class LevelEmbedding:
         ends = torch.tensor([-19.16, 10.84]), torch.tensor([-15.0, 15.0])
         return dict(random=call(moved, r.uniform(4, low=-18, high=10), 4), scalar=call(moved, torch.tensor(0.5), 3),
                     odd=call(odd, r.uniform(4, low=-18, high=12), 4), moved=call(moved, ends[0], 2),
-                    plain=call(plain, ends[1], 2), curve=call(moved, curve, 61))
+                    plain=call(plain, ends[1], 2), curve=call(moved, curve, 61),
+                    plain_curve=call(plain, torch.linspace(-15, 15, 61), 61))
 
     def see(m, r):
         return LevelEmbedding.seen(m, r, lambda layer, logsnr, batch: layer.of_logsnr(logsnr, batch))
@@ -39,8 +40,11 @@ class LevelEmbedding:
         yield float(seen["scalar"].std(0).max()) < 1e-6, "a scalar log-SNR must give every example the same row"
 
     def picture(seen, axis):
-        channels = {f"channel {i}": seen["curve"][:, i] for i in range(4)}
-        curves(axis, torch.linspace(-19.16, 10.84, 61), channels, "log-SNR", "embedding")
+        rows, columns = (F.normalize(curve - curve.mean(0), dim=1) for curve in (seen["curve"], seen["plain_curve"]))
+        axis.imshow(rows @ columns.T, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto",
+                    extent=(-15, 15, -19.16, 10.84))
+        axis.set(xlabel="log-SNR of a plain schedule", ylabel="log-SNR of a shifted one")
+        axis.set_title("dark: the same embedding", fontsize=8, loc="right")
 
 
 @exam("4.2", tolerance=1e-3)

@@ -3,7 +3,8 @@ import math
 
 import torch
 
-from course.exams import drops_singly, exam, image, learns, NO_GRADIENT, refused, row_of, slow_norm, swish, unbiased
+from course.exams import (drops_singly, exam, image, influence, learns, NO_GRADIENT, refused, row_of, slow_norm, swish,
+                          table, unbiased)
 
 
 @exam("5.1", tolerance=1e-3)
@@ -16,7 +17,8 @@ class Attention:
         order, other = torch.randperm(5, generator=r.generator), x.clone()
         other[0, 2], other[1, 1:3] = r.normal(12), r.normal(2, 12)
         out = dict(out=call(layer, x, None), shuffled=call(layer, x[:, order], None)[:, order.argsort()],
-                   masked=call(layer, x, mask), hidden=call(layer, other, mask), mask=mask.float())
+                   masked=call(layer, x, mask), hidden=call(layer, other, mask), mask=mask.float(),
+                   influence=influence(lambda x: call(layer, x, mask[:1]), x[:1], r))
         with torch.no_grad():
             layer.qkv.weight[:24] *= 1000                                 # q and k times a thousand
             layer.qkv.bias[:24] *= 1000
@@ -58,9 +60,8 @@ class Attention:
         yield float((seen["masked"] - seen["hidden"])[visible].abs().max()) < 1e-3, "a masked token changes the result"
 
     def picture(seen, axis):
-        both = torch.cat([seen["x"][0], torch.full((1, 12), torch.nan), seen["out"][0]])
-        axis.imshow(both, cmap="coolwarm", vmin=-3, vmax=3)
-        axis.set(yticks=(2, 8), yticklabels=("x", "x + attention"), xlabel="channel")
+        table(axis, seen["influence"])
+        axis.set(xlabel="a token that changes; 2 is masked", ylabel="what changes in the result")
 
 
 @exam("5.2", tolerance=1e-3)
@@ -74,7 +75,8 @@ class MLP:
         return dict(plain=call(plain, x, emb, None), joined=call(joined, x, emb, skip),
                     louder=call(joined, x, emb, 5 * skip), alone=call(plain, x[:, 2:3], emb, None),
                     dropped=call(dropped, x, emb, None), x=x, bias=dropped.out.bias,
-                    rested=call(half, x, emb, None))
+                    rested=call(half, x, emb, None),
+                    influence=influence(lambda x: call(plain, x, emb[:1], None), x[:1], r))
 
     def see(m, r):
         call = lambda block, x, emb, skip: block(x.clone(), emb.clone(), *(() if skip is None else (skip.clone(),)))
@@ -114,9 +116,8 @@ class MLP:
             "a token's result depends on other tokens")
 
     def picture(seen, axis):
-        both = torch.cat([seen["x"][0], torch.full((1, 8), torch.nan), seen["plain"][0]])
-        axis.imshow(both, cmap="coolwarm", vmin=-3, vmax=3)
-        axis.set(yticks=(2, 8), yticklabels=("x", "x + mlp"), xlabel="channel")
+        table(axis, seen["influence"])
+        axis.set(xlabel="a token that changes: no other token sees it", ylabel="what changes in the result")
 
 
 @exam("5.3", tolerance=2e-3)

@@ -1,4 +1,5 @@
 """The lecturer's own test: full marks for the project's files, stubs that fail, and every typical mistake named."""
+import ast
 import concurrent.futures
 import contextlib
 import functools
@@ -6,6 +7,7 @@ import glob
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,6 +93,35 @@ def stubs(seed):
             yield status == "not done", f"{exercise.number}: its stub is {status}: {message}"
 
 
+def answers_kept_back():
+    """Yield (holds, message): are the notes out of the copy, with the words of the answers, and is no code lost?"""
+    answers = read(os.path.join(HERE, "course", "answers.md"))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "all")
+        make(copy)
+        texts = {file: read(os.path.join(copy, file)) for file in glob.glob("*.py", root_dir=copy)}
+    plain = {file: re.sub(r"[\s#]+", " ", text) for file, text in texts.items()}
+    for exercise in EXERCISES:
+        words = re.search(rf"\n## {exercise.number} .*\n<!-- not in the copy: (.*) -->\n", answers)
+        yield words is not None, f"{exercise.number}: course/answers.md names no words that are not in the copy"
+        for word in words[1].split("; ") if words else ():
+            for file in (file for file, text in plain.items() if word in text):
+                yield False, f"{exercise.number}: {file} of the copy has the answer's words {word!r}"
+    for file, text in texts.items():
+        ours = strip(read(os.path.join(HERE, file)), [e for e in EXERCISES if e.file == file])
+        yield "Note:" not in text, f"{file} of the copy has a note"
+        yield without_docstrings(ours) == without_docstrings(text), f"{file}: code is lost with the notes"
+
+
+def without_docstrings(source):
+    """Return the syntax tree of a source as text, each docstring empty."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body[0].value.value = ""
+    return ast.dump(tree)
+
+
 def restored():
     """Yield (holds, message): does cutting out a chapter and putting it back give the same file?"""
     for chapter in CHAPTERS:
@@ -161,7 +192,7 @@ def second_solutions(seed):
             yield (text_of(to_grade(folder, exercise), exercise.name) != text_of(canonical(exercise), exercise.name),
                    f"{exercise.number}: no second solution in course/second.py")
         for row in grade(folder, seed=seed, limit=LIMIT, pictures=False):
-            yield row["status"] == "passed", f"{row['exercise']}: the second solution: {row['status']}, {row['message']}"
+            yield row["status"] == "passed", f"{row['exercise']}: the second solution is wrong: {row['message']}"
 
 
 def training(preset):
@@ -172,7 +203,8 @@ def training(preset):
             shutil.copy(os.path.join(HERE, path), folder)
         write_second(folder)
         done = subprocess.run([sys.executable, "train.py", "--preset", preset, "--steps", "10", "--batch", "4",
-                               "--sample-steps", "2", "--held-out-every", "0", "--out", "run"], cwd=folder, capture_output=True, text=True)
+                               "--sample-steps", "2", "--held-out-every", "0", "--out", "run"], cwd=folder,
+                              capture_output=True, text=True)
         yield done.returncode == 0, f"with the second solutions {preset} does not train: {done.stderr.strip()[-300:]}"
 
 
@@ -205,6 +237,7 @@ def check(seed=0):
     start, faults, n = time.time(), 0, sum(map(len, MUTANTS.values()))
     prepare()
     parts = [(in_a_copy, seed), (full_marks, seed), (second_solutions, seed), (complete,), (stubs, seed), (restored,),
+             (answers_kept_back,),
              (needs, seed), *((training, preset) for preset in SMALL),
              *((mistakes, exercise.number, seed) for exercise in EXERCISES)]
     with concurrent.futures.ProcessPoolExecutor(2) as pool:

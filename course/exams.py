@@ -4,7 +4,7 @@
                    are the modules. Returns {name: tensors}
     spec(m, r)     compute the same with a slow loop or a closed form on the same inputs, in the judge's process
     laws(seen)     yield (holds, message): what must be true of the student's numbers. Judged before equality
-    picture(seen, axis)    draw what a student sees after a correct answer
+    picture(seen, axis)    draw what was made: the student's numbers, and beside wrong ones those of `spec`
     tolerance      of equality, relative and absolute
     taught         True: gradients must reach inputs and weights, see conduct.py
 
@@ -101,6 +101,24 @@ def learns(function, *inputs):
     if not isinstance(value, torch.Tensor) or not value.requires_grad:
         return 0.0
     return float(all(g is not None and bool(g.any()) for g in torch.autograd.grad(value, inputs, allow_unused=True)))
+
+
+def influence(call, x, r):
+    """Return (N, N): how much token i of call(x) changes, on average, when token j of x (1, N, C) changes."""
+    columns = []
+    for j in range(x.shape[1]):
+        other = x.clone()
+        other[:, j] = r.normal(x.shape[2])
+        columns.append((call(other) - call(x)).abs().mean((0, 2)))
+    return torch.stack(columns, 1)
+
+
+def table(axis, values):
+    """Draw a square table of numbers, larger ones darker."""
+    axis.imshow(values, cmap="Blues", vmin=0, vmax=1.5 * float(values.max()) + 1e-9)
+    for i, row in enumerate(values.tolist()):
+        for j, value in enumerate(row):
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8)
 
 
 def curves(axis, x, lines, xlabel, ylabel):

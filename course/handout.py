@@ -11,7 +11,7 @@ from plumbing.files import read_json, whole_file, write_json
 
 from course import notebook
 from course.exercises import CHAPTERS, chosen
-from course.source import HERE, read, strip
+from course.source import HERE, read, strip, without_notes
 
 COPIED = ("*.py", "LICENSE", "pytest.ini", "requirements.txt", "course/*.py", "course/reading_a_run.md",
           "course/reading_a_run.png", "plumbing/*.py", "tests/**/*.py", "pretrained/**")
@@ -81,8 +81,8 @@ def make(folder, chapters=None):
     for path in files_of_a_copy():
         os.makedirs(os.path.join(folder, os.path.dirname(path)), exist_ok=True)
         shutil.copyfile(os.path.join(HERE, path), os.path.join(folder, path))
-    for file in {exercise.file for exercise in exercises}:
-        source = strip(read(os.path.join(HERE, file)), [e for e in exercises if e.file == file])
+    for file in glob.glob("*.py", root_dir=HERE):
+        source = without_notes(strip(read(os.path.join(HERE, file)), [e for e in exercises if e.file == file]))
         with open(os.path.join(folder, file), "w", encoding="utf-8") as out:
             out.write(source)
     equations = pages.build_lecture(folder).equations

@@ -197,17 +197,19 @@ def grade(folder, chapters=None, seed=0, limit=20, pictures=True, json_path=None
     if pictures and os.path.exists(picture_folder) and not os.path.isdir(picture_folder):
         raise UserError(f"{picture_folder}: not a folder; rename it or add --no-pictures")
     prepare()
-    rows, verdict = [], verdicts(folder, seed, limit)
+    rows, verdict, drawn = [], verdicts(folder, seed, limit), False
     for exercise in exercises:
         status, message, seen = verdict(exercise)
         rows.append(row_of(exercise, status, message))
         points = rows[-1]["points"]
         print(f"{exercise.number}  {points}/{exercise.points}  {status:8s}  {exercise.title}"
               + (f": {message}" if message else ""), flush=True)
-        if status == "passed" and pictures:
-            draw(exercise, seen, picture_folder)
+        if seen and pictures:
+            _, wanted = specification(exercise, seed, limit)
+            draw(exercise, status, seen, wanted, os.path.join(picture_folder, f"{exercise.number}.png"))
+            drawn = True
     points, of = report(rows)
-    print(f"{points} of {of} points" + (f"; pictures in {picture_folder}" if pictures and points else ""))
+    print(f"{points} of {of} points" + (f"; pictures in {picture_folder}" if drawn else ""))
     if blocked := sum(row["of"] for row in rows if row["status"] == "blocked"):
         print(f"{blocked} points are blocked: they cannot be judged before what blocks them is right")
     if json_path:
@@ -225,9 +227,16 @@ def report(rows):
     return (sum(row[key] for row in rows) for key in ("points", "of"))
 
 
-def draw(exercise, seen, folder):
-    """Draw the picture of a correct exercise."""
-    figure, axis = pyplot().subplots(figsize=(5, 3.4))
-    EXAMS[exercise.number].picture(singles(seen), axis)
-    axis.set_title(f"{exercise.number} {exercise.title}", fontsize=10)
-    save_figure(figure, os.path.join(folder, f"{exercise.number}.png"), dpi=90)
+def draw(exercise, status, seen, wanted, path):
+    """Draw the picture of a correct exercise; of a wrong one what was made, beside what was wanted."""
+    sides = [("", seen)] if status == "passed" else [("yours", seen), ("wanted", wanted)]
+    figure, axes = pyplot().subplots(1, len(sides), figsize=(6 * len(sides), 3.6), squeeze=False)
+    for axis, (name, numbers) in zip(axes[0], sides):
+        try:
+            EXAMS[exercise.number].picture(singles(numbers), axis)
+        except (ArithmeticError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            axis.clear()
+            axis.text(0.5, 0.5, "cannot be drawn", ha="center")
+        axis.set_title(name, fontsize=10, loc="left")
+    figure.suptitle(f"{exercise.number} {exercise.title}", fontsize=10)
+    save_figure(figure, path, dpi=90)
