@@ -6,8 +6,10 @@ Needs: schedule.py. Next: unet.py, which takes its first and its last layer from
 Feature maps of full resolution take much memory, and the paper's networks without them were even better. So the first
 layer splits the image into four maps of half the side (one low-pass, three high-pass), or into sixteen of a quarter of
 the side. The last layer puts such maps together again. The 5/3 (LeGall) wavelet of JPEG 2000 is linear and invertible.
-In one dimension it works by "lifting", in two steps. The signal is mirrored about its end samples, as in JPEG 2000:
-x[-1] = x[1], x[N] = x[N-2]. Note: let x be the samples:
+In one dimension it works by "lifting", in two steps. The signal x is mirrored about its end samples, as in JPEG 2000:
+x[-1] = x[1], x[N] = x[N-2].
+
+Note: the steps are
     predict   d[n] = x[2n+1] - (x[2n] + x[2n+2]) / 2      high-pass: each odd sample minus its prediction
     update    s[n] = x[2n]   + (d[n-1] + d[n]) / 4        low-pass:  5 taps (-1, 2, 6, 2, -1) / 8
 The inverse does the two steps in reverse order with opposite signs. It would be an inverse with any numbers in place

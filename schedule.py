@@ -3,12 +3,15 @@
 Paper: simple diffusion (Hoogeboom, Heek, Salimans 2023, arXiv 2301.11093), sections 2 and 3.1, appendix A.
 Needs: nothing. Next: dwt.py (3.3), then unet.py.
 
-Diffusion destroys an image x gradually. Time t runs from 0 (clean) to 1 (noise). At time t the image z_t has the mean
-alpha_t x and the variance sigma_t^2 in each pixel, and alpha_t^2 + sigma_t^2 = 1 ("variance preserving"). Eq. 1.
-Note: with noise eps ~ N(0, 1) this is z_t = alpha_t x + sigma_t eps.
+Diffusion destroys an image x gradually. Time t runs from 0 (clean) to 1 (noise). At time t the image is (eq. 1)
 
-Only the ratio of alpha to sigma matters. So one number describes the noise level, the log signal-to-noise ratio
-logsnr = lambda_t = log(alpha_t^2 / sigma_t^2). Note: so alpha^2 = sigmoid(lambda) and sigma^2 = sigmoid(-lambda).
+    z_t = alpha_t x + sigma_t eps,        alpha_t^2 + sigma_t^2 = 1     ("variance preserving")
+
+Only the ratio of alpha to sigma matters. So one number describes the noise level, the log signal-to-noise ratio:
+
+    logsnr = lambda_t = log(alpha_t^2 / sigma_t^2)
+
+Note: so alpha^2 = sigmoid(lambda) and sigma^2 = sigmoid(-lambda).
 
 Conventions of the whole project:
     images         float32, (B, C, H, W), in [-1, 1]
@@ -52,7 +55,7 @@ def alpha_sigma_for(image, logsnr):
 
 
 def diffuse(x, eps, logsnr):
-    """Return z_t. Eq. 1. The caller draws eps ~ N(0, 1) and controls its seed. Note: alpha_t x + sigma_t eps."""
+    """Return z_t = alpha_t x + sigma_t eps. Eq. 1. The caller draws eps ~ N(0, 1) and controls its seed."""
     alpha, sigma = alpha_sigma_for(x, logsnr)
     return alpha * x + sigma * eps
 
