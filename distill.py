@@ -150,7 +150,7 @@ def teach(folder, config, source, teacher, student, steps, device, interrupt, en
     Return (exit status, last loss). The status is None if the round is complete; the loss is nan if it was before.
     """
     os.makedirs(folder, exist_ok=True)
-    lock = hold(folder)                                                   # noqa: F841: until this function returns
+    lock = hold(folder)                                                   # as long as this function runs
     checkpoint, optimizer, step = read_round(folder, config), make_optimizer(student, config), 0
     if checkpoint:
         set_aside(checkpoint)

@@ -36,7 +36,7 @@ LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "sec
 
 
 A_LINE_EVERY = 30                                                         # seconds, where stdout is no terminal
-PATIENCE = 10                                                             # seconds; torchrun kills after 30
+PATIENCE = 5                                                              # seconds; torchrun kills after 30
 
 
 class DrawingStopped(Exception):

@@ -628,6 +628,42 @@ def test_data_that_disappear_cost_no_step(tmp_path, monkeypatch):
     assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == 3
 
 
+# The workers block after some scenes.
+BLOCKED = """
+import sys, time
+sys.path.insert(0, sys.argv.pop(1))
+import data, train
+from plumbing import runs
+real, drawn = data.Glyphs.image, []
+def image(self, i):
+    drawn.append(i)
+    if len(drawn) > 64 + 10:
+        time.sleep(1000)
+    return real(self, i)
+data.Glyphs.image = image
+runs.main_program(train.main)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
+def test_several_processes_that_wait_hear_sigterm(tmp_path):
+    """All wait for data, and torchrun is told to stop. Kills: a kill after 30 seconds that takes the last steps."""
+    (tmp_path / "blocked.py").write_text(BLOCKED)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
+             tmp_path / "blocked.py", ROOT, *WAIT, "--workers", 1, "--out", tmp_path / "r"]
+    process = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        log, deadline = tmp_path / "r" / "log.csv", time.time() + 120
+        while time.time() < deadline and not (log.exists() and log.read_text().count("\n") == 6):
+            time.sleep(0.5)
+        process.terminate()
+        process.wait(60)
+        assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == 5     # of two scenes each: after ten they block
+    finally:
+        process.kill()
+
+
 @pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux") or os.geteuid() != 0, reason="mounts")
 def test_a_small_shared_memory_is_one_line(tmp_path):
