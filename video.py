@@ -20,15 +20,16 @@ The network is the nested network, run on each frame as on an image. Behind each
 each other, position by position. This attention starts at zero: at first a video model is T image models, to the bit.
 
 Frames travel as channels: z^r is (B, 3 T_r, H_r, W_r), frame after frame. So losses, samplers, noise, EMA, checkpoints
-and the wavelet see an image with more channels, and one frame is an image. Only this file looks inside.
+and the wavelet see an image with more channels, and one frame is an image. Only this file looks inside, and what draws
+or measures pictures.
 
 Legend of shapes: B videos, T frames of a level, T' of the level below; maps (B T, C, H, W), the frames of a video one
 after the other; tokens (B T, N, C); logsnr (B,) or a scalar, E emb_channels.
 
 # Paper: the released code lays the frames out as tiles of one image, 4 x 4 for 16. Tiles suit a viewer. As channels no
 # average, wavelet or mirror image reaches across a border between frames.
-# Paper: it shifts the schedule by the ratio of the tiles, p log 4 for 16 frames. With p = 2 this is log T, as if it
-# averaged. But it keeps every k-th frame, from the first, as we do.
+# Paper: it keeps every k-th frame, from the first, as we do. But where it shifts the schedule at all, it does so by the
+# ratio of the tiles: p log 4 for 16 frames, and with p = 2 this is log T, as if it averaged.
 # Paper: its level of time goes down in steps: strided convolutions over time halve the frames. Ours goes down at once.
 # Paper: its attention over time works at half the size, has rotary positions or none, and a feed-forward layer.
 
