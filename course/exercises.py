@@ -454,3 +454,13 @@ def chosen(chapters=None, folder=None):
         text = read(os.path.join(folder, "EXERCISES.md"))
         named = {line.split()[1] for line in text.splitlines() if line.startswith("### ") and len(line.split()) > 1}
     return [e for e in EXERCISES if (chapters is None or e.chapter in chapters) and (not named or e.number in named)]
+
+
+def in_order(exercises):
+    """Return the exercises in an order of work: each after those of them that it needs, else as they are."""
+    left, ordered = list(exercises), []
+    while left:
+        numbers = {e.number for e in left}
+        ordered.append(next(e for e in left if not numbers & {*e.needs}))
+        left.remove(ordered[-1])
+    return ordered

@@ -10,7 +10,7 @@ from plumbing import UserError
 from plumbing.files import read_json, whole_file, write_json
 
 from course import notebook
-from course.exercises import CHAPTERS, chosen
+from course.exercises import CHAPTERS, chosen, in_order
 from course.source import HERE, read, strip, without_notes
 
 COPIED = ("*.py", "LICENSE", "pytest.ini", "requirements.txt", "course/*.py", "course/reading_a_run.md",
@@ -29,7 +29,7 @@ def table(exercises):
     """Return the table of exercises in the order of work."""
     rows = ["| exercise | needs | level | minutes | points |", "|---|---|---|---|---|"]
     return "\n".join(rows + [f"| {e.number} {e.title} | {' '.join(e.needs)} | {e.level} | {e.minutes} | {e.points} |"
-                             for e in exercises])
+                             for e in in_order(exercises)])
 
 
 def statement(e, equations=()):
@@ -48,13 +48,17 @@ def statement(e, equations=()):
 
 
 def statements(exercises, equations):
-    """Return the text of EXERCISES.md. Its beginning is course/page.md."""
+    """Return the text of EXERCISES.md: course/page.md, then the chapters, each with its part of course/beyond.md."""
     text = [read(os.path.join(HERE, "course", "page.md")).replace("{table}", table(exercises)).rstrip()]
+    beyond = read(os.path.join(HERE, "course", "beyond.md"))
+    beyond = dict(re.findall(r"^## (\d) (.*?)\s*(?=^## |\Z)", beyond, re.MULTILINE | re.DOTALL))
     for number, title in CHAPTERS.items():
         rows = [exercise for exercise in exercises if exercise.chapter == number]
         text += ["", f"## {number} {title}"] if rows else []
         for e in rows:
             text += ["", *statement(e, equations)]
+        if rows:
+            text += ["", "### Beyond the paper, for no points: " + beyond[str(number)].replace("\n", "\n\n", 1)]
     return "\n".join(text) + "\n"
 
 

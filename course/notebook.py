@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 
-from course.exercises import CHAPTERS, EXERCISES
+from course.exercises import CHAPTERS, EXERCISES, in_order
 from course.source import HERE, put_back, read, text_of
 
 INSTALL = """# Run this first. It needs torch, numpy, pillow and matplotlib. Colab has them. Elsewhere, in this folder:
@@ -52,7 +52,7 @@ def write(folder, exercises, statement):
     """Write the notebooks of these exercises' chapters into a copy."""
     os.makedirs(os.path.join(folder, "notebooks"), exist_ok=True)
     for chapter in sorted({e.chapter for e in exercises}):
-        part = [e for e in exercises if e.chapter == chapter]
+        part = in_order(e for e in exercises if e.chapter == chapter)
         with open(os.path.join(folder, "notebooks", f"chapter{chapter}.ipynb"), "w", encoding="utf-8") as file:
             json.dump(notebook(chapter, part, statement, folder), file, indent=1, ensure_ascii=False)
 

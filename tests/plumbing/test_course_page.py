@@ -12,7 +12,7 @@ from programs import program, ROOT
 
 from course import classes, judge
 from course import source as S
-from course.exercises import EXERCISES
+from course.exercises import CHAPTERS, EXERCISES
 from course.handout import answer_sheet, table
 from course.witness import specification
 
@@ -69,6 +69,8 @@ def test_each_statement_has_its_equation_and_the_page_its_parts(work):
     for title in ("Set up", "The papers", "What you should know", "The order", "Hand in", "Help"):
         assert f"## {title}\n" in text
     assert table(EXERCISES) in text and "{table}" not in text
+    beyond = re.findall(r"^### Beyond the paper, for no points: .+\n\n(?:.+\n)*?.*\*Measure\*", text, re.MULTILINE)
+    assert len(beyond) == len(CHAPTERS)
 
 
 @pytest.mark.long
