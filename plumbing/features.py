@@ -10,6 +10,7 @@ scenes with each other and with real scenes. Never compare them with the FID of 
 
 Shapes: images uint8 (N, H, W, 3); features (N, D) float32; probabilities (N, classes).
 """
+import functools
 import os
 import sys
 
@@ -24,7 +25,7 @@ from plumbing.images import BrokenImage
 from data import FontFile, Glyphs, Stream, open_run, open_source
 from plumbing import UserError
 from measures import Moments, colour_histogram
-from plumbing.runs import cores, progress
+from plumbing.runs import cores, load_file, progress
 from plumbing.files import blame_machine, fingerprint, reason_of, whole_file
 from plumbing.pictures import to_uint8
 from plumbing.sources import same_data
@@ -203,17 +204,35 @@ def tensor_bytes(tensors):
         yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def cached(path, compute):
-    """Return the dict of tensors and numbers in a file. Compute and save it if it is missing or damaged."""
+def cached(path, compute, check):
+    """Return the dict of tensors and numbers in a file. Compute and save it if it is missing or damaged.
+
+    check: called on what the file holds. It raises an exception if that is not what compute() would give.
+    """
     if os.path.exists(path):
         try:
-            return torch.load(path, weights_only=True)
+            value = load_file(path)
+            check(value)
+            return value
         except Exception as error:                                        # half a file fails in many ways
             blame_machine(path, error)
             print(f"{path}: damaged, computed again ({type(error).__name__})", file=sys.stderr)
     value = compute()
     save_cached(path, value)
     return value
+
+
+def require(ok, what):
+    """Raise ValueError unless ok."""
+    if not ok:
+        raise ValueError(f"{what}")
+
+
+def check_network(net, state):
+    """Raise an exception unless this is what Yardstick.trained gives, for a network like `net`."""
+    net.load_state_dict(state["net"])
+    require(type(state["accuracy"]) is float and 0 <= state["accuracy"] <= 1, "accuracy")
+    require(all(torch.isfinite(value).all() for value in state["net"].values()), "net")
 
 
 def save_cached(path, value):
@@ -364,7 +383,8 @@ class Yardstick:
         self._open_network(features_file, data_id, device)
         name = fingerprint(data_id, config.scenes, config.seed, config.withhold, self.network_id, n_real,
                            n if self.is_drawn else 0)
-        descriptions = cached(os.path.join(folder, f"real-{name}.pt"), self._describe_real)
+        descriptions = cached(os.path.join(folder, f"real-{name}.pt"), self._describe_real,
+                              self._check_descriptions)
         self.train, self.held_out = descriptions["train"], descriptions.get("held_out")
         self.real_scenes = descriptions.get("real_scenes")
 
@@ -393,8 +413,8 @@ class Yardstick:
         elif self.is_drawn:
             # One network for all runs on scenes of this kind and size, whatever their seed and number.
             path = os.path.join(self.folder, f"features-{data_id}.pt")
-            state = cached(path, lambda: self.trained(self.config))
             net = GlyphNet(scene_heads(self.source))
+            state = cached(path, lambda: self.trained(self.config), functools.partial(check_network, net))
             net.load_state_dict(state["net"])
             self.network = GlyphFeatures(net, state["accuracy"], device)
             self.network_id = fingerprint(*tensor_bytes(state["net"].values()))
@@ -433,6 +453,21 @@ class Yardstick:
             scenes = real_images(unseen, indices, "more held-out images")
             sets["real_scenes"] = describe_videos(scenes, self.network, self.frames)
         return sets
+
+    def _check_descriptions(self, sets):
+        """Raise an exception unless these are descriptions of the sets that _describe_real describes."""
+        wanted = {"train", *["held_out"] * (self.held_out_source is not None), *["real_scenes"] * self.is_drawn}
+        require(sets.keys() == wanted, sets.keys())
+        for description in sets.values():
+            n = len(description["indices"])
+            for name, value in description.items():
+                require(name == "n" or torch.isfinite(value).all(), name)
+                require(name not in ("features", "character") or len(value) == n, name)
+            shapes = [tuple(description[name].shape) for name in ("mean", "scatter", "spread")]
+            require(type(description["n"]) is int and shapes[1] == shapes[0] * 2 and shapes[2] == (), shapes)
+            require(bool(self.network) == ("features" in description), "features")
+            require(description["indices"].dtype == torch.long and description["colours"].ndim == 1, "indices")
+        require(0 <= sets["train"]["indices"].min() and sets["train"]["indices"].max() < len(self.source), "indices")
 
     def prompts(self, source=None):
         """Return what n samples are to show, taken from examples of `source` (default: the training images).

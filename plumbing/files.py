@@ -169,9 +169,14 @@ def write_json(path, values):
 def read_json(path):
     """The dict in a JSON file; empty if there is none or it is damaged."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):             # a pipe would block
+            raise UserError(f"{path}: not a regular file")
         with open(path) as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
+            values = json.load(file)
+            return values if isinstance(values, dict) else {}
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:                # the last: brackets in brackets in brackets
         blame_machine(path, error)
         return {}
 

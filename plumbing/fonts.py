@@ -8,6 +8,9 @@ import unicodedata
 from PIL import Image, ImageDraw, ImageFont
 
 from plumbing import UserError
+from plumbing.images import BrokenImage
+
+LARGEST = 4096                                                            # px: no character of a sound font is larger
 
 
 def matplotlib_fonts():
@@ -43,7 +46,10 @@ def glyph_tile(path, character, side):
 
 def _draw_tile(path, character, side):
     font, is_colour = open_font(path)
-    return (_colour_tile if is_colour else _outline_tile)(font, character, side)
+    try:
+        return (_colour_tile if is_colour else _outline_tile)(font, character, side)
+    except Exception as error:                                            # damaged fonts fail in many ways
+        raise BrokenImage(f"{path}: damaged: U+{ord(character):04X} cannot be drawn ({error})") from None
 
 
 _cached_tile = functools.lru_cache(maxsize=512)(_draw_tile)
@@ -99,11 +105,18 @@ def drawings(path, characters):
     font, is_colour = open_font(path)
     if not is_colour:
         font = font.font_variant(size=48)
-    missing, shapes = {_drawing(font, c, is_colour) for c in "\U0010FFFE\U0010FFFF"}, {}
+    try:
+        missing, shapes = {_drawing(font, c, is_colour) for c in "\U0010FFFE\U0010FFFF"}, {}
+    except Exception as error:
+        raise UserError(f"{path}: damaged: its sign for missing characters cannot be drawn ({error})") from None
     for character in characters:
         kind = unicodedata.category(character)
         if kind[0] not in "ZM" and kind not in ("Cc", "Cf", "Cs", "Cn"):
-            size, bitmap = _drawing(font, character, is_colour)
+            try:
+                size, bitmap = _drawing(font, character, is_colour)
+            except Exception as error:                                    # damaged fonts fail in many ways
+                raise UserError(f"{path}: damaged: U+{ord(character):04X} cannot be drawn ({error}); --characters may "
+                                "leave it out") from None
             if any(bitmap) and (size, bitmap) not in missing:
                 shapes[character] = size, bitmap
     return shapes
@@ -129,6 +142,8 @@ def _mapped_characters(path):
 def _drawing(font, character, is_colour):
     """Draw a character and return (size, bytes), so that two drawings can be compared."""
     left, top, right, bottom = font.getbbox(character)
+    if max(right - left, bottom - top) > LARGEST:
+        raise ValueError(f"{right - left} x {bottom - top} px")
     picture = Image.new("RGBA" if is_colour else "L", (max(0, right - left), max(0, bottom - top)))
     ImageDraw.Draw(picture).text((-left, -top), character, font=font, embedded_color=is_colour,
                                  fill=(0, 0, 0, 255) if is_colour else 255)

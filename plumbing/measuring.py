@@ -1,5 +1,6 @@
 """The plumbing of evaluate.py: its command line and checks, the cache of samples, the files and pictures it writes."""
 import dataclasses
+import functools
 import math
 import os
 import platform
@@ -15,7 +16,7 @@ from cascade import HANDOFFS
 from config import Config
 from data import Stream
 from plumbing import UserError
-from plumbing.features import MIN_ACCURACY, GlyphFeatures, cached, distances, save_cached, tensor_bytes
+from plumbing.features import MIN_ACCURACY, GlyphFeatures, cached, distances, require, save_cached, tensor_bytes
 from plumbing.files import fingerprint, one_at_a_time, read_json, whole_file, write_json
 from plumbing.images import BrokenImage
 from plumbing.pictures import grid, label, pyplot, save_figure, save_picture
@@ -30,6 +31,7 @@ from plumbing.t5 import Encoder
 FORMAT = 1                # of cached samples; raise it when the code that draws them changes
 
 METRICS = ("fd", "is", "read", "words", "pr", "style", "bits", "memory", "motion")
+INNER = ("withheld_pairs", "real_scenes")                                 # scores that are tables of their own
 SWEPT = {"steps": "sample_steps", "guidance": "guidance", "noise_param": "noise_param", "sampler": "sampler",
          "clip_x": "clip_x"}                                              # name after --sweep: field of Config
 TABLE = (("fd_train", "{name} against train"), ("fd_held_out", "{name} against held-out"),
@@ -278,9 +280,17 @@ class SampleCache:
         self.path = os.path.join(folder, f"samples-{self.name}.pt")
         empty = dict(images=torch.zeros(0, *size, 3, dtype=torch.uint8), labels=torch.zeros(0, dtype=torch.long),
                      seconds=0.0)
-        self.content = cached(self.path, lambda: empty)
+        self.content = cached(self.path, lambda: empty, functools.partial(self.check, size))
         if any(old != new for old, new in zip(self.content["labels"].tolist(), labels)):
             self.content = empty
+
+    @staticmethod
+    def check(size, content):
+        """Raise an exception unless these are images of this size, a label for each, and the seconds that they took."""
+        images, labels, seconds = content["images"], content["labels"], content["seconds"]
+        require(images.dtype == torch.uint8 and images.shape == (len(labels), *size, 3), "images")
+        require(labels.dtype == torch.long and labels.ndim == 1, "labels")
+        require(type(seconds) is float and 0 <= seconds < math.inf, "seconds")
 
     def __len__(self):
         return len(self.content["labels"])
@@ -358,7 +368,7 @@ def print_table(columns, distance_name, lines=False):
 def report(columns, sheets, curves, args, distance_name):
     """Print the scores of all runs, [(title, scores)], draw comparison.png, and print what was written."""
     titles, scores = zip(*columns)
-    others = [(key.replace("_", " "), scores[0][key]) for key in ("withheld_pairs", "real_scenes") if key in scores[0]]
+    others = [(key.replace("_", " "), scores[0][key]) for key in INNER if key in scores[0]]
     print_table(columns + (others if len(columns) == 1 else []), distance_name)
     if len(sheets) > 1 or curves:
         path = os.path.join(os.path.dirname(os.path.abspath(args.runs[0])), "comparison.png")
@@ -418,8 +428,8 @@ def save_scores(scores, run, args, yardstick):
         if "features_id" in before and network:
             same = same and all(before.get(key) == value for key, value in network.items())
         before = before if same else {}
-        tables = {key: {**before.get(key, {}), **scores[key]} for key in ("withheld_pairs", "real_scenes")
-                  if key in scores}
+        before = {key: value for key, value in before.items() if type(value) is dict or key not in INNER}
+        tables = {key: {**before.get(key, {}), **scores[key]} for key in INNER if key in scores}
         write_json(path, before | samples | made | network | scores | tables)
 
 

@@ -345,8 +345,7 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
 
     Of pretrained weights there are only the EMA weights: `model` is the same, and there is no `optimizer`.
 
-    weights_only: a file from a stranger runs no code. The checksums in the file are checked, or a flipped bit would be
-    a weight like any other. old: read it although a sharded checkpoint is newer. Raises UserError.
+    old: read it although a sharded checkpoint is newer. Raises UserError.
     """
     wanted = ["model", "ema", "optimizer", "step", "images", "config"]
     if name == CHECKPOINT and is_pretrained(folder):
@@ -368,13 +367,7 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
     if name == CHECKPOINT and os.path.exists(before):
         hint = f"; {before} is the one before: renamed to {name} it takes its place"
     try:
-        with zipfile.ZipFile(path) as file:
-            if sum(entry.file_size for entry in file.infolist()) > os.path.getsize(path):
-                raise UserError(f"{path}: damaged, or not a checkpoint (its parts are larger than the file){hint}")
-            if wrong := file.testzip():
-                raise UserError(f"{path}: damaged ({wrong}){hint}")
-        mapped = path.encode(errors="replace") == os.fsencode(path)       # PyTorch maps no name that is not UTF-8
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)     # mapped: read where it is used
+        state = load_file(path)
         check_state(state, wanted, path)
         if bad := not_finite(state):                                      # such a model draws black pictures
             raise UserError(f"{path}: {bad} holds values that are not finite{hint}")
@@ -392,6 +385,22 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
         raise UserError(f"{path} is of step {state['step']}, the sharded checkpoint beside it of {newest}: python -m "
                         f"plumbing.shard {folder} brings it up to date")
     return dict(state, path=path)
+
+
+def load_file(path):
+    """Return what torch.save wrote. A file from a stranger runs no code, and takes no more memory than it is long.
+
+    The checksums in it are checked, or a flipped bit would be a weight like any other. A damaged file fails in many
+    ways: this raises any exception.
+    """
+    with zipfile.ZipFile(path) as file:
+        packed = [entry.filename for entry in file.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+        if packed or sum(entry.file_size for entry in file.infolist()) > os.path.getsize(path):
+            raise ValueError("its parts are larger than the file")
+        if wrong := file.testzip():
+            raise ValueError(wrong)
+    mapped = path.encode(errors="replace") == os.fsencode(path)           # PyTorch maps no name that is not UTF-8
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)          # mapped: read where it is used
 
 
 def check_state(state, wanted, path):

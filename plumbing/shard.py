@@ -20,8 +20,10 @@ import functools
 import glob
 import io
 import json
+import logging
 import os
 import pickle
+import reprlib
 import shutil
 import warnings
 import zlib
@@ -41,7 +43,7 @@ from plumbing.settings import Parser
 from config import build_model, make_optimizer
 from plumbing import Damaged, UserError
 from plumbing.runs import (CHECKPOINT, SHARDED, any_rank, broadcast, check_count, check_model, config_of, main_program,
-                           not_finite, read_checkpoint, run_of, save_checkpoint, sharded_steps)
+                           not_finite, read_checkpoint, run_of, save_checkpoint, sharded_steps, tensors_of)
 from plumbing.files import blame_machine, flush_folder, reason_of, whole_file
 from unet import FeedForward, MapAttention, ResBlock
 from uvit import AttentionBlock, TransformerBlock
@@ -214,9 +216,12 @@ def check(state):
                       "from the checkpoint before it")
 
 
-class Metadata(pickle.Unpickler):
+class Metadata(pickle._Unpickler):
     """Read the list of tensors of torch.distributed.checkpoint. It is a pickle, and a pickle may be a program: this one
-    may name what such lists are made of, and nothing else."""
+    may name what such lists are made of, and set the fields of what it made, and nothing else.
+
+    It is the unpickler in Python, whose instructions can be replaced: that in C would set attributes of the classes.
+    """
     MADE_OF = {("torch.distributed.checkpoint.metadata", name) for name in (
         "Metadata", "TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties", "MetadataIndex", "StorageMeta",
         "_MEM_FORMAT_ENCODING")} | {
@@ -230,6 +235,18 @@ class Metadata(pickle.Unpickler):
             raise pickle.UnpicklingError(f"names {module}.{name}")
         return super().find_class(module, name)
 
+    def load_build(self):
+        """Set the fields of an object: of an instance of a dataclass, and no others than it has."""
+        made, state = self.stack[-2:]
+        fields = {field.name for field in dataclasses.fields(made)} if dataclasses.is_dataclass(made) else set()
+        if isinstance(made, type) or not fields:
+            raise pickle.UnpicklingError(f"sets attributes of {reprlib.repr(made)}")
+        if not isinstance(made, dcp.metadata.TensorProperties) and not (type(state) is dict and state.keys() <= fields):
+            raise pickle.UnpicklingError(f"sets what is no field of a {type(made).__name__}")
+        super().load_build()
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
+
 
 class Reader(FileSystemReader):
     """Reads that list safely, and opens no file outside of the checkpoint's folder."""
@@ -239,8 +256,10 @@ class Reader(FileSystemReader):
         with open(path, "rb") as file:
             metadata = Metadata(io.BytesIO(file.read())).load()
         for entry in metadata.storage_data.values():
-            if os.path.basename(entry.relative_path) != entry.relative_path:
+            if os.path.basename(entry.relative_path) != entry.relative_path or entry.relative_path in ("", ".", ".."):
                 raise pickle.UnpicklingError(f"names {entry.relative_path}")
+            if entry.transform_descriptors:                               # ours are never packed
+                raise pickle.UnpicklingError(f"packs its tensors ({reprlib.repr(entry.transform_descriptors)})")
         metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
@@ -263,11 +282,35 @@ class Planner(DefaultLoadPlanner):
         raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is no tensor")
 
 
+def check_chunks(metadata, state):
+    """Check that the chunks of each tensor cover it. What no chunk holds would keep its random start. Raises ValueError.
+
+    Chunks are rows of the tensor: fully_shard splits the first dimension. state: as `tensors` returns it.
+    """
+    for name, tensor in tensors_of(dict(state, optimizer={"state": state["optimizer"]})):
+        stored = metadata.state_dict_metadata.get(name)
+        if not isinstance(stored, dcp.metadata.TensorStorageMetadata):
+            raise ValueError(f"it lacks {name}")
+        size = tuple(tensor.shape)
+        if tuple(stored.size) != size or stored.properties.dtype != tensor.dtype:
+            raise ValueError(f"{name} is {stored.properties.dtype} {tuple(stored.size)} for {tensor.dtype} {size}")
+        rows, end = size[0] if size else 1, 0
+        for chunk in sorted(stored.chunks, key=lambda chunk: tuple(chunk.offsets)):
+            first, count = ((*chunk.offsets, 0)[0], chunk.sizes[0]) if size else (0, 1)
+            if count and (first != end or any(chunk.offsets[1:]) or tuple(chunk.sizes[1:]) != size[1:]):
+                raise ValueError(f"the chunks of {name} do not fit together")
+            end += count
+        if end != rows:
+            raise ValueError(f"its chunks hold {end} of {rows} rows of {name}")
+
+
 def load(state, model, ema, optimizer):
     """Read the checkpoint `state` (from newest) into the three; any number of processes may have written it."""
     check(state)
     into = tensors(model, ema, optimizer)
+    logging.disable(logging.CRITICAL)                                     # PyTorch logs a traceback; we say it in a line
     try:
+        check_chunks(Reader(state["path"]).read_metadata(), into)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dcp.load(into, storage_reader=Reader(state["path"]), planner=Planner())
@@ -275,6 +318,8 @@ def load(state, model, ema, optimizer):
         error = first_failure(error)
         blame_machine(state["path"], error)
         raise UserError(f"{state['path']}: damaged, or a checkpoint of another model ({reason_of(error)})") from None
+    finally:
+        logging.disable(logging.NOTSET)
     bad = not_finite({**into, "optimizer": {"state": into["optimizer"]}})
     if any_rank(bad is not None, dist.get_world_size() if dist.is_initialized() else 1):
         raise UserError(f"{state['path']}: {bad or 'what another process reads'} holds values that are not finite")

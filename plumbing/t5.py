@@ -169,7 +169,15 @@ class Cache:
         if place is None:
             raise UserError(f"no embedding of {caption[:60]!r} in {self.folder}: run python -m plumbing.t5 again")
         first, last, part = map(int, place)
-        return np.array(np.load(self.paths[part], mmap_mode="r")[first:last])
+        try:
+            found = np.array(np.load(self.paths[part], mmap_mode="r")[first:last])
+            if found.shape != (last - first, self.channels) or found.dtype != np.uint16 or len(found) > self.length:
+                raise ValueError(f"{found.dtype} {found.shape}")
+        except Exception as error:                                        # damaged files fail in many ways
+            blame_machine(self.paths[part], error)
+            raise UserError(f"{self.paths[part]}: damaged ({error}); remove {self.folder} and run python -m plumbing.t5 "
+                            "again") from None
+        return found
 
     def __call__(self, captions):
         text, mask = torch.zeros(len(captions), self.length, self.channels, dtype=torch.bfloat16), []

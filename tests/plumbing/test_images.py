@@ -1,7 +1,9 @@
 """Folders of images: which files are listed, how any file is decoded, what the stream and its workers do with them."""
+import itertools
 import os
 import pickle
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 import data as D
 from plumbing import UserError, images, workers
+from programs import program
 
 
 @pytest.fixture
@@ -164,6 +167,87 @@ def test_odd_metadata_do_not_cost_a_good_picture(tmp_path):
         options = dict(pnginfo=info) if name == "text.png" else dict(exif=raw)
         picture.save(tmp_path / name, **options)
         assert images.load_image(str(tmp_path / name), (40, 20))[4, 10, 0] == pytest.approx(top, abs=3), name
+
+
+HUGE = """
+import os, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+from plumbing import images
+import data
+for path in sys.argv[2:]:
+    try:
+        picture = images.load_image(path, (32, 32))
+        print(os.path.basename(path), *picture[16, 4].tolist(), *picture[16, 28].tolist())
+    except images.BrokenImage as error:
+        print(error)
+print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
+"""
+
+
+def halves(mode, width, height):
+    """A picture that is red at the left and blue at the right; in grey: black and white."""
+    left, right = {"RGB": ((255, 0, 0), (0, 0, 255)), "RGBA": ((255, 0, 0, 255), (0, 0, 255, 255)), "L": (0, 255),
+                   "1": (0, 1), "LA": ((0, 255), (255, 255))}[mode]
+    picture = Image.new(mode, (width, height), left)
+    picture.paste(right, (width // 2, 0, width, height))
+    return picture
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux")
+@pytest.mark.parametrize("name, mode, size, good", [
+    ("rgb.png", "RGB", (10000, 9999), False), ("grey.png", "L", (10000, 9999), True),
+    ("7k_a.png", "RGBA", (7400, 7300), True),
+    ("a.jpg", "RGB", (10000, 9999), True), ("progressive.jpg", "RGB", (8000, 8000), True),
+    ("444.jpg", "RGB", (10000, 9999), False), ("a.webp", "RGB", (9000, 9000), False), ("b.webp", "RGB", (4000, 3000), True),
+    ("b.tif", "RGB", (5600, 5500), True),
+    ("thin.png", "L", (90_000_000, 1), True)])
+def test_no_image_takes_half_a_gigabyte(tmp_path, name, mode, size, good):
+    """Small files of many pixels: read in less than 500 MB, PyTorch included, or refused by name. Kills: a limit on
+    pixels alone, whatever Pillow needs for one; a second copy of a large picture; one that is read wrongly."""
+    options = {"progressive.jpg": dict(progressive=True), "444.jpg": dict(progressive=True, subsampling=0),
+               "b.tif": dict(compression="tiff_lzw"), "a.webp": dict(method=0), "b.webp": dict(method=0)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        halves(mode, *size).save(tmp_path / name, **options.get(name, {}))
+    done = program("data.py", tmp_path / name, launcher=("-c", HUGE), timeout=200)
+    assert done.returncode == 0, done.stderr
+    said, peak = done.stdout.strip().rsplit("\n", 1)
+    assert int(peak.split()[1]) < 500 * 1024, peak
+    if not good:
+        assert f"{name}: {size[0]}x{size[1]} is too large" in said, said
+    elif name != "thin.png":
+        wanted = [255, 0, 0, 0, 0, 255] if mode.startswith("RGB") else [0, 0, 0, 255, 255, 255]
+        assert [int(value) for value in said.split()[1:]] == pytest.approx(wanted, abs=6), said
+
+
+def test_a_large_image_is_averaged_and_not_moved(tmp_path, monkeypatch):
+    """The way of large images gives what the usual way gives, up to the rounding of the average. Kills: tiles that are
+    put beside their places; a turn that is lost or made twice; a middle that moves; white guessed tile by tile."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((3000, 2200), Image.Resampling.BICUBIC)
+    exif = smooth.getexif()
+    exif[0x0112] = 6
+    smooth.save(tmp_path / "a.png", exif=exif, compress_level=1)
+    smooth.convert("RGBA").save(tmp_path / "b.png", compress_level=1)
+    smooth.convert("L").resize((200, 3001)).save(tmp_path / "c.png")
+    Image.fromarray(np.asarray(smooth.convert("L")).astype(np.uint16) * 100).save(tmp_path / "d.png", compress_level=1)
+    for name, size in itertools.product("abcd", ((32, 32), (24, 40), (40, 24))):
+        monkeypatch.setattr(images, "LARGE", 2 ** 24)
+        usual = images.load_image(str(tmp_path / f"{name}.png"), size, portrait=True)
+        monkeypatch.setattr(images, "LARGE", 2 ** 10)
+        large = images.load_image(str(tmp_path / f"{name}.png"), size, portrait=True)
+        assert large.shape == usual.shape
+        assert np.abs(large[1:-1, 1:-1].astype(int) - usual[1:-1, 1:-1]).mean() < 4, (name, size)
+
+
+def test_hidden_pictures_are_named(tmp_path):
+    """A Mac puts ._a.png beside a.png. Kills: a picture that is left out without a word; a line for each of them."""
+    for name in ("a.png", "._a.png", "._b.JPG", ".c.png", ".DS_Store"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format="PNG")
+    source = D.ImageFolder(tmp_path, (8, 8))
+    assert len(source) == 1
+    assert source.skipped == [(str(tmp_path / "._a.png"), "a hidden file, as its name begins with a dot, and 2 more of them")]
 
 
 def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):

@@ -1,19 +1,28 @@
 """Limits: what is larger, stranger or less finite than anybody needs is refused in one line, before it costs anything."""
 import copy
+import io
+import json
 import math
 import os
+import pickle
+import random
 import shutil
 import time
+import zipfile
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 import config as C
 import distill as D
 import evaluate as E
 import sample as P
 import train as T
-from plumbing import UserError, runs, shard, training
+from data import FontFile
+from plumbing import UserError, captions, files, measuring, runs, shard, training
+from plumbing.fonts import _cached_tile, find_font, open_font
+from plumbing.images import BrokenImage
 from programs import TINY, log_column, run_here
 
 BRIEF = ["--device", "cpu"]
@@ -247,3 +256,183 @@ def test_what_was_set_aside_stays(two_steps, tmp_path):
         training.Log(str(tmp_path / "run"), config, active=True, first_step=2)
     texts = {path.read_text() for path in (tmp_path / "run").glob("log_damaged*")}
     assert texts == {"a\nb\n", "c\n"}
+
+
+# ---- files from a stranger
+
+def pack(path):
+    """Compress a file of torch.save, as no program does."""
+    with zipfile.ZipFile(path) as file:
+        parts = {entry.filename: file.read(entry) for entry in file.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+
+
+def claim(path):
+    """Let a file's list of parts say that one is a gigabyte long, as parts that lie over each other would."""
+    content = path.read_bytes()
+    at = content.rindex(b"PK\1\2") + 20                                   # the sizes of the last part
+    path.write_bytes(content[:at] + (10 ** 9).to_bytes(4, "little") * 2 + content[at + 8:])
+
+
+def test_a_bomb_is_refused_before_it_is_read(changed, monkeypatch):
+    """A megabyte that unpacks to gigabytes. Kills: a look at the tensors when the memory is full."""
+    claimed = changed(lambda state: None) / "claimed"
+    claimed.mkdir()
+    shutil.move(claimed.parent / "checkpoint.pt", claimed)
+    claim(claimed / "checkpoint.pt")
+    folder = changed(lambda state: state["ema"].update(more=torch.zeros(3 * 10 ** 7)))
+    pack(folder / "checkpoint.pt")
+    assert os.path.getsize(folder / "checkpoint.pt") < 10 ** 6
+    monkeypatch.setattr(torch, "load", None)                              # nobody reads it
+    for run in (folder, claimed):
+        for module, args in ((P, [run]), (T, ["--resume", run]), (D, [run]), (E, [run])):
+            refused(module, [*args, *BRIEF], "damaged, or not a checkpoint (its parts are larger than the file)")
+
+
+def test_tensors_that_repeat_one_number_are_refused(changed):
+    """Kills: a tensor of 10^12 values in a file of a megabyte: one number with a stride of 0."""
+    folder = changed(lambda state: state["ema"].update(more=torch.zeros(1).expand(10 ** 12)))
+    refused(P, [folder, *BRIEF], "its tensors are larger than the file")
+
+
+@pytest.mark.parametrize("content", [
+    [], {}, 7, dict(images=torch.zeros(1, 8, 8, 3), labels=torch.zeros(1).long(), seconds=1.0),
+    dict(images=torch.zeros(1, 8, 9, 3).byte(), labels=torch.zeros(1).long(), seconds=1.0),
+    dict(images=torch.zeros(2, 8, 8, 3).byte(), labels=torch.zeros(1).long(), seconds=1.0),
+    dict(images=torch.zeros(1, 8, 8, 3).byte(), labels=["a"], seconds=1.0), "packed",
+    dict(images=torch.zeros(1, 8, 8, 3).byte(), labels=torch.zeros(1).long(), seconds=math.nan)])
+def test_a_cache_of_samples_that_holds_something_else_is_drawn_again(tmp_path, capsys, content):
+    """Kills: a traceback, or a picture of a stranger that is measured as ours; a bomb in place of a cache."""
+    def empty():
+        return measuring.SampleCache(str(tmp_path), ("key",), [0, 1], (8, 8))
+    good = empty()
+    good.add(torch.ones(2, 8, 8, 3).byte(), 1.0)
+    assert len(empty()) == 2 and capsys.readouterr().err == ""
+    if content == "packed":
+        pack(good.path)
+    else:
+        torch.save(content, good.path)
+    assert len(empty()) == 0
+    assert "damaged, computed again" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def pieces(two_steps, tmp_path_factory):
+    """A run with one sharded checkpoint."""
+    folder, state = tmp_path_factory.mktemp("pieces"), runs.read_checkpoint(str(two_steps))
+    model = C.build_model(state["config"])
+    ema, optimizer = copy.deepcopy(model), C.make_optimizer(model, state["config"])
+    for module, key in ((model, "model"), (ema, "ema"), (optimizer, "optimizer")):
+        runs.load_weights(module, state[key], "x")
+    shard.save(str(folder), model, ema, optimizer, 2, 8, state["config"], state["examples"])
+    return folder
+
+
+def rewritten(folder, content):
+    """Put another list of tensors in place of a checkpoint's, and the right checksum of it."""
+    path = folder / "sharded" / "0000002"
+    (path / ".metadata").write_bytes(content)
+    about = json.loads((path / "run.json").read_text())
+    about["files"][".metadata"] = shard.checksum(path / ".metadata")
+    (path / "run.json").write_text(json.dumps(about))
+
+
+BUILDS = {"class": b"\x80\x02ctorch.distributed.checkpoint.metadata\nTensorProperties\nN}X\x04\0\0\0evilK\x01s\x86b.",
+          "field": b"\x80\x02ctorch.distributed.checkpoint.metadata\nStorageMeta\n)\x81}X\x04\0\0\0evilK\x01sb.",
+          "slot": b"\x80\x02ctorch.distributed.checkpoint.metadata\nStorageMeta\n)\x81N}X\x04\0\0\0evilK\x01s\x86b.",
+          "dict": b"\x80\x02ccollections\nOrderedDict\n)R}X\x04\0\0\0evilK\x01sb.",
+          "code": b"cos\nsystem\n(S'false'\ntR.", "nothing": b"", "number": b"\x80\x02K\x01.", "deep": b"(" * 10 ** 6 + b"."}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_hostile_list_of_tensors_is_one_line(pieces, tmp_path, name):
+    """Kills: attributes set on classes of this process; PyTorch's traceback above our line."""
+    shutil.copytree(pieces, tmp_path / "run")
+    rewritten(tmp_path / "run", BUILDS[name])
+    refused(shard, [tmp_path / "run"], "damaged, or a checkpoint of another model (")
+    assert not hasattr(dcp.metadata.TensorProperties, "evil") and not hasattr(dcp.metadata.StorageMeta, "evil")
+
+
+def edit_chunks(change):
+    def edit(metadata):
+        tensor = metadata.state_dict_metadata["model.network.position"]
+        metadata.state_dict_metadata["model.network.position"] = change(tensor) or tensor
+    return edit
+
+
+def split_chunk(tensor, first, second):
+    """Two chunks of rows, (first row, rows) each, in place of one."""
+    width = tensor.size[1]
+    tensor.chunks[:] = [dcp.metadata.ChunkStorageMetadata(torch.Size((at, 0)), torch.Size((n, width)))
+                        for at, n in (first, second)]
+
+
+@pytest.mark.parametrize("edit, wanted", [
+    (edit_chunks(lambda tensor: tensor.chunks.clear()), "its chunks hold 0 of 16 rows of model.network.position"),
+    (edit_chunks(lambda tensor: split_chunk(tensor, (0, 8), (4, 12))), "do not fit together"),
+    (edit_chunks(lambda tensor: split_chunk(tensor, (0, 8), (9, 7))), "do not fit together"),
+    (edit_chunks(lambda tensor: split_chunk(tensor, (0, 4), (4, 4))), "hold 8 of 16 rows"),
+    (edit_chunks(lambda tensor: setattr(tensor, "size", torch.Size((1, 1)))), "model.network.position is"),
+    (edit_chunks(lambda tensor: setattr(tensor.properties, "dtype", torch.int8)), "is torch.int8"),
+    (edit_chunks(lambda tensor: dcp.metadata.BytesStorageMetadata()), "damaged"),
+    (lambda metadata: metadata.state_dict_metadata.clear(), "it lacks model."),
+    (lambda metadata: metadata.storage_data.clear(), "damaged"),
+    (lambda metadata: setattr(next(iter(metadata.storage_data.values())), "transform_descriptors", ["zstd"]), "packs"),
+    (lambda metadata: setattr(next(iter(metadata.storage_data.values())), "relative_path", ".."), "names .."),
+    (lambda metadata: setattr(next(iter(metadata.storage_data.values())), "offset", "x"), "damaged")])
+def test_a_list_of_tensors_that_lacks_some_is_one_line(pieces, tmp_path, edit, wanted):
+    """Kills: a tensor that keeps its random start since no chunk of it is stored."""
+    shutil.copytree(pieces, tmp_path / "run")
+    path = tmp_path / "run" / "sharded" / "0000002" / ".metadata"
+    metadata = shard.Metadata(io.BytesIO(path.read_bytes())).load()
+    edit(metadata)
+    rewritten(tmp_path / "run", pickle.dumps(metadata))
+    refused(shard, [tmp_path / "run"], wanted)
+
+
+def test_pieces_that_nobody_touched_are_read(pieces, two_steps, tmp_path):
+    shutil.copytree(pieces, tmp_path / "run")
+    assert run_here(shard, [tmp_path / "run"]) == (None, "")
+    a, b = (runs.read_checkpoint(str(folder)) for folder in (tmp_path / "run", two_steps))
+    assert all(torch.equal(a[part][key], b[part][key]) for part in ("model", "ema") for key in b[part])
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"a":' * 50_000, "[]", "7", "null", "{", '{"step": 2, "images": -1}',
+                                  '{"config": {}, "step": 1e999, "images": 8, "examples": 1, "files": {}}'])
+def test_a_json_file_that_makes_no_sense_is_one_line(pieces, tmp_path, text):
+    """Kills: a RecursionError; a list where a dict is wanted."""
+    shutil.copytree(pieces, tmp_path / "run")
+    (tmp_path / "run" / "sharded" / "0000002" / "run.json").write_text(text)
+    refused(shard, [tmp_path / "run"], "0000002")
+    (tmp_path / "evaluation.json").write_text(text)
+    assert isinstance(files.read_json(str(tmp_path / "evaluation.json")), dict)
+    (tmp_path / "captions.jsonl").write_text(text + "\n")
+    with pytest.raises(UserError, match="line 1: want "):
+        list(captions.read_captions(str(tmp_path / "captions.jsonl")))
+
+
+def test_a_damaged_font_is_one_line(tmp_path):
+    """40 fonts with a few wrong bytes, seeded. Kills: FreeType's error as a traceback; a class that is left out."""
+    rng, refusals = random.Random(3), 0
+    with open(find_font("cmb10.ttf"), "rb") as file:
+        whole = file.read()
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice((3, 30, 300))):
+            damaged[rng.randrange(300, len(damaged))] = rng.randrange(256)
+        (tmp_path / "font.ttf").write_bytes(damaged)
+        open_font.cache_clear()
+        _cached_tile.cache_clear()
+        try:
+            source = FontFile(tmp_path / "font.ttf", (16, 16))
+            for i in range(20):
+                source.image(i)
+        except (UserError, BrokenImage) as error:                         # anything else raises
+            refusals += 1
+            assert "font.ttf: " in str(error) and "\n" not in str(error)
+    assert refusals > 5
