@@ -339,7 +339,7 @@ def rewritten(folder, content):
     (path / "run.json").write_text(json.dumps(about))
 
 
-BUILDS = {"class": b"\x80\x02ctorch.distributed.checkpoint.metadata\nTensorProperties\nN}X\x04\0\0\0evilK\x01s\x86b.",
+BUILDS = {"class": b"\x80\x02ctorch.distributed.checkpoint.metadata\nStorageMeta\nN}X\x04\0\0\0evilK\x01s\x86b.",
           "field": b"\x80\x02ctorch.distributed.checkpoint.metadata\nStorageMeta\n)\x81}X\x04\0\0\0evilK\x01sb.",
           "slot": b"\x80\x02ctorch.distributed.checkpoint.metadata\nStorageMeta\n)\x81N}X\x04\0\0\0evilK\x01s\x86b.",
           "dict": b"\x80\x02ccollections\nOrderedDict\n)R}X\x04\0\0\0evilK\x01sb.",

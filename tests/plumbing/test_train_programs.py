@@ -368,7 +368,7 @@ def test_mistakes_of_train(six_steps, tmp_path):
              (["--base-channels", "65536", "--channel-mult", "1,3,6"], "GiB of memory or more, and this machine has"),
              (["--base-channels", "32768", "--channel-mult", "1,3,6", "--num-transformer-blocks", "450"], "GiB of memory"),
              (["--batch", "1000000", "--size", "1024"], "--batch 1000000, 1,000,000 images of 1024x1024 at once: "),
-             (["--size", "65536"], "images of 65536x65536 at once"),
+             (["--size", "65536"], "GiB of memory or more"),
              (["--dry-run", "--world-size", "0"], "--world-size 0: want 1 to 1,000,000"),
              (["--channel-mult", "1,2"], "ResBlocks"), (["--num-heads", "5"], "heads"),
              (["--patching", "haar"], "patching"), (["--schedule", "linear"], "schedule"),
