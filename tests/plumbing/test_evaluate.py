@@ -335,13 +335,15 @@ def test_mistakes_of_evaluate(tmp_path):
     (tmp_path / "png").mkdir()
     for name in ("000030.png", "000003.png", "labels.json"):              # the first is of an export of more
         (tmp_path / "png" / name).write_text("")
-    cases = [([other], "classes are no longer those of the run"), ([run, "--seed", str(10 ** 19)], "--seed 10000000000000000000: want 0 to 2,147,483,647"),
+    cases = [([other], "classes are no longer those of the run"), ([run, "--seed", str(10 ** 19)], "want 0 to 2,147,483,647"),
              ([run, "--sweep", "steps=1", "--export", "x.npz"], "not both"),
-             ([tmp_path / "none"], "no such run"), ([run, "--metrics", "fid2"], "want some of fd"),
+             ([tmp_path / "none"], "no such run"), ([run, "--metrics", "fid2"], "some of fd"),
              ([run, "--n", "1"], "--n 1: want 2 to 10,000,000"),
              ([run, "--n", str(10 ** 11)], "--n 100000000000: want"), ([run, "--n-bits", "0"], "--n-bits 0: want 2"),
-             ([run, "--n-real", "9" * 99], "want 2"), ([run, "--n-bits", str(10 ** 7)], "GiB of memory or more"),
-             ([run, "--metrics", ","], "--metrics : want all, none, or some of"), ([run, "--metrics", ""], "want all, none"),
+             ([run, "--n-real", "9" * 99], "want 2"),
+             ([run, "--n-bits", str(10 ** 7)], "GiB of memory or more"),
+             ([run, "--metrics", ","], "want all, none, or some of"),
+             ([run, "--metrics", ""], "want all, none"),
              ([run, "--metrics", "fd,"], "want all, none"), ([run, "--guidance", "1e308"], "--guidance 1e+308: want"),
              ([run, "--sweep", "guidance=2,inf"], "--guidance inf: want"), ([run, "--sweep", "steps=0"], "steps 0"), ([run, "--sweep", "lr=1"], "FIELD one of"),
              ([run, "--sweep", "guidance=a"], "guidance"), ([run, "--sweep", "guidance"], "FIELD=VALUE"),
