@@ -292,7 +292,7 @@ def load(state, model, ema, optimizer):
     """Read the checkpoint `state` (from newest) into the three; any number of processes may have written it."""
     check(state)
     into = tensors(model, ema, optimizer)
-    logging.disable(logging.CRITICAL)                                     # PyTorch logs a traceback; we say it in a line
+    logging.disable(logging.CRITICAL)                                     # PyTorch logs a traceback; we say a line
     try:
         check_chunks(Reader(state["path"]).read_metadata(), into)
         with warnings.catch_warnings():

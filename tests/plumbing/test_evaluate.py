@@ -335,7 +335,8 @@ def test_mistakes_of_evaluate(tmp_path):
     (tmp_path / "png").mkdir()
     for name in ("000030.png", "000003.png", "labels.json"):              # the first is of an export of more
         (tmp_path / "png" / name).write_text("")
-    cases = [([other], "classes are no longer those of the run"), ([run, "--seed", str(10 ** 19)], "want 0 to 2,147,483,647"),
+    cases = [([other], "classes are no longer those of the run"),
+             ([run, "--seed", str(10 ** 19)], "want 0 to 2,147,483,647"),
              ([run, "--sweep", "steps=1", "--export", "x.npz"], "not both"),
              ([tmp_path / "none"], "no such run"), ([run, "--metrics", "fid2"], "some of fd"),
              ([run, "--n", "1"], "--n 1: want 2 to 10,000,000"),
@@ -345,7 +346,8 @@ def test_mistakes_of_evaluate(tmp_path):
              ([run, "--metrics", ","], "want all, none, or some of"),
              ([run, "--metrics", ""], "want all, none"),
              ([run, "--metrics", "fd,"], "want all, none"), ([run, "--guidance", "1e308"], "--guidance 1e+308: want"),
-             ([run, "--sweep", "guidance=2,inf"], "--guidance inf: want"), ([run, "--sweep", "steps=0"], "steps 0"), ([run, "--sweep", "lr=1"], "FIELD one of"),
+             ([run, "--sweep", "guidance=2,inf"], "--guidance inf: want"), ([run, "--sweep", "steps=0"], "steps 0"),
+             ([run, "--sweep", "lr=1"], "FIELD one of"),
              ([run, "--sweep", "guidance=a"], "guidance"), ([run, "--sweep", "guidance"], "FIELD=VALUE"),
              ([run, "--sweep", "sampler=euler"], "sampler"), ([run, "--features", tmp_path / "no.pt"], "no such file"),
              ([run, run, "--export", "x.npz"], "one run"), ([run, "--export", "x.png"], ".npz"), ([], "RUN"),
