@@ -417,7 +417,7 @@ def check_state(state, wanted, path):
     size = 0
     for name, value in tensors_of(state):
         if not torch.is_tensor(value) or value.layout != torch.strided or value.device.type != "cpu":
-            raise UserError(f"{path}: {name} is no tensor: {reprlib.repr(value)}")
+            raise UserError(f"{path}: a checkpoint of another model ({name} is no tensor: {reprlib.repr(value)})")
         size += value.numel() * value.element_size()
     if size > 4 * os.path.getsize(path):                                  # a student is its own EMA: once in the file
         raise UserError(f"{path}: damaged, or not a checkpoint (its tensors are larger than the file)")

@@ -256,8 +256,9 @@ class Reader(FileSystemReader):
         with open(path, "rb") as file:
             metadata = Metadata(io.BytesIO(file.read())).load()
         for entry in metadata.storage_data.values():
-            if os.path.basename(entry.relative_path) != entry.relative_path or entry.relative_path in ("", ".", ".."):
-                raise pickle.UnpicklingError(f"names {entry.relative_path}")
+            name = entry.relative_path
+            if os.path.basename(name) != name or name in ("", ".", ".."):
+                raise pickle.UnpicklingError(f"names {name}")
             if entry.transform_descriptors:                               # ours are never packed
                 raise pickle.UnpicklingError(f"packs its tensors ({reprlib.repr(entry.transform_descriptors)})")
         metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
@@ -283,7 +284,7 @@ class Planner(DefaultLoadPlanner):
 
 
 def check_chunks(metadata, state):
-    """Check that the chunks of each tensor cover it. What no chunk holds would keep its random start. Raises ValueError.
+    """Check that the chunks of each tensor cover it; or a part keeps its random start. Raises ValueError.
 
     Chunks are rows of the tensor: fully_shard splits the first dimension. state: as `tensors` returns it.
     """
@@ -308,7 +309,7 @@ def load(state, model, ema, optimizer):
     """Read the checkpoint `state` (from newest) into the three; any number of processes may have written it."""
     check(state)
     into = tensors(model, ema, optimizer)
-    logging.disable(logging.CRITICAL)                                     # PyTorch logs a traceback; we say it in a line
+    logging.disable(logging.CRITICAL)                                     # PyTorch logs a traceback; we say a line
     try:
         check_chunks(Reader(state["path"]).read_metadata(), into)
         with warnings.catch_warnings():

@@ -175,8 +175,8 @@ class Cache:
                 raise ValueError(f"{found.dtype} {found.shape}")
         except Exception as error:                                        # damaged files fail in many ways
             blame_machine(self.paths[part], error)
-            raise UserError(f"{self.paths[part]}: damaged ({error}); remove {self.folder} and run python -m plumbing.t5 "
-                            "again") from None
+            raise UserError(f"{self.paths[part]}: damaged ({error}); remove {self.folder} and run python -m "
+                            "plumbing.t5 again") from None
         return found
 
     def __call__(self, captions):

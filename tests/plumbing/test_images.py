@@ -199,7 +199,8 @@ def halves(mode, width, height):
     ("rgb.png", "RGB", (10000, 9999), False), ("grey.png", "L", (10000, 9999), True),
     ("7k_a.png", "RGBA", (7400, 7300), True),
     ("a.jpg", "RGB", (10000, 9999), True), ("progressive.jpg", "RGB", (8000, 8000), True),
-    ("444.jpg", "RGB", (10000, 9999), False), ("a.webp", "RGB", (9000, 9000), False), ("b.webp", "RGB", (4000, 3000), True),
+    ("444.jpg", "RGB", (10000, 9999), False), ("a.webp", "RGB", (9000, 9000), False),
+    ("b.webp", "RGB", (4000, 3000), True),
     ("b.tif", "RGB", (5600, 5500), True),
     ("thin.png", "L", (90_000_000, 1), True)])
 def test_no_image_takes_half_a_gigabyte(tmp_path, name, mode, size, good):
@@ -247,7 +248,8 @@ def test_hidden_pictures_are_named(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name, format="PNG")
     source = D.ImageFolder(tmp_path, (8, 8))
     assert len(source) == 1
-    assert source.skipped == [(str(tmp_path / "._a.png"), "a hidden file, as its name begins with a dot, and 2 more of them")]
+    assert source.skipped == [(str(tmp_path / "._a.png"),
+                               "a hidden file, as its name begins with a dot, and 2 more of them")]
 
 
 def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):

@@ -57,8 +57,9 @@ def test_the_gif_ends_as_the_sheet(run, tmp_path):
 
 
 @pytest.mark.parametrize("args, wanted", [
-    (["--n", "0"], "--n 0: want 1 to 10,000,000"), (["--n", str(10 ** 11)], "--n 100000000000: want 1 to 10,000,000"),
-    (["--n", str(10 ** 7)], "--n 10000000: 360,000,000 images of 16x16: "), (["--steps", "9" * 20], "want 1 to 100,000"),
+    (["--n", "0"], "--n 0: want 1 to 10,000,000"), (["--n", str(10 ** 11)], "want 1 to 10,000,000"),
+    (["--n", str(10 ** 7)], "--n 10000000: 360,000,000 images of 16x16: "),
+    (["--steps", "9" * 20], "want 1 to 100,000"),
     (["--guidance", "1e308"], "--guidance 1e+308: want -1,000 to 1,000"), (["--guidance", "nan"], "--guidance nan"),
     (["--seed", "-1"], "--seed -1"), (["--seed", str(2 ** 31)], "--seed"),
     (["--gif", "a.png"], "--gif a.png: want a name that ends in .gif"), (["--gif", "/no/such/a.gif"], "--gif /no/such"),
