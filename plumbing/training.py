@@ -69,11 +69,10 @@ class Interrupt:
 
     @contextlib.contextmanager
     def heard_at_once(self):
-        """Within it a signal raises WaitingStopped: nothing else ends a read that blocks."""
+        """Within it a signal raises WaitingStopped: nothing else ends a read that blocks. One that came before, as in
+        the drawing of a sheet, lets the next step pass."""
         self.waiting = True
         try:
-            if self.signal:
-                raise WaitingStopped
             yield
         finally:
             self.waiting = False
@@ -170,8 +169,8 @@ class Run:
             raise UserError(f"--data {self.config.data}: {reason}; {self.last_saved}") from None
 
     def leave_the_others(self):
-        """Raise WaitingStopped some seconds after a signal. The other processes may be in a step that needs this one;
-        it is better that all end together after it."""
+        """Raise WaitingStopped some seconds after a signal. Other processes may be in a step that needs this one; it is
+        better that all end together after it."""
         if self.interrupt.signal and time.monotonic() - self.interrupt.time > PATIENCE:
             raise WaitingStopped
 
