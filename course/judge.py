@@ -145,10 +145,10 @@ def verdicts(folder, seed, limit):
         except Exception as error:                                        # the other exercises are graded all the same
             status, message, seen = "wrong", f"cannot be judged: {type(error).__name__}", None
         if inside and status == "wrong":
-            blockers = [other.number for other in EXERCISES if other.number in exercise.needs
-                        and verdict(other)[0] != "passed"]
-            if blockers:
-                return "blocked", f"by {', '.join(blockers)}", None
+            failed = [other for other in EXERCISES if other.number in exercise.needs and verdict(other)[0] != "passed"]
+            roots = [other for other in failed if verdict(other)[0] != "blocked"] or failed
+            if roots:
+                return "blocked", f"by {', '.join(other.number for other in roots)}", None
         return status, message, seen
     return verdict
 
