@@ -23,9 +23,9 @@ So one network learns all levels s. The best s is found after training, by tryin
 things to the next (`HANDOFFS`):
 
     truncated   its own z_s: its sampling stops at s (3.2)
-    renoised    its finished image with fresh noise of level s ("non-truncated", 3.3). The search for s then samples the
-                first stage only once
     clean       its finished image without noise, and the level "none"
+    renoised    its finished image with fresh noise of level s ("non-truncated", 3.3). Note: the search for s then
+                samples the first stage only once
 
 Legend of shapes: B batch; x, z (B, 3, H, W); low_res (B, 3, h, w); logsnr, aug_logsnr (B,), +inf = no noise.
 

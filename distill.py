@@ -57,11 +57,10 @@ WEIGHTS = ("constant", "snr", "truncated_snr", "snr+1")
 # ------------------------------------------------------------------------------------------ targets and loss
 
 def step_target(z_t, z_s, logsnr_t, logsnr_s):
-    """Return the x with which one DDIM step goes from z_t to z_s (Salimans & Ho):
-    (z_s - r z_t) / (alpha_s - r alpha_t) with r = sigma_s / sigma_t. All like z_t; logsnr (B,).
+    """Return the x with which one DDIM step goes from z_t to z_s (Salimans & Ho). All like z_t; logsnr (B,).
 
-    Salimans & Ho end at sigma_s = 0, where it is z_s / alpha_s. Ours end at logsnr_max, with sigma_s just above 0. The
-    same formula serves both.
+    Note: (z_s - r z_t) / (alpha_s - r alpha_t) with r = sigma_s / sigma_t. Salimans & Ho end at sigma_s = 0, where it
+    is z_s / alpha_s. Ours end at logsnr_max, with sigma_s just above 0. The same formula serves both.
     """
     alpha_t, sigma_t = alpha_sigma_for(z_t, logsnr_t)
     alpha_s, sigma_s = alpha_sigma_for(z_t, logsnr_s)
@@ -87,7 +86,7 @@ def two_step_target(predict, schedules, z, t, steps):
 def guided_target(predict, z, logsnr, w):
     """Guided distillation, stage 1: return the [v, ...] mixed by eq. 7, each example with its own w (B,).
 
-    predict(z, logsnr, dropped) -> [v, ...] is the teacher. At one z, v is linear in x, so mixing v mixes x.
+    predict(z, logsnr, dropped) -> [v, ...] is the teacher. Note: at one z, v is linear in x, so mixing v mixes x.
     """
     pairs = zip(predict(z, logsnr, False), predict(z, logsnr, True))
     return [guide(v_cond, v_null, w[:, None, None, None]) for v_cond, v_null in pairs]

@@ -6,17 +6,16 @@ Needs: schedule.py. Next: unet.py, which takes its first and its last layer from
 Feature maps of full resolution take much memory, and the paper's networks without them were even better. So the first
 layer splits the image into four maps of half the side (one low-pass, three high-pass), or into sixteen of a quarter of
 the side. The last layer puts such maps together again. The 5/3 (LeGall) wavelet of JPEG 2000 is linear and invertible.
-In one dimension it works by "lifting", in two steps. Let x be the samples:
-
+In one dimension it works by "lifting", in two steps. The signal is mirrored about its end samples, as in JPEG 2000:
+x[-1] = x[1], x[N] = x[N-2]. Note: let x be the samples:
     predict   d[n] = x[2n+1] - (x[2n] + x[2n+2]) / 2      high-pass: each odd sample minus its prediction
     update    s[n] = x[2n]   + (d[n-1] + d[n]) / 4        low-pass:  5 taps (-1, 2, 6, 2, -1) / 8
-
 The inverse does the two steps in reverse order with opposite signs. It would be an inverse with any numbers in place
-of 1/2 and 1/4. The signal is mirrored about its end samples, as in JPEG 2000: x[-1] = x[1], x[N] = x[N-2].
+of 1/2 and 1/4.
 
 # Paper: the gain is not stated. We take JPEG 2000's, which is 1: a constant signal gives the same constant in the low
 # band. So the low band is a local average. It stays in [-1, 1], except for a small overshoot at sharp edges (ringing).
-# The transform is not orthogonal. Diffusion is not affected: it adds noise to pixels, and the wavelet is only a layer.
+# Note: the transform is not orthogonal. Diffusion is not affected: it adds noise to pixels, the wavelet is a layer.
 
 Shapes: B batch, C image channels, H, W pixels, L levels. Each side is divided by factor = 2^L.
 `python dwt.py` draws figure 6. It prints the reconstruction error and the share of energy in each band.
@@ -39,7 +38,7 @@ def _split(x):
 
 
 def _merge(low, high):
-    """Invert _split: undo the update, then the prediction."""
+    """Invert _split. Note: undo the update, then the prediction."""
     previous_high = torch.cat([high[..., :1], high[..., :-1]], -1)
     even = low - 0.25 * (previous_high + high)                            # undo the update
     next_even = torch.cat([even[..., 1:], even[..., -1:]], -1)
@@ -159,8 +158,8 @@ class ProjectOutput(nn.Module):
 def adjoint(y, levels):
     """Return W^T y for the matrix W of dwt: (B, C 4^levels, h, w) -> (B, C, h 2^levels, w 2^levels).
 
-    For all x and y, sum(dwt(x) y) = sum(x adjoint(y)). W is not orthogonal, so W^T is not the inverse. If e is 1 at one
-    coefficient and 0 elsewhere, then W^T e is the row of W that computes this coefficient.
+    For all x and y, sum(dwt(x) y) = sum(x adjoint(y)). If e is 1 at one coefficient and 0 elsewhere, then W^T e is the
+    row of W that computes this coefficient. Note: W is not orthogonal, so W^T is not the inverse.
     """
     factor = 2 ** levels
     x = y.new_zeros(y.shape[0], y.shape[1] // factor ** 2, y.shape[2] * factor, y.shape[3] * factor, requires_grad=True)

@@ -20,8 +20,8 @@ A nested U-Net is a U-Net with another network as its middle. That inner network
                              \\                                               /
               z^R-1 --> input (+) --> down ... middle ... up: its last map --+--> output --> v^R-1
 
-The adapters are 3x3 convolutions that start at zero. So at first no level sees another one, and a trained inner network
-still does exactly what it was trained to do. That is why a model can grow level by level (3.3).
+The adapters are 3x3 convolutions that start at zero. That is why a model can grow level by level (3.3). Note: at first
+no level sees another one, and a trained inner network still does exactly what it was trained to do.
 
 Most parameters are in the innermost network, at the lowest resolution. The 1024 px level adds almost none.
 simple diffusion is the case of one level.
@@ -70,12 +70,12 @@ def pyramid(x, sizes):
 
 
 def level_schedules(base, sizes, power=2.0):
-    """Return a schedule for each level, highest first: logsnr_r(t) = base(t) - power log k_r.
+    """Return a schedule for each level, highest first. Note: logsnr_r(t) = base(t) - power log k_r.
 
     base    the schedule of the lowest level
     k_r     side of level r / side of the lowest level
-    power   2 is the shift of simple diffusion (eq. 5 there): after averaging to the lowest size, all levels have the
-            same SNR at each t. # Paper: the released 1024 model uses 2, the 256 model 1.
+    power   2 is the shift of simple diffusion (eq. 5 there). # Paper: the released 1024 model uses 2, the 256 model 1.
+            Note: with 2, after averaging to the lowest size, all levels have the same SNR at each t.
     # Paper: the released code has 1000 discrete steps of a squared cosine, log-SNR 10 to -20. Our base is continuous.
     """
     side = [math.sqrt(h * w) for h, w in sizes]
@@ -190,8 +190,8 @@ def innermost(network):
 def grow(model, trained):
     """Load the weights `trained` of a smaller model into the inner network of a new NestedUNet, in place.
 
-    The adapters of the new model are zero, so its inner levels predict what the smaller model predicts, to the bit.
-    Raises RuntimeError if a weight is missing, in excess or of another shape.
+    Raises RuntimeError if a weight is missing, in excess or of another shape. Note: the adapters of the new model are
+    zero, so its inner levels predict what the smaller model predicts, to the bit.
     """
     model.inner.load_state_dict(trained)
 

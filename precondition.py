@@ -6,17 +6,16 @@
 Needs: schedule.py, dwt.py. Next: config.py.
 
 An image has little energy in its detail bands, white noise has a lot (`python dwt.py` measures both). So in these bands
-v = alpha eps - sigma x is nearly a multiple of z, and a network that predicts v spends its few channels on copying
+v (schedule.py) is nearly a multiple of z, and a network that predicts v spends its few channels on copying
 noise from its input to its output. What it copies badly is seen as grain.
 
 Take one band. Let s^2 be the mean square of the image there, n^2 that of white noise. The best guess of x that is a
-multiple of z is Wiener's. v follows from it (schedule.py: v = (alpha z - x) / sigma):
+multiple of z is Wiener's. v follows from it, as a multiple of z: v_hat = c z. What is left, v - c z, has the mean
+square d^2, and its product with z has the mean 0.
 
+Note: with v = (alpha z - x) / sigma (schedule.py) these are
     x_hat = alpha s^2 z / (alpha^2 s^2 + sigma^2 n^2)
-    v_hat = c z,       c = alpha sigma (n^2 - s^2) / (alpha^2 s^2 + sigma^2 n^2)
-
-What is left, v - c z, has the mean square d^2, and its product with z has the mean 0:
-
+    c = alpha sigma (n^2 - s^2) / (alpha^2 s^2 + sigma^2 n^2)
     d = s n / sqrt(alpha^2 s^2 + sigma^2 n^2)
 
 So the network F predicts the rest, in its own unit:  v_hat = c z + d F.  The sampler sees v, as before.
@@ -25,8 +24,8 @@ The loss may measure an error of v, where strong colour decides and faint detail
 F, which is the error of v over d: EDM's choice. Then detail decides, even where noise hides all of it. --loss band_mse
 takes the middle: the error of v over sqrt(d), in each band (benchmarks/NOTEBOOK.md compares the three).
 
-If s = n in each band (an image like white noise), then c = 0 and d = n: the network predicts v, with a constant unit in
-each band. This shows what v-prediction assumes.
+Note: if s = n in each band (an image like white noise), then c = 0 and d = n: the network predicts v, with a constant
+unit in each band. This shows what v-prediction assumes.
 
 Shapes: z, v, F (B, 3, H, W); s, n: a number for each band, in the order of dwt.py. Without wavelet there is one band.
 `python precondition.py` draws c and d, and one detail band of z, v and v - c z.

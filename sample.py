@@ -35,7 +35,7 @@ from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
 # ------------------------------------------------------------------------------------------ one step (appendix A)
 
 def ddim_step(z_t, x_hat, logsnr_t, logsnr_s):
-    """Take the deterministic step, DDIM (Song, Meng & Ermon 2020): z_s = alpha_s x_hat + sigma_s eps_hat."""
+    """Take the deterministic step, DDIM (Song, Meng & Ermon 2020). Note: z_s = alpha_s x_hat + sigma_s eps_hat."""
     return diffuse(x_hat, eps_from_x(z_t, x_hat, logsnr_t), logsnr_s)
 
 
@@ -44,10 +44,10 @@ def ddpm_step(z_t, x_hat, logsnr_t, logsnr_s, noise_param=0.2, noise=None):
 
     This is `ddpm_sampler_step` of appendix A, but it takes x_hat, not v. noise: N(0, I), drawn here if None.
 
-    There are two choices of variance, with c = 1 - exp(lambda_t - lambda_s). The lower one is c sigma_s^2, that of
-    q(z_s | z_t, x): exact if all data are one image. The upper one is c sigma_t^2 = sigma^2_{t|s}, that of
-    q(z_t | z_s): exact if x ~ N(0, I). The truth lies between. noise_param = nu interpolates their logs, from the lower
-    (nu = 0) to the upper (nu = 1). The paper takes 0.2, and 1.0 for its FID on COCO.
+    There are two choices of variance. noise_param = nu interpolates their logs, from the lower (nu = 0) to the upper
+    (nu = 1). The paper takes 0.2, and 1.0 for its FID on COCO. Note: with c = 1 - exp(lambda_t - lambda_s), the lower
+    one is c sigma_s^2, that of q(z_s | z_t, x): exact if all data are one image. The upper one is c sigma_t^2 =
+    sigma^2_{t|s}, that of q(z_t | z_s): exact if x ~ N(0, I). The truth lies between.
 
     # Paper: prints the log variances as (1 - exp(..)) + log_sigmoid(..). The first term must be log(1 - exp(..)). It
     # names them min_lvar, then min_logvar, and does not define alpha_st: it is alpha_s / alpha_t.
@@ -74,7 +74,7 @@ def clip_static(x):
 def clip_dynamic(x, percentile=0.995):
     """Threshold dynamically (Imagen). For each image, s = max(1, quantile of |x|). Clip x to [-s, s], divide by s.
 
-    percentile: a number in [0, 1]; 0.995 is the 99.5th percentile. Strong guidance drives most pixels out of
+    percentile: a number in [0, 1]; 0.995 is the 99.5th percentile. Note: strong guidance drives most pixels out of
     [-1, 1]. Static clipping sends them all to -1 or 1, so the colours saturate. Division keeps their differences.
     """
     s = torch.quantile(x.abs().flatten(1), percentile, dim=1).clamp(min=1)
@@ -86,7 +86,7 @@ CLIPS = {"static": clip_static, "dynamic": clip_dynamic, "none": lambda x: x}
 
 
 def guide(v_cond, v_null, w):
-    """Apply eq. 7 to v (or eps, or x): (1 + eta) v_cond - eta v_null with w = 1 + eta. w = 1 gives v_cond, exactly."""
+    """Apply eq. 7 to v (or eps, or x); w = 1 gives v_cond, exactly. Note: (1 + eta) v_cond - eta v_null, w = 1 + eta"""
     return v_cond + (w - 1) * (v_cond - v_null)
 
 

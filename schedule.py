@@ -3,13 +3,12 @@
 Paper: simple diffusion (Hoogeboom, Heek, Salimans 2023, arXiv 2301.11093), sections 2 and 3.1, appendix A.
 Needs: nothing. Next: dwt.py (3.3), then unet.py.
 
-Diffusion destroys an image x gradually. Time t runs from 0 (clean) to 1 (noise). At time t the image is (eq. 1)
+Diffusion destroys an image x gradually. Time t runs from 0 (clean) to 1 (noise). At time t the image z_t has the mean
+alpha_t x and the variance sigma_t^2 in each pixel, and alpha_t^2 + sigma_t^2 = 1 ("variance preserving"). Eq. 1.
+Note: with noise eps ~ N(0, 1) this is z_t = alpha_t x + sigma_t eps.
 
-    z_t = alpha_t x + sigma_t eps,        alpha_t^2 + sigma_t^2 = 1     ("variance preserving")
-
-Only the ratio of alpha to sigma matters. So one number describes the noise level, the log signal-to-noise ratio:
-
-    logsnr = lambda_t = log(alpha_t^2 / sigma_t^2)      =>   alpha^2 = sigmoid(lambda), sigma^2 = sigmoid(-lambda).
+Only the ratio of alpha to sigma matters. So one number describes the noise level, the log signal-to-noise ratio
+logsnr = lambda_t = log(alpha_t^2 / sigma_t^2). Note: so alpha^2 = sigmoid(lambda) and sigma^2 = sigmoid(-lambda).
 
 Conventions of the whole project:
     images         float32, (B, C, H, W), in [-1, 1]
@@ -35,8 +34,8 @@ from plumbing.pictures import pyplot, save_figure, show_image
 def alpha_sigma(logsnr):
     """Return alpha and sigma of the variance preserving process, each shaped like logsnr. +inf gives 1 and 0.
 
-    In float32 the larger of the two is exactly 1 beyond logsnr = 17 and -17. The smaller one keeps all its digits: it
-    is 3.7e-6 at 25 and -25, the widest end points that config.py takes.
+    Note: in float32 the larger of the two is exactly 1 beyond logsnr = 17 and -17. The smaller one keeps all its
+    digits: it is 3.7e-6 at 25 and -25, the widest end points that config.py takes.
     """
     logsnr = torch.as_tensor(logsnr)
     # Do not write sigma = sqrt(1 - alpha^2): where alpha is exactly 1, sigma would be 0.
@@ -53,7 +52,7 @@ def alpha_sigma_for(image, logsnr):
 
 
 def diffuse(x, eps, logsnr):
-    """Return z_t = alpha_t x + sigma_t eps. Eq. 1. The caller draws eps ~ N(0, 1) and controls its seed."""
+    """Return z_t. Eq. 1. The caller draws eps ~ N(0, 1) and controls its seed. Note: alpha_t x + sigma_t eps."""
     alpha, sigma = alpha_sigma_for(x, logsnr)
     return alpha * x + sigma * eps
 
@@ -76,9 +75,9 @@ def logsnr_cosine(t, logsnr_min=-15.0, logsnr_max=15.0):
 def logsnr_shifted(t, image_d, noise_d, logsnr_min=-15.0, logsnr_max=15.0):
     """Return the cosine schedule of resolution noise_d, shifted to resolution image_d. Eq. 5.
 
-    Averaging s x s pixels divides the variance of the noise by s^2 and hardly changes the image. So the averaged image
-    has s^2 times the SNR of the full image (eq. 4). With s = image_d / noise_d, the averaged image has side noise_d.
-    We want it to follow the cosine schedule. So the full image gets the cosine's SNR divided by s^2. In logs the whole
+    Averaged to side noise_d, the image must follow the cosine schedule. Note: averaging s x s pixels divides the
+    variance of the noise by s^2 and hardly changes the image. So the averaged image has s^2 times the SNR of the full
+    image (eq. 4). With s = image_d / noise_d, the full image gets the cosine's SNR divided by s^2. In logs the whole
     curve moves by 2 log(noise_d / image_d), BOTH END POINTS INCLUDED: by -1.386 for 128 pixels at noise_d = 64.
 
     image_d: side of the image, px. noise_d: the reference resolution, px (papers: 64, 32). Larger noise_d: less noise.
@@ -96,7 +95,7 @@ def logsnr_interpolated(t, image_d, noise_d_low, noise_d_high, logsnr_min=-15.0,
 
     # Paper: eq. 6 weights noise_d_high by t, the code of appendix A noise_d_low. We follow the code, for three reasons.
     # Section 3.1 speaks of "starting at shift 32". From t = 0 to t = 1 the log-SNR falls further than with eq. 6. And
-    # it falls everywhere. With eq. 6 it does not, once high / low > e^pi, about 23.
+    # it falls everywhere. Note: with eq. 6 it does not, once high / low > e^pi, about 23.
     # Paper: the code gives this function the name of the shifted one.
     """
     t = torch.as_tensor(t)
@@ -108,16 +107,15 @@ def logsnr_interpolated(t, image_d, noise_d_low, noise_d_high, logsnr_min=-15.0,
 # ------------------------------------------------------------ x, eps and v: three ways to state one prediction (2)
 # If z is known, each of x, eps and v gives the other two (section 2, "Parametrization"). The reason is a rotation: z
 # and v are the coordinates of the point (x, eps) in axes turned by the angle phi, where tan phi = sigma / alpha.
-#
+# Note:
 #       z =  alpha x + sigma eps            x   = alpha z - sigma v
 #       v = -sigma x + alpha eps            eps = sigma z + alpha v
-#
 # So v gives x and eps without a division: no error grows, at any t. That is why the networks predict v. To get x from
 # eps, we divide by alpha. At logsnr = -15, sigma / alpha = 1800 (alpha = 5.5e-4): an error of eps becomes an error of x
 # 1800 times as large. To get eps from x, we divide by sigma.
 
 def v_from_x_eps(x, eps, logsnr):
-    """Return v = alpha eps - sigma x. This is the definition of v (Salimans & Ho 2022)."""
+    """Return v, by its definition (Salimans & Ho 2022). Note: v = alpha eps - sigma x."""
     alpha, sigma = alpha_sigma_for(x, logsnr)
     return alpha * eps - sigma * x
 
@@ -129,7 +127,7 @@ def x_from_v(z, v, logsnr):
 
 
 def eps_from_v(z, v, logsnr):
-    """Return eps = sigma z + alpha v. Stable at every t. Its MSE is alpha^2 = SNR / (1 + SNR) times the MSE of v."""
+    """Return eps. Note: sigma z + alpha v, stable at every t. Its MSE is alpha^2 = SNR / (1 + SNR) times that of v."""
     alpha, sigma = alpha_sigma_for(z, logsnr)
     return sigma * z + alpha * v
 
@@ -147,7 +145,7 @@ def v_from_x(z, x, logsnr):
 
 
 def x_from_eps(z, eps, logsnr):
-    """Return x = (z - sigma eps) / alpha. Errors grow like 1 / alpha towards t = 1: "unstable sampling near t = 1"."""
+    """Return x. Note: (z - sigma eps) / alpha. Errors grow like 1 / alpha towards t = 1: unstable near t = 1."""
     alpha, sigma = alpha_sigma_for(z, logsnr)
     return (z - sigma * eps) / alpha
 

@@ -58,8 +58,8 @@ def prediction_loss(v, z, x, eps, logsnr, loss="eps_mse", multiscale=0):
     loss        "eps_mse": of the eps that v implies (appendix A, w(t) = 1); "v_mse": of v itself (B.2)
     multiscale  base of multiscale_mse, which then takes the mean; 0 = the plain mean
 
-    For each example eps_mse = SNR / (1 + SNR) * v_mse. So eps_mse has a small weight near t = 1, where the global
-    structure of the image is decided. B.2 reports only minor differences between the two.
+    B.2 reports only minor differences between the two. Note: for each example eps_mse = SNR / (1 + SNR) * v_mse. So
+    eps_mse has a small weight near t = 1, where the global structure of the image is decided.
 
     # Paper: 3.2 defines the multiscale loss on eps. With v_mse we apply it to the error of v.
     """
@@ -126,7 +126,7 @@ def training_loss(config, model, x, cond, t, noises):
         measure = functools.partial(band_loss, bands=dict(zip(config.sizes, config.rms)), multiscale=config.multiscale)
     if config.is_nested:
         level_counts = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
-        weights = numbers(config.level_weights, ":")
+        weights = numbers(config.level_weights, ":") or None
         levels = pyramid(x, config.sizes)
         return nested_loss(model, levels, cond, t, noises, schedule, measure, weights, level_counts)
     if config.is_super_resolution:

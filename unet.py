@@ -56,8 +56,9 @@ def sinusoid(x, channels):
 class Embedding(nn.Module):
     """Embed logsnr and the conditions: -> emb (B, E), from which every block takes its scale and shift.
 
-    The input is (logsnr - logsnr_min) / (logsnr_max - logsnr_min), in [0, 1]. Take the end points of the SHIFTED
-    schedule: the shift moves them (appendix A warns of it). With -15 and 15, the input would leave [0, 1].
+    The input is the place of logsnr between logsnr_min and logsnr_max, the end points of the SHIFTED schedule: a shift
+    moves them (appendix A warns of it). Note: (logsnr - logsnr_min) / (logsnr_max - logsnr_min), in [0, 1]. With -15
+    and 15, the input would leave [0, 1].
     # Paper: B.2 says only 'linear', B.1 nothing, and get_logsnr_emb is not printed. This scaling, the sinusoidal
     # embedding and two layers are our reading, for both networks.
 
@@ -164,9 +165,9 @@ def attend(q, k, v, mask=None):
 class Attention(nn.Module):
     """The paper's self_attention (B.2.1), with its residual: tokens (B, N, C) -> (B, N, C).
 
-    Layer norm (with bias) normalises q and k per head. So their product stays bounded, however large the weights of qkv
-    grow. Only the learned gains and biases of the two norms can change the bound. The paper also has the scale d^-1/2:
-    `attend` applies it. Raises ValueError if num_heads does not divide channels.
+    Layer norm (with bias) normalises q and k per head. The paper also has the scale d^-1/2: `attend` applies it. Raises
+    ValueError if num_heads does not divide channels. Note: so the product of q and k stays bounded, however large the
+    weights of qkv grow. Only the learned gains and biases of the two norms can change the bound.
     # Paper: "Normalize" (without bias) is not defined. We take layer norm with a scale and no bias.
     # Paper: the printed function takes text_emb and never uses it. Cross-attention (5.2) is not printed.
     """
@@ -417,7 +418,7 @@ class UNet(nn.Module):
         return self.ascend(h, skips, emb, text)                           # (B, C0, H, W)
 
     def descend(self, z, emb, text=None, f=None):
-        """Run the way down. Return the coarsest map and the skips, k + 1 per level: its input and its block outputs."""
+        """Run the way down. Return the coarsest map and the skips. Note: k + 1 a level, its input and block outputs."""
         check_input(z, self.size)
         h = self.input(z)                                                 # (B, C0, H, W)
         h = h if f is None else h + f

@@ -6,6 +6,7 @@
     notebook.py    a notebook a chapter
     exams.py       what the exams share; the exams are in chapter1.py to chapter8.py
     witness.py     run an exam on a student's file, in a process of its own
+    conduct.py     what holds for every function alike: inputs unchanged, gradients, no drawing of its own
     judge.py       compare, give points, draw pictures
     classes.py     grade a class: a row for each hand-in, whatever it does
     room.py        the folder in which a hand-in's code runs: nothing in it helps to cheat
@@ -13,5 +14,6 @@
     gradescope.py  an autograder for Gradescope
     check.py       the lecturer's own test of all this
 
-For lecturers only: answers.md (the written questions), mutants.py (typical mistakes), reading_a_run.py (its plots).
+For lecturers only: answers.md (the written questions), mutants.py (typical mistakes), second.py (another right solution
+of each exercise), reading_a_run.py (its plots).
 """

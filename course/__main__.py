@@ -4,7 +4,7 @@
     python -m course make my_work                a copy of the project without the bodies of the exercises' functions
     python -m course make my_work --chapter 3    the same, with only one chapter cut out
     python -m course pack                        in such a copy: the zip to hand in
-    python -m course grade my_work               points, one line an exercise, and a picture of each correct one
+    python -m course grade my_work               points, one line an exercise, and pictures: of a wrong one two
     python -m course grade my_work --chapter 3 --seed 4711 --json points.json      other random inputs
     python -m course grade-class handed_in --chapters 1,2 --seed 4711              a row for each hand-in
     python -m course gradescope-zip --chapters 1,2                                 an autograder for Gradescope

@@ -38,6 +38,7 @@ class AlphaSigma:
         logsnr = r.uniform(3, 4, low=-14, high=14)
         curve = torch.linspace(-10, 10, 101)
         return dict(random=m.schedule.alpha_sigma(logsnr), clean=m.schedule.alpha_sigma(torch.tensor([20.0, 30.0])),
+                    ends=m.schedule.alpha_sigma(torch.tensor([-15.0, 15.0, math.inf])),
                     curve=m.schedule.alpha_sigma(curve))
 
     def spec(m, r):
@@ -45,6 +46,7 @@ class AlphaSigma:
             e = torch.exp(-logsnr.double())                               # sigma^2 / alpha^2
             return [(1 / (1 + e)).sqrt().float(), (e / (1 + e)).sqrt().float()]
         return dict(random=slow(r.uniform(3, 4, low=-14, high=14)), clean=slow(torch.tensor([20.0, 30.0])),
+                    ends=slow(torch.tensor([-15.0, 15.0, math.inf])),
                     curve=slow(torch.linspace(-10, 10, 101)))
 
     def laws(seen):
@@ -52,6 +54,7 @@ class AlphaSigma:
         yield bool(((alpha ** 2 + sigma ** 2 - 1).abs() < 1e-5).all()), "alpha^2 + sigma^2 must be 1"
         yield bool((seen["clean"][1] > 0).all()), (
             "sigma is 0 at log-SNR 30: 1 - alpha^2 rounds to 0, sigmoid(-l) does not")
+        yield [float(part[2]) for part in seen["ends"]] == [1, 0], "at log-SNR +inf alpha must be 1 and sigma 0"
 
     def picture(seen, axis):
         curves(axis, torch.linspace(-10, 10, 101), dict(zip(("alpha", "sigma"), seen["curve"])), "log-SNR", "")

@@ -6,6 +6,10 @@ import torch
 from course.exams import alpha_and_sigma, curves, exam, image, learns, letter, NO_GRADIENT, refused, row_of
 
 
+LEVELS = torch.linspace(-8, 8, 17)
+ENDS = torch.tensor([-15.0, 15.0, math.inf, 0.0])                         # the ends of a schedule; +inf is "no noise"
+
+
 def inputs_2(r):
     """Draw x, eps (4, 3, 6, 6) and logsnr (4,) in [-8, 8]: further out a division would hide an error."""
     return r.normal(4, 3, 6, 6), r.normal(4, 3, 6, 6), r.uniform(4, low=-8, high=8)
@@ -13,10 +17,13 @@ def inputs_2(r):
 
 @exam("2.1")
 class Diffuse:
+    taught = True
+
     def see(m, r):
         x, eps, logsnr = inputs_2(r)
         levels = torch.tensor([8.0, 3.0, 0.0, -3.0, -8.0])
         return dict(z=m.schedule.diffuse(x, eps, logsnr), scalar=m.schedule.diffuse(x, eps, 0.7),
+                    ends=m.schedule.diffuse(x, eps, ENDS),
                     shown=m.schedule.diffuse(letter().expand(5, -1, -1, -1), r.normal(5, 3, 32, 32), levels))
 
     def spec(m, r):
@@ -26,7 +33,7 @@ class Diffuse:
         def slow(x, eps, logsnr):
             return torch.stack([math.sqrt(1 / (1 + math.exp(-l))) * a + math.sqrt(1 / (1 + math.exp(l))) * b
                                 for a, b, l in zip(x, eps, torch.as_tensor(logsnr).expand(len(x)).tolist())])
-        return dict(z=slow(x, eps, logsnr), scalar=slow(x, eps, 0.7),
+        return dict(z=slow(x, eps, logsnr), scalar=slow(x, eps, 0.7), ends=slow(x, eps, ENDS),
                     shown=slow(letter().expand(5, -1, -1, -1), r.normal(5, 3, 32, 32), levels))
 
     def laws(seen):
@@ -40,9 +47,9 @@ class Diffuse:
         axis.set_xlabel("log-SNR 8, 3, 0, -3, -8")
 
 
-def conversion(number, name, given, slow, laws, picture):
+def conversion(number, name, given, slow, laws, picture, levels=(3.0, 0.0, -3.0), error=0.0):
     """Enter the exam of a conversion: it calls `name`(*given(x, eps, z, v), logsnr); `slow` works in float64 with alpha
-    and sigma."""
+    and sigma. The picture shows the conversion at these levels; the second given has an error of this size."""
     def faces(r):
         x, eps, logsnr = inputs_2(r)
         alpha, sigma = alpha_and_sigma(logsnr)
@@ -51,11 +58,20 @@ def conversion(number, name, given, slow, laws, picture):
     def seen_of(call, r):
         *four, logsnr = faces(r)
         a, b = given(*four)
-        ends = given(*(torch.ones(2, 1, 1, 1) * k for k in (0.5, -1.0, 0.25, 2.0)))
+        flat = given(*(torch.ones(4, 1, 1, 1) * k for k in (0.5, -1.0, 0.25, 2.0)))
         return dict(random=call(a.clone(), b.clone(), logsnr), one=call(a.clone(), b.clone(), logsnr[0]),
-                    ends=call(*ends, torch.tensor([-6.0, 6.0])), truth=four, level=logsnr)
+                    ends=call(*flat, ENDS), truth=four, level=logsnr, shown=shown(call, r))
+
+    def shown(call, r):
+        at = torch.tensor(levels)
+        (alpha, sigma), eps = alpha_and_sigma(at), r.normal(1, 3, 32, 32)
+        x, eps = (part.expand(len(at), -1, -1, -1) for part in (letter(), eps))
+        a, b = given(x, eps, (alpha * x + sigma * eps).float(), (alpha * eps - sigma * x).float())
+        return [a, b, call(a.clone(), b + error * r.normal(1, 3, 32, 32), at)]
 
     class Conversion:
+        taught = True
+
         def see(m, r):
             return seen_of(getattr(m.schedule, name), r)
 
@@ -91,24 +107,30 @@ def picture_v(seen, axis):
     axis.legend(fontsize=8)
 
 
-def picture_truth(which, label):
-    def picture(seen, axis):
-        axis.plot([-3, 3], [-3, 3], color="0.8")
-        axis.scatter(seen["truth"][which].flatten(), seen["random"].flatten(), s=4)
-        axis.set(xlabel=f"the true {label}", ylabel=f"{label} that you compute")
-    return picture
+def picture_eps(seen, axis):
+    image(axis, torch.cat([row_of(part.clamp(-2, 2)) for part in seen["shown"]], -2))
+    axis.set(xlabel="log-SNR 3, 0, -3: the noise shows no letter", yticks=(16, 48, 80), yticklabels=("z", "v", "eps"))
+
+
+def picture_x(seen, axis):
+    z, _, x = seen["shown"]
+    image(axis, torch.cat([row_of(part.clamp(-1.5, 1.5)) for part in (z, x)], -2))
+    axis.set(xlabel="log-SNR 4, 0, -4, -8: an error of 0.03 in eps\nhides the image where the noise is strong",
+             yticks=(16, 48), yticklabels=("z", "x"))
 
 
 conversion("2.2", "v_from_x_eps", lambda x, eps, z, v: (x, eps), lambda x, eps, a, s: a * eps - s * x, laws_v,
            picture_v)
 conversion("2.3", "eps_from_v", lambda x, eps, z, v: (z, v), lambda z, v, a, s: s * z + a * v, laws_eps,
-           picture_truth(1, "eps"))
+           picture_eps)
 conversion("2.4", "x_from_eps", lambda x, eps, z, v: (z, eps), lambda z, eps, a, s: (z - s * eps) / a, laws_x,
-           picture_truth(0, "x"))
+           picture_x, levels=(4.0, 0.0, -4.0, -8.0), error=0.03)
 
 
 @exam("2.5")
 class PredictionLoss:
+    taught = True
+
     def see(m, r):
         x, eps, logsnr = inputs_2(r)
         z, v = m.schedule.diffuse(x, eps, logsnr), r.normal(4, 3, 6, 6)
@@ -117,7 +139,14 @@ class PredictionLoss:
             losses[loss] = [m.train.prediction_loss(*(part[i:i + 1] for part in (v, z, x, eps, logsnr)), loss)
                             for i in range(4)]
             losses[loss + "_all"] = m.train.prediction_loss(v, z, x, eps, logsnr, loss)
+            losses[loss + "_ends"] = [m.train.prediction_loss(v[:1], z[:1], x[:1], eps[:1], end[None], loss)
+                                      for end in ENDS[:2]]
             losses[loss + "_multiscale"] = m.train.prediction_loss(v, z, x, eps, logsnr, loss, 3)
+        off = 0.1 * r.normal(1, 3, 6, 6)
+        one = lambda level, loss: m.train.prediction_loss(
+            m.schedule.v_from_x_eps(x[:1], eps[:1], level) + off, m.schedule.diffuse(x[:1], eps[:1], level), x[:1],
+            eps[:1], level, loss)
+        losses["shown"] = [one(level, loss) for loss in ("eps_mse", "v_mse") for level in LEVELS[:, None]]
         perfect = m.schedule.v_from_x_eps(x, eps, logsnr)
         return dict(**losses, perfect=m.train.prediction_loss(perfect, z, x, eps, logsnr, "v_mse"),
                     learns=[learns(lambda v: m.train.prediction_loss(v, z, x, eps, logsnr, *more), v)
@@ -128,13 +157,18 @@ class PredictionLoss:
         x, eps, logsnr = inputs_2(r)
         v, (alpha, sigma) = r.normal(4, 3, 6, 6).double(), alpha_and_sigma(logsnr)
         z = alpha * x + sigma * eps
+        ends = [[part.double() for part in alpha_and_sigma(end)] for end in ENDS[:2]]
+        ends = dict(eps_mse=[((b * z[:1] + a * v[:1] - eps[:1]) ** 2).mean().float() for a, b in ends],
+                    v_mse=[((v[:1] - a * eps[:1] + b * x[:1]) ** 2).mean().float() for a, b in ends])
         errors = dict(eps_mse=sigma * z + alpha * v - eps, v_mse=v - (alpha * eps - sigma * x))
         out = {}
         for loss, error in errors.items():
             out[loss] = [(error[i] ** 2).mean().float() for i in range(4)]
-            out[loss + "_all"] = (error ** 2).mean().float()
+            out[loss + "_all"], out[loss + "_ends"] = (error ** 2).mean().float(), ends[loss]
             halves = torch.stack([error[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]).mean(0)
             out[loss + "_multiscale"] = ((error ** 2).mean() / 6 + (halves ** 2).mean() / 3).float()
+        off = (0.1 * r.normal(1, 3, 6, 6)).double().square().mean()
+        out["shown"] = [off.float() * weight for weight in (*torch.sigmoid(LEVELS), *torch.ones(len(LEVELS)))]
         return dict(**out, perfect=torch.tensor(0.0), default=out["eps_mse_all"], level=logsnr, learns=[1.0] * 3)
 
     def laws(seen):
@@ -145,19 +179,22 @@ class PredictionLoss:
         yield float((ratio - 1).abs().max()) < 1e-2, "the loss on eps must be SNR / (1 + SNR) times the loss on v"
 
     def picture(seen, axis):
-        order = seen["level"].argsort()
-        curves(axis, seen["level"][order], {name: torch.stack(seen[name])[order] for name in ("eps_mse", "v_mse")},
-               "log-SNR", "loss of a random prediction")
+        losses = torch.stack(seen["shown"]).reshape(2, -1)
+        curves(axis, LEVELS, dict(zip(("eps_mse", "v_mse"), losses)), "log-SNR", "loss of the same error of v")
+        axis.set_yscale("log")
 
 
 @exam("2.6")
 class Multiscale:
+    taught = True
+
     def see(m, r):
         error = r.normal(2, 3, 16, 16)
         f = m.train.multiscale_mse
         return dict(bases=[f(error, base) for base in (2, 4, 8, 16)], odd=f(r.normal(2, 3, 12, 12), 3),
                     flat=f(torch.ones(1, 3, 16, 16), 2), wide=f(r.normal(1, 1, 12, 20), 4),
                     ends=f(r.normal(1, 1, 12, 12), 1),
+                    oblong=[f(r.normal(1, 1, 48, 80), 16), f(r.normal(1, 1, 9, 5), 5)],
                     refused=[refused(f, error, base) for base in (0, 17, -1)], learns=learns(lambda e: f(e, 4), error))
 
     def spec(m, r):
@@ -174,7 +211,9 @@ class Multiscale:
         error = r.normal(2, 3, 16, 16)
         return dict(bases=[slow(error, base) for base in (2, 4, 8, 16)], odd=slow(r.normal(2, 3, 12, 12), 3),
                     flat=slow(torch.ones(1, 3, 16, 16), 2), wide=slow(r.normal(1, 1, 12, 20), 4),
-                    ends=slow(r.normal(1, 1, 12, 12), 1), refused=[1.0] * 3, learns=1.0)
+                    ends=slow(r.normal(1, 1, 12, 12), 1),
+                    oblong=[slow(r.normal(1, 1, 48, 80), 16), slow(r.normal(1, 1, 9, 5), 5)],
+                    refused=[1.0] * 3, learns=1.0)
 
     def laws(seen):
         yield abs(float(seen["flat"]) - 15 / 16) < 1e-4, (

@@ -38,6 +38,8 @@ def slow_dwt(x, levels):
 
 @exam("3.1")
 class Split:
+    taught = True
+
     def see(m, r):
         wave = torch.sin(torch.arange(64) / 5.0) + (torch.arange(64) > 40)
         return dict(random=m.dwt._split(r.normal(2, 3, 10)), two=m.dwt._split(r.normal(1, 2)),
@@ -66,6 +68,8 @@ class Split:
 
 @exam("3.2")
 class Merge:
+    taught = True
+
     def see(m, r):
         low, high = r.normal(2, 3, 5), r.normal(2, 3, 5)
         wave = torch.sin(torch.arange(64) / 5.0) + (torch.arange(64) > 40)
@@ -97,6 +101,8 @@ class Merge:
 
 @exam("3.3")
 class Packing:
+    taught = True
+
     def see(m, r):
         shown = m.dwt.dwt(letter(64), 1)
         return dict(one=m.dwt.dwt(r.normal(2, 3, 8, 12), 1), two=m.dwt.dwt(r.normal(1, 2, 16, 8), 2),
@@ -150,8 +156,11 @@ class Adjoint:
 
 @exam("3.5")
 class Coefficients:
+    def levels(r):
+        return torch.cat([torch.tensor([-15.0, 15.0]), r.uniform(7, low=-8, high=8)])
+
     def see(m, r):
-        logsnr = r.uniform(9, low=-8, high=8)
+        logsnr = Coefficients.levels(r)
         alpha, sigma = m.schedule.alpha_sigma(logsnr)
         c, d = m.precondition.coefficients(alpha, sigma, 0.09, 1.5)
         equal_c, equal_d = m.precondition.coefficients(alpha, sigma, 0.8, 0.8)
@@ -159,7 +168,7 @@ class Coefficients:
         return dict(c=c, d=d, images=torch.stack(images), equal_c=equal_c, equal_d=equal_d, shown=logsnr)
 
     def spec(m, r):
-        logsnr = r.uniform(9, low=-8, high=8)
+        logsnr = Coefficients.levels(r)
         a, b = torch.sigmoid(logsnr.double()), torch.sigmoid(-logsnr.double())                  # alpha^2, sigma^2
 
         def slow(s, n):                                                   # by the moments of v and z

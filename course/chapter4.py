@@ -4,11 +4,15 @@ import math
 import torch
 import torch.nn.functional as F
 
-from course.exams import curves, exam, image, learns, letter, NO_GRADIENT, row_of, slow_norm, swish, unbiased
+from course.exams import (drops_singly, exam, image, learns, letter, NO_GRADIENT, row_of, slow_norm, swish,
+                          unbiased)
 
 
 @exam("4.1", tolerance=1e-3)                                              # sines of angles up to 1000
 class LevelEmbedding:
+    taught = True
+    untaught = "label",
+
     def seen(m, r, call):
         moved, plain = m.unet.Embedding(16, -19.16, 10.84, 5), m.unet.Embedding(16, -15.0, 15.0, 5)
         plain.load_state_dict(r.fill(moved).state_dict())
@@ -17,7 +21,8 @@ class LevelEmbedding:
         ends = torch.tensor([-19.16, 10.84]), torch.tensor([-15.0, 15.0])
         return dict(random=call(moved, r.uniform(4, low=-18, high=10), 4), scalar=call(moved, torch.tensor(0.5), 3),
                     odd=call(odd, r.uniform(4, low=-18, high=12), 4), moved=call(moved, ends[0], 2),
-                    plain=call(plain, ends[1], 2), curve=call(moved, curve, 61))
+                    plain=call(plain, ends[1], 2), curve=call(moved, curve, 61),
+                    plain_curve=call(plain, torch.linspace(-15, 15, 61), 61))
 
     def see(m, r):
         return LevelEmbedding.seen(m, r, lambda layer, logsnr, batch: layer.of_logsnr(logsnr, batch))
@@ -35,12 +40,17 @@ class LevelEmbedding:
         yield float(seen["scalar"].std(0).max()) < 1e-6, "a scalar log-SNR must give every example the same row"
 
     def picture(seen, axis):
-        channels = {f"channel {i}": seen["curve"][:, i] for i in range(4)}
-        curves(axis, torch.linspace(-19.16, 10.84, 61), channels, "log-SNR", "embedding")
+        rows, columns = (F.normalize(curve - curve.mean(0), dim=1) for curve in (seen["curve"], seen["plain_curve"]))
+        axis.imshow(rows @ columns.T, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto",
+                    extent=(-15, 15, -19.16, 10.84))
+        axis.set(xlabel="log-SNR of a plain schedule", ylabel="log-SNR of a shifted one")
+        axis.set_title("dark: the same embedding", fontsize=8, loc="right")
 
 
 @exam("4.2", tolerance=1e-3)
 class ResBlock:
+    taught = True
+
     def seen(m, r, call):
         x, skip, emb = r.normal(2, 8, 6, 6) + 0.5, 3 * r.normal(2, 8, 6, 6), r.normal(2, 12)
         plain, joined = r.fill(m.unet.ResBlock(8, 12)), r.fill(m.unet.ResBlock(8, 12, skip=True))
@@ -57,7 +67,7 @@ class ResBlock:
         seen, half = ResBlock.seen(m, r, call), r.fill(m.unet.ResBlock(8, 12, dropout=0.5, skip=True))
         x, emb, skip = r.normal(1, 8, 6, 6), r.normal(1, 12), r.normal(1, 8, 6, 6)
         many = lambda n: half(*(one.repeat_interleave(n, 0) for one in (x, emb, skip)))
-        return dict(seen, unbiased=unbiased(many, half),
+        return dict(seen, unbiased=unbiased(many, half), single=drops_singly(half, half.conv2, x, emb, skip),
                     learns=learns(half.eval(), x, emb, skip))
 
     def spec(m, r):
@@ -74,13 +84,14 @@ class ResBlock:
                              for b in range(len(x))])
             h = swish(h) * (0 if block.training else 1)                   # the one block in training has dropout 1
             return (x.double() + conv(block.conv2, h)).float()
-        return dict(ResBlock.seen(m, r, slow), unbiased=1.0, learns=1.0)
+        return dict(ResBlock.seen(m, r, slow), unbiased=1.0, single=1.0, learns=1.0)
 
     def laws(seen):
         yield float((seen["dropped"] - seen["x"] - seen["bias"].reshape(1, -1, 1, 1)).abs().max()) < 1e-4, (
             "with dropout 1, x and the bias of conv2 must remain: dropout belongs right before conv2")
         yield bool(seen["unbiased"]), (
             "in training dropout must act once, right before conv2, and keep the mean of evaluation mode")
+        yield bool(seen["single"]), "dropout must drop single numbers, not whole channels or places of the map"
         yield bool(seen["learns"]), NO_GRADIENT
         yield float((seen["joined"] - seen["louder"]).abs().max()) < 1e-2, (
             "a skip times five must change nothing: h and skip are both normalised before they are added")
@@ -125,6 +136,9 @@ class Dropout:
 
 @exam("4.4", tolerance=1e-3)
 class WayUp:
+    taught = True
+    untaught = "embed.", "input.", "down.", "downsample.", "middle.", "output."
+
     def seen(m, r, call):
         net = r.fill(m.unet.UNet((16, 24), 8, 12, (1, 2, 2), (1, 2, 1), attn_resolutions=(5,), num_heads=2,
                                  num_classes=3))

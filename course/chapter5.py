@@ -3,18 +3,22 @@ import math
 
 import torch
 
-from course.exams import exam, image, learns, NO_GRADIENT, refused, row_of, slow_norm, swish, unbiased
+from course.exams import (drops_singly, exam, image, influence, learns, NO_GRADIENT, refused, row_of, slow_norm, swish,
+                          table, unbiased)
 
 
 @exam("5.1", tolerance=1e-3)
 class Attention:
+    taught = True
+
     def seen(m, r, call):
         layer, x = r.fill(m.unet.Attention(12, 3)), r.normal(2, 5, 12)
         mask = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 0, 1, 1]]).bool()
         order, other = torch.randperm(5, generator=r.generator), x.clone()
         other[0, 2], other[1, 1:3] = r.normal(12), r.normal(2, 12)
         out = dict(out=call(layer, x, None), shuffled=call(layer, x[:, order], None)[:, order.argsort()],
-                   masked=call(layer, x, mask), hidden=call(layer, other, mask), mask=mask.float())
+                   masked=call(layer, x, mask), hidden=call(layer, other, mask), mask=mask.float(),
+                   influence=influence(lambda x: call(layer, x, mask[:1]), x[:1], r))
         with torch.no_grad():
             layer.qkv.weight[:24] *= 1000                                 # q and k times a thousand
             layer.qkv.bias[:24] *= 1000
@@ -56,13 +60,14 @@ class Attention:
         yield float((seen["masked"] - seen["hidden"])[visible].abs().max()) < 1e-3, "a masked token changes the result"
 
     def picture(seen, axis):
-        both = torch.cat([seen["x"][0], torch.full((1, 12), torch.nan), seen["out"][0]])
-        axis.imshow(both, cmap="coolwarm", vmin=-3, vmax=3)
-        axis.set(yticks=(2, 8), yticklabels=("x", "x + attention"), xlabel="channel")
+        table(axis, seen["influence"])
+        axis.set(xlabel="a token that changes; 2 is masked", ylabel="what changes in the result")
 
 
 @exam("5.2", tolerance=1e-3)
 class MLP:
+    taught = True
+
     def seen(m, r, call):
         x, skip, emb = r.normal(2, 5, 8) + 0.5, 3 * r.normal(2, 5, 8), r.normal(2, 12)
         plain, joined = r.fill(m.uvit.MLPBlock(8, 12)), r.fill(m.uvit.MLPBlock(8, 12, skip=True))
@@ -70,14 +75,15 @@ class MLP:
         return dict(plain=call(plain, x, emb, None), joined=call(joined, x, emb, skip),
                     louder=call(joined, x, emb, 5 * skip), alone=call(plain, x[:, 2:3], emb, None),
                     dropped=call(dropped, x, emb, None), x=x, bias=dropped.out.bias,
-                    rested=call(half, x, emb, None))
+                    rested=call(half, x, emb, None),
+                    influence=influence(lambda x: call(plain, x, emb[:1], None), x[:1], r))
 
     def see(m, r):
         call = lambda block, x, emb, skip: block(x.clone(), emb.clone(), *(() if skip is None else (skip.clone(),)))
         seen, half = MLP.seen(m, r, call), r.fill(m.uvit.MLPBlock(8, 12, dropout=0.5, skip=True))
         x, emb, skip = r.normal(1, 5, 8), r.normal(1, 12), r.normal(1, 5, 8)
         many = lambda n: half(*(one.repeat_interleave(n, 0) for one in (x, emb, skip)))
-        return dict(seen, unbiased=unbiased(many, half),
+        return dict(seen, unbiased=unbiased(many, half), single=drops_singly(half, half.out, x, emb, skip),
                     learns=learns(half.eval(), x, emb, skip))
 
     def spec(m, r):
@@ -95,13 +101,14 @@ class MLP:
                     out[b, n] = (x[b, n].double() + dense(block.out, h)).float()
             return out
         with torch.no_grad():
-            return dict(MLP.seen(m, r, slow), unbiased=1.0, learns=1.0)
+            return dict(MLP.seen(m, r, slow), unbiased=1.0, single=1.0, learns=1.0)
 
     def laws(seen):
         yield float((seen["dropped"] - seen["x"] - seen["bias"]).abs().max()) < 1e-4, (
             "with dropout 1, x and the bias of the last layer must remain: dropout belongs right before it")
         yield bool(seen["unbiased"]), (
             "in training dropout must act once, right before the last layer, and keep the mean of evaluation mode")
+        yield bool(seen["single"]), "dropout must drop single numbers, not whole tokens or channels"
         yield bool(seen["learns"]), NO_GRADIENT
         yield float((seen["joined"] - seen["louder"]).abs().max()) < 1e-2, (
             "a skip times five must change nothing: h and skip are both normalised before they are added")
@@ -109,20 +116,24 @@ class MLP:
             "a token's result depends on other tokens")
 
     def picture(seen, axis):
-        both = torch.cat([seen["x"][0], torch.full((1, 8), torch.nan), seen["plain"][0]])
-        axis.imshow(both, cmap="coolwarm", vmin=-3, vmax=3)
-        axis.set(yticks=(2, 8), yticklabels=("x", "x + mlp"), xlabel="channel")
+        table(axis, seen["influence"])
+        axis.set(xlabel="a token that changes: no other token sees it", ylabel="what changes in the result")
 
 
 @exam("5.3", tolerance=2e-3)
 class Tokens:
+    taught = True
+    untaught = "embed.", "output."
+
     def seen(m, r, call):
         net, reader = (r.fill(m.uvit.UViT((16, 24), 8, 12, (1, 2, 2), (1, 2), 2, num_heads=2, num_classes=3,
                                           text_channels=width)) for width in (0, 6))
         z, emb, f = r.normal(2, 3, 16, 24), r.normal(2, 12), r.normal(2, 8, 16, 24)
+        tall = r.fill(m.uvit.UViT((24, 8), 8, 12, (1, 2, 2), (1, 2), 1, num_heads=2, num_classes=3))
         text = r.normal(2, 3, 6), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
         out = dict(out=call(net, z, emb, None, None), text=call(reader, z, emb, text, None),
                    f=call(net, z, emb, None, f),
+                   tall=call(tall, torch.cat([z[..., :8], z[:, :, :8, 8:16]], 2), emb, None, None),
                    refused=[refused(net.features, small, emb) for small in (z[..., :16], z[..., :8, :])])
         with torch.no_grad():
             net.position[7] += 3 * r.normal(16)                           # the token of row 1, column 1 of 4 x 6

@@ -22,6 +22,7 @@ def slow_ddim(z_t, x_hat, logsnr_t, logsnr_s):
 @exam("6.1")
 class Ddim:
     levels = [-2.0, 0.0, 2.0, 6.0]
+    ends = torch.tensor([-15.0, -15.0, 13.0, 2.0]), torch.tensor([-14.0, 15.0, 15.0, math.inf])
 
     def walk(step, r):
         """Step from log-SNR -6 to each of the levels, with the picture itself as x_hat."""
@@ -34,14 +35,15 @@ class Ddim:
         step, inputs = m.sample.ddim_step, inputs_6(r)
         z, x, t, s = inputs
         return dict(random=step(*inputs), scalar=step(z, x, t[0], s[0]), stay=step(z, x, t, t), given=inputs,
-                    walk=Ddim.walk(step, r))
+                    ends=step(z, x, *Ddim.ends), walk=Ddim.walk(step, r))
 
     def spec(m, r):
         def step(*inputs):
             return slow_ddim(*inputs).float()
         inputs = inputs_6(r)
         z, x, t, s = inputs
-        return dict(random=step(*inputs), scalar=step(z, x, t[0], s[0]), stay=z, given=inputs, walk=Ddim.walk(step, r))
+        return dict(random=step(*inputs), scalar=step(z, x, t[0], s[0]), stay=z, given=inputs,
+                    ends=step(z, x, *Ddim.ends), walk=Ddim.walk(step, r))
 
     def laws(seen):
         z, x, t, s = seen["given"]
@@ -74,6 +76,7 @@ def slow_posterior(z_t, x_hat, logsnr_t, logsnr_s):
 class Ddpm:
     share = [i / 20 for i in range(21)]
     ends = torch.tensor(-1.0), torch.tensor(1.0)
+    far = torch.tensor([-15.0, -15.0, 13.0, -14.0]), torch.tensor([-14.0, 15.0, 15.0, 0.0])
 
     def seen_of(step, r):
         """Call step(z_t, x_hat, logsnr_t, logsnr_s, nu, noise)."""
@@ -81,7 +84,7 @@ class Ddpm:
         noise, nu = r.normal(4, 3, 5, 5), float(r.uniform(1))
         zero, one, (alpha, _) = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), alpha_and_sigma(t)
         return dict(mean=step(z, x, t, s, nu, torch.zeros_like(z)), random=step(z, x, t, s, nu, noise),
-                    scalar=step(z, x, t[0], s[0], nu, noise),
+                    scalar=step(z, x, t[0], s[0], nu, noise), ends=step(z, x, *Ddpm.far, nu, noise),
                     on_the_way=step((alpha * x).float(), x, t, s, nu, 0 * noise),
                     deviation=[step(zero, zero, *Ddpm.ends, nu, one) for nu in Ddpm.share], given=[x, t, s])
 

@@ -67,6 +67,7 @@ class LevelSchedules:
         sizes = [(256, 256), (128, 128), (64, 64)]
         return dict(random=[f(t) for f in schedules(base, [(96, 96), (32, 32), (16, 16), (8, 8)], power)],
                     oblong=[f(t) for f in schedules(base, [(64, 128), (8, 16)], power)],
+                    tall=[f(t) for f in schedules(base, [(80, 48), (20, 12), (5, 3)], power)],
                     single=[f(t) for f in schedules(base, [(16, 16)], power)],
                     curves=[f(TIMES) for f in schedules(base, sizes)], base=base(TIMES),
                     number=[f(torch.tensor(0.5)) for f in schedules(base, sizes, 1.0)])
@@ -100,6 +101,8 @@ class LevelSchedules:
 
 @exam("7.3")
 class NestedLoss:
+    taught = recorded = True
+
     sizes = [(8, 8), (4, 4), (2, 2)]
 
     def model(calls):
@@ -229,6 +232,9 @@ def slow_denoise(network, z, logsnr, condition, text, f=None):
 
 @exam("7.4", tolerance=1e-3)
 class Denoise:
+    taught = True
+    untaught = "embed.label",
+
     def seen_of(denoise, m, r):
         network = network_7(m, r)
         z = [r.normal(3, 3, side, side) for side in (32, 16, 8)]

@@ -88,6 +88,7 @@ class Augment:
 @exam("8.2")
 class HandOver:
     times = [0.0, 0.2, 0.4, 0.6]
+    wrong_words = "raw", "Clean", "", "noise", "cleaned", "re"
 
     def seen_of(hand_over, m, r):
         def low_schedule(t):
@@ -104,8 +105,8 @@ class HandOver:
     def see(m, r):
         x = torch.zeros(1, 3, 4, 4)
         return dict(HandOver.seen_of(m.cascade.hand_over, m, r),
-                    refused=[refused(m.cascade.hand_over, x, word, 0.5, m.schedule.logsnr_cosine, x)
-                             for word in ("raw", "Clean", "")])
+                    refused=[refused(m.cascade.hand_over, x, word, s, m.schedule.logsnr_cosine, x)
+                             for word in HandOver.wrong_words for s in (0.0, 0.5)])
 
     def spec(m, r):
         def slow(x, handoff, s, low_schedule, noise):
@@ -116,11 +117,11 @@ class HandOver:
                 return x, torch.tensor(levels)
             alpha, sigma = (float(part) for part in alpha_and_sigma(levels[0]))
             return torch.stack([alpha * one + sigma * more for one, more in zip(x, noise)]), torch.tensor(levels)
-        return dict(HandOver.seen_of(slow, m, r), refused=[torch.tensor(1.0)] * 3)
+        return dict(HandOver.seen_of(slow, m, r), refused=[torch.tensor(1.0)] * 12)
 
     def laws(seen):
         yield all(float(flag) for flag in seen["refused"]), (
-            "any other word than truncated, renoised, clean must raise ValueError")
+            "any other word than truncated, renoised, clean must raise ValueError, also if s = 0")
         x, noise, level = seen["given"]
         yield torch.equal(seen["truncated"][0], x), "truncated: low_res already is z_s; add nothing"
         alpha, sigma = alpha_and_sigma(level)
@@ -146,6 +147,8 @@ def slow_target(z_t, z_s, logsnr_t, logsnr_s):
 
 @exam("8.3", tolerance=1e-3)
 class StepTarget:
+    far = torch.tensor([-15.0, -15.0, 2.0, -8.0]), torch.tensor([-2.0, 15.0, 15.0, 15.0])
+
     def seen_of(target, r):
         z_t, z_s, t, s = inputs_6(r)
         s = s + 1
@@ -155,7 +158,8 @@ class StepTarget:
         for x_hat, here, there in zip(x_hats, levels, levels[1:]):
             z.append(slow_ddim(z[-1], x_hat, here, there).float())
         return dict(random=target(z_t, z_s, t, s), known=target(z_t, slow_ddim(z_t, x, t, s).float(), t, s),
-                    clean=target(z_t, z_s, t, ends), given=[z_t, z_s, t, s, x], x_hats=x_hats,
+                    clean=target(z_t, z_s, t, ends), far=target(z_t, z_s, *StepTarget.far),
+                    given=[z_t, z_s, t, s, x], x_hats=x_hats,
                     shown=target(z[0], z[2], levels[0], levels[2]))
 
     def see(m, r):

@@ -240,7 +240,7 @@ def grade_class(folder, exercises, seed, limit, to, command=None):
         first.start()
         first.stop()
     for exercise in exercises:
-        specification(exercise.file, exercise.number, seed, limit)        # once: the processes inherit it
+        specification(exercise, seed, limit)                              # once: the processes inherit it
     of = sum(exercise.points for exercise in exercises)
     with open(os.path.join(to, "points.csv"), "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)

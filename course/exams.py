@@ -4,8 +4,9 @@
                    are the modules. Returns {name: tensors}
     spec(m, r)     compute the same with a slow loop or a closed form on the same inputs, in the judge's process
     laws(seen)     yield (holds, message): what must be true of the student's numbers. Judged before equality
-    picture(seen, axis)    draw what a student sees after a correct answer
+    picture(seen, axis)    draw what was made: the student's numbers, and beside wrong ones those of `spec`
     tolerance      of equality, relative and absolute
+    taught         True: gradients must reach inputs and weights, see conduct.py
 
 Read the specification: it is the definition without tricks. Where it needs layers it takes them from m, which for the
 judge is the project itself.
@@ -71,6 +72,19 @@ def unbiased(many, module, n=3000):
     return float(bool(deviation.max() > 1e-3) and bool(error.max() < 6))
 
 
+def drops_singly(module, last, *inputs):
+    """Return 1 if dropout zeroes single numbers right before the layer `last`, 0 if whole channels or places."""
+    with torch.no_grad():
+        width = min(last.weight.shape[:2])
+        last.bias.zero_(), last.weight.zero_()
+        for i in range(width):                                            # the first channels pass `last` unchanged
+            last.weight[i, i][(1,) * (last.weight.ndim - 2)] = 1.0
+        inputs = [one.repeat_interleave(16, 0) for one in inputs]
+        zero = (module.train()(*inputs) - inputs[0]).abs() < 1e-9         # tokens (16, N, C) or maps (16, C, H, W)
+    zero = zero.flatten(2)
+    return float(max(zero.all(axis).double().mean() for axis in (1, 2)) < 0.2)
+
+
 NO_GRADIENT = "no gradient comes back, so nothing can be learnt: did you use .item(), .detach() or no_grad?"
 
 
@@ -87,6 +101,24 @@ def learns(function, *inputs):
     if not isinstance(value, torch.Tensor) or not value.requires_grad:
         return 0.0
     return float(all(g is not None and bool(g.any()) for g in torch.autograd.grad(value, inputs, allow_unused=True)))
+
+
+def influence(call, x, r):
+    """Return (N, N): how much token i of call(x) changes, on average, when token j of x (1, N, C) changes."""
+    columns = []
+    for j in range(x.shape[1]):
+        other = x.clone()
+        other[:, j] = r.normal(x.shape[2])
+        columns.append((call(other) - call(x)).abs().mean((0, 2)))
+    return torch.stack(columns, 1)
+
+
+def table(axis, values):
+    """Draw a square table of numbers, larger ones darker."""
+    axis.imshow(values, cmap="Blues", vmin=0, vmax=1.5 * float(values.max()) + 1e-9)
+    for i, row in enumerate(values.tolist()):
+        for j, value in enumerate(row):
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8)
 
 
 def curves(axis, x, lines, xlabel, ylabel):

@@ -442,6 +442,11 @@ NEEDS = {
 }
 
 
+def numbered(number):
+    """Return the exercise of this number."""
+    return next(exercise for exercise in EXERCISES if exercise.number == number)
+
+
 def chosen(chapters=None, folder=None):
     """Return the exercises of these chapters. Without: those that the folder's EXERCISES.md names, else all."""
     named = None

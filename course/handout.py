@@ -11,13 +11,14 @@ from plumbing.files import read_json, whole_file, write_json
 
 from course import notebook
 from course.exercises import CHAPTERS, chosen, in_order
-from course.source import HERE, read, strip
+from course.source import HERE, read, strip, without_notes
 
 COPIED = ("*.py", "LICENSE", "pytest.ini", "requirements.txt", "course/*.py", "course/reading_a_run.md",
           "course/reading_a_run.png", "plumbing/*.py", "tests/**/*.py", "pretrained/**")
-# Kept back: the answers; the typical mistakes, each of which quotes our code; how the plots of reading_a_run.md, which
-# students do get, were made; and the tests of what the copy lacks (these files, README.md, PAPERS.md, benchmarks/).
-KEPT_BACK = ("course/answers.md", "course/mutants.py", "course/reading_a_run.py",
+# Kept back: the answers; the typical mistakes, each of which quotes our code; the second solutions; how the plots of
+# reading_a_run.md, which students do get, were made; and the tests of what the copy lacks (these files, README.md,
+# PAPERS.md, benchmarks/).
+KEPT_BACK = ("course/answers.md", "course/mutants.py", "course/second.py", "course/reading_a_run.py",
              *(f"tests/plumbing/test_{name}.py" for name in ("course", "course_class", "course_gradescope",
                                                              "course_notebook", "course_page", "readme", "reading",
                                                              "papers", "results", "peers", "paper_tables")))
@@ -84,8 +85,8 @@ def make(folder, chapters=None):
     for path in files_of_a_copy():
         os.makedirs(os.path.join(folder, os.path.dirname(path)), exist_ok=True)
         shutil.copyfile(os.path.join(HERE, path), os.path.join(folder, path))
-    for file in {exercise.file for exercise in exercises}:
-        source = strip(read(os.path.join(HERE, file)), [e for e in exercises if e.file == file])
+    for file in glob.glob("*.py", root_dir=HERE):
+        source = without_notes(strip(read(os.path.join(HERE, file)), [e for e in exercises if e.file == file]))
         with open(os.path.join(folder, file), "w", encoding="utf-8") as out:
             out.write(source)
     equations = pages.build_lecture(folder).equations

@@ -9,10 +9,16 @@ from plumbing import UserError
 from plumbing.files import writable_folder, write_json
 from plumbing.pictures import pyplot, save_figure
 
+from course.conduct import text_of_bytes
 from course.exams import EXAMS
 from course.exercises import CHAPTERS, EXERCISES, chosen
 from course.source import HERE, edit, find, parse, put_back, read
-from course.witness import LECTURE, prepare, specification, testimony
+from course.witness import LECTURE, imported, prepare, specification, testimony
+
+try:
+    from course.mutants import MUTANTS
+except ImportError:                                                       # a student's copy has none
+    MUTANTS = {}
 
 
 def to_grade(folder, exercise):
@@ -72,14 +78,17 @@ def singles(seen):
 
 
 def fault_of(exam, seen, wanted):
-    """Return what is wrong with these numbers: shapes first, then laws, then equality. None if all is right."""
+    """Return what is wrong with these numbers: shapes first, then how the function behaves, then laws, then equality,
+    then what gets no gradient. None if all is right."""
     if fault := compare({key: seen.get(key, []) for key in wanted}, wanted, exam.tolerance, shapes_only=True):
+        return fault
+    if fault := text_of_bytes(seen.get("acts", ())):
         return fault
     try:
         fault = next((message for holds, message in exam.laws(singles(seen)) if not holds), None)
     except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         fault = f"its numbers cannot be judged ({type(error).__name__})"
-    return fault or compare(seen, wanted, exam.tolerance)
+    return fault or compare(seen, wanted, exam.tolerance) or text_of_bytes(seen.get("untaught", ()))
 
 
 def judge_one(exercise, folder, seed, limit, mistakes=(), ask=testimony):
@@ -103,7 +112,7 @@ def judge_one(exercise, folder, seed, limit, mistakes=(), ask=testimony):
             if how == "wrong" and message.split(" (in: ")[0] == seen.split(" (in: ")[0]:
                 return "wrong", f"{name} [{seen}]", None
         return "wrong", seen, None
-    right, wanted = specification(exercise.file, exercise.number, seed, limit)
+    right, wanted = specification(exercise, seed, limit)
     if right != "seen":                                                   # only in a student's own copy
         return "wrong", f"cannot be judged: {wanted}", None
     fault = fault_of(EXAMS[exercise.number], seen, wanted)
@@ -117,10 +126,6 @@ def judge_one(exercise, folder, seed, limit, mistakes=(), ask=testimony):
 
 def mistakes_of(number):
     """Return the typical mistakes of an exercise; students' copies have none."""
-    try:
-        from course.mutants import MUTANTS
-    except ImportError:
-        return ()
     return MUTANTS.get(number, ())
 
 
@@ -161,7 +166,7 @@ def import_fault(file, limit, asked=()):
         tree = parse(read(os.path.join(HERE, file)))
     except (UserError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return not_python(file, error)
-    kind, message = specification(file, None, 0, limit)
+    kind, message = imported(file, limit)
     if kind == "seen":
         return None
     names = [name for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))
@@ -192,17 +197,19 @@ def grade(folder, chapters=None, seed=0, limit=20, pictures=True, json_path=None
     if pictures and os.path.exists(picture_folder) and not os.path.isdir(picture_folder):
         raise UserError(f"{picture_folder}: not a folder; rename it or add --no-pictures")
     prepare()
-    rows, verdict = [], verdicts(folder, seed, limit)
+    rows, verdict, drawn = [], verdicts(folder, seed, limit), False
     for exercise in exercises:
         status, message, seen = verdict(exercise)
         rows.append(row_of(exercise, status, message))
         points = rows[-1]["points"]
         print(f"{exercise.number}  {points}/{exercise.points}  {status:8s}  {exercise.title}"
               + (f": {message}" if message else ""), flush=True)
-        if status == "passed" and pictures:
-            draw(exercise, seen, picture_folder)
+        if seen and pictures:
+            _, wanted = specification(exercise, seed, limit)
+            draw(exercise, status, seen, wanted, os.path.join(picture_folder, f"{exercise.number}.png"))
+            drawn = True
     points, of = report(rows)
-    print(f"{points} of {of} points" + (f"; pictures in {picture_folder}" if pictures and points else ""))
+    print(f"{points} of {of} points" + (f"; pictures in {picture_folder}" if drawn else ""))
     if blocked := sum(row["of"] for row in rows if row["status"] == "blocked"):
         print(f"{blocked} points are blocked: they cannot be judged before what blocks them is right")
     if json_path:
@@ -220,9 +227,16 @@ def report(rows):
     return (sum(row[key] for row in rows) for key in ("points", "of"))
 
 
-def draw(exercise, seen, folder):
-    """Draw the picture of a correct exercise."""
-    figure, axis = pyplot().subplots(figsize=(5, 3.4))
-    EXAMS[exercise.number].picture(singles(seen), axis)
-    axis.set_title(f"{exercise.number} {exercise.title}", fontsize=10)
-    save_figure(figure, os.path.join(folder, f"{exercise.number}.png"), dpi=90)
+def draw(exercise, status, seen, wanted, path):
+    """Draw the picture of a correct exercise; of a wrong one what was made, beside what was wanted."""
+    sides = [("", seen)] if status == "passed" else [("yours", seen), ("wanted", wanted)]
+    figure, axes = pyplot().subplots(1, len(sides), figsize=(6 * len(sides), 3.6), squeeze=False)
+    for axis, (name, numbers) in zip(axes[0], sides):
+        try:
+            EXAMS[exercise.number].picture(singles(numbers), axis)
+        except (ArithmeticError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            axis.clear()
+            axis.text(0.5, 0.5, "cannot be drawn", ha="center")
+        axis.set_title(name, fontsize=10, loc="left")
+    figure.suptitle(f"{exercise.number} {exercise.title}", fontsize=10)
+    save_figure(figure, path, dpi=90)

@@ -4,9 +4,11 @@ Functions are found by the syntax tree, so the lecture's files carry no marks. A
 """
 import ast
 import functools
+import io
 import os
 import re
 import textwrap
+import tokenize
 
 from plumbing import UserError
 
@@ -80,6 +82,43 @@ def strip(source, exercises):
     for start, last, stub in sorted(cuts, reverse=True):                  # from the end: line numbers above stay valid
         lines[start - 1:last] = [stub]
     return "\n".join(lines) + "\n"
+
+
+NOTE = re.compile(r"\s*(# )?\bNote:(?= |$)")
+
+
+def without_notes(source):
+    """Remove each note: what follows "Note:" in a docstring or a comment, to the end of its paragraph.
+
+    The lecture marks with it what answers a question or is the formula that an exercise asks for. A paragraph ends at a
+    blank line, at a line "#", at "# Paper:", and where the docstring or the comment ends.
+    """
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0] for t in tokens if t.type == tokenize.COMMENT and t.line.lstrip().startswith("#")}
+    kept, inside, of_comment = [], False, False
+    for number, line in enumerate(lines_of(source), 1):
+        bare, note = line.strip(), NOTE.search(line)
+        if inside and (bare in ("", "#", '"""') or bare.startswith("# Paper:")
+                       or of_comment and number not in comments):
+            inside = False
+            if not bare and not kept[-1].strip():                         # one blank line is enough
+                continue
+        if not inside and not note:
+            if bare == '"""' and not kept[-1].strip():
+                kept.pop()
+            kept.append(line)
+            continue
+        if not inside:
+            of_comment = number in comments
+        before = "" if inside else line[:note.start()]
+        inside = not bare.endswith('"""')
+        if not inside and not before.strip():                             # the docstring ends with the note
+            before = line[:len(line) - len(line.lstrip())]
+            if not kept[-1].strip():
+                kept.pop()
+        if not inside or before.strip():
+            kept.append(before + ("" if inside else '"""'))
+    return "\n".join(kept) + "\n"
 
 
 def put_back(source, canonical, exercises):

@@ -16,8 +16,9 @@ import traceback
 
 import torch
 
+from course.conduct import Conduct
 from course.exams import EXAMS, Inputs
-from course.exercises import CHAPTERS
+from course.exercises import CHAPTERS, numbered
 from course.source import HERE
 
 for chapter in CHAPTERS:
@@ -26,7 +27,7 @@ for chapter in CHAPTERS:
 LECTURE = {name[:-3] for name in os.listdir(HERE) if name.endswith(".py")}
 MEMORY = 6 * 2 ** 30                                                      # bytes of address space beyond today's use
 LARGEST = 2 ** 28                                                         # bytes of an answer
-ANSWER, IMPORTED = "answer", "imported"                                   # files that a witness writes
+IMPORTED = ".imported"                                                    # end of the name of a file that says so
 
 
 class Modules:
@@ -56,33 +57,48 @@ def limit_memory():
         return
 
 
-def testify(folder, file, number, seed, what):
-    """Import a file and write into `folder` what the exam `number` sees of it. Leaves the process.
+def testify(folder, number, seed, path):
+    """Write what the exam sees of the student's function, and how it behaves, to path. Leaves the process."""
+    exam, exercise = EXAMS[number], numbered(number)
+    for other in EXAMS.values():
+        other.spec = other.laws = None                                    # the student's code must not find them
 
-    what: "see", or "spec" for the numbers that are right. number: None to import the file and no more.
-    """
-    os.setsid()                                                           # what it starts ends with it
+    def see(module):
+        conduct = Conduct(exam)
+        conduct.watch(module, exercise.name)
+        return {**exam.see(Modules(), Inputs(seed)), **conduct.report()}
+    answer(folder, exercise.file, see, seed, path)
+
+
+def specify(folder, number, seed, path):
+    """Write what the exam would see of a correct function to path. Leaves the process."""
+    answer(folder, numbered(number).file, lambda module: EXAMS[number].spec(Modules(), Inputs(seed)), seed, path)
+
+
+def try_import(folder, file, seed, path):
+    """Import a file, and write to path that this was possible. Leaves the process."""
+    answer(folder, file, lambda module: {}, seed, path)
+
+
+def answer(folder, file, ask, seed, path):
+    """Import a file, of `folder` if it is there, and write the numbers that ask(module) returns to path."""
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):                                              # it may print and ask for input
         os.dup2(null, stream)
-    for exam in EXAMS.values() if what == "see" else ():
-        exam.spec = exam.laws = None                                      # the student's code must not find them
     limit_memory()
     sys.dont_write_bytecode, sys.path[0:0] = True, [folder]
     forget()
     torch.manual_seed(seed)
     try:
-        importlib.import_module(file[:-3])
-        open(os.path.join(folder, IMPORTED), "w").close()
-        seen = getattr(EXAMS[number], what)(Modules(), Inputs(seed)) if number else {}
+        module = importlib.import_module(file[:-3])
+        open(path + IMPORTED, "w").close()
         numbers = io.BytesIO()
-        torch.save({key: plain(value) for key, value in seen.items()}, numbers)
-        answer = b"s" + numbers.getvalue()
+        torch.save({key: plain(value) for key, value in ask(module).items()}, numbers)
+        said = b"s" + numbers.getvalue()
     except BaseException as error:                                        # also SystemExit and KeyboardInterrupt
-        answer = failure(error, folder).encode("utf-8", "replace")
-    path = os.path.join(folder, ANSWER)
+        said = failure(error, folder).encode("utf-8", "replace")
     with open(path + ".part", "wb") as out:
-        out.write(answer)
+        out.write(said)
     os.replace(path + ".part", path)                                      # whole, or not there
     os._exit(0)
 
@@ -122,22 +138,36 @@ def testimony(exercise, source, seed, limit):
     with tempfile.TemporaryDirectory() as folder:
         with open(os.path.join(folder, exercise.file), "w", encoding="utf-8") as file:
             file.write(source)
-        return apart(folder, exercise.file, exercise.number, seed, limit, "see")
+        return apart(testify, folder, exercise.number, seed, limit, exercise.file)
 
 
 @functools.lru_cache(maxsize=None)
-def specification(file, number, seed, limit):
+def specification(exercise, seed, limit):
     """Return what a correct function would show in this exam, as testimony does. In a student's own copy it takes the
     layers from the student's files, so it also runs in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        return apart(folder, file, number, seed, limit, "spec")
+        return apart(specify, folder, exercise.number, seed, limit, exercise.file)
 
 
-def apart(folder, file, number, seed, limit, what):
-    """Run testify in a process of its own, and end all that it started -> as testimony."""
+@functools.lru_cache(maxsize=None)
+def imported(file, limit):
+    """Import a file of the project, or of a student's own copy -> as testimony."""
+    with tempfile.TemporaryDirectory() as folder:
+        return apart(try_import, folder, file, 0, limit, file)
+
+
+def alone(work, *args):
+    """Run work in a session of its own: what it starts ends with it."""
+    os.setsid()
+    work(*args)
+
+
+def apart(work, folder, what, seed, limit, file):
+    """Run work(folder, what, seed, path) in a process of its own, and end all that it started -> as testimony."""
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else "spawn"
-    process = multiprocessing.get_context(method).Process(target=testify, daemon=True,
-                                                          args=(folder, file, number, seed, what))
+    path = os.path.join(folder, "answer")
+    process = multiprocessing.get_context(method).Process(target=alone, args=(work, folder, what, seed, path),
+                                                          daemon=True)
     process.start()
     process.join(limit + (0 if method == "fork" else 20))                 # a new process first imports PyTorch
     late = process.is_alive()
@@ -145,9 +175,7 @@ def apart(folder, file, number, seed, limit, what):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
-    imported = os.path.exists(os.path.join(folder, IMPORTED))
-    where = "" if imported else f"{file} cannot be imported: "
-    path = os.path.join(folder, ANSWER)
+    where = "" if os.path.exists(path + IMPORTED) else f"{file} cannot be imported: "
     if late:
         return "wrong", f"{where}not finished after {limit} seconds: an endless loop?"
     if not os.path.isfile(path) or os.path.getsize(path) > LARGEST:
@@ -156,12 +184,12 @@ def apart(folder, file, number, seed, limit, what):
         return understood(answered.read(), where)
 
 
-def understood(answer, where=""):
+def understood(said, where=""):
     """Return what testimony() returns, of the bytes that a witness wrote. where: what comes before a message."""
-    kind, answer = answer[:1], answer[1:]
+    kind, said = said[:1], said[1:]
     if kind == b"s":
-        return opened(answer)
-    return {b"n": "not done"}.get(kind, "wrong"), where + answer.decode("utf-8", "replace")
+        return opened(said)
+    return {b"n": "not done"}.get(kind, "wrong"), where + said.decode("utf-8", "replace")
 
 
 def opened(answer):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from programs import ROOT, program
 
 from course import source as S
@@ -67,7 +68,7 @@ def test_a_copy_has_signatures_and_docstrings_and_no_answers(tmp_path):
     statements = (work / "EXERCISES.md").read_text()
     for e in EXERCISES:
         ours, theirs = (S.find(ast.parse(text), e.name)[-1] for text in
-                        (S.read(os.path.join(ROOT, e.file)), (work / e.file).read_text()))
+                        (S.without_notes(S.read(os.path.join(ROOT, e.file))), (work / e.file).read_text()))
         assert ast.unparse(ours.args) == ast.unparse(theirs.args)
         assert ast.get_docstring(ours) == ast.get_docstring(theirs)
         code = theirs.body[-1]
@@ -90,6 +91,58 @@ def test_a_chapters_copy_leaves_the_rest_working(tmp_path):
         same = S.text_of((tmp_path / "work" / e.file).read_text(), e.name) == S.text_of(
             S.read(os.path.join(ROOT, e.file)), e.name)
         assert same == (e.chapter != 3)
+
+
+def test_a_note_ends_with_its_paragraph():
+    """What follows "Note:" is kept back to the end of its paragraph. Kills: a note that takes the next paragraph, a
+    "# Paper:", the end of the docstring or code with it, and one that stays."""
+    source = '''"""Head. Note: a
+secret.
+
+# Paper: stays. Note: a secret,
+# and more of it.
+# Paper: stays too.
+
+Note: a secret.
+"""
+# A comment.
+# Note: a secret,
+# and more.
+x = 1  # stays
+
+
+def f():
+    """Return x. Note: a secret."""
+    return x
+
+
+def g():
+    """Return x.
+
+    Note: a secret
+    that ends here."""
+    return x
+'''
+    wanted = '''"""Head.
+
+# Paper: stays.
+# Paper: stays too.
+"""
+# A comment.
+x = 1  # stays
+
+
+def f():
+    """Return x."""
+    return x
+
+
+def g():
+    """Return x.
+    """
+    return x
+'''
+    assert S.without_notes(source) == wanted
 
 
 @pytest.mark.long
@@ -180,6 +233,17 @@ def test_tabs_and_missing_methods_cost_nothing_elsewhere(tmp_path):
     (tmp_path / "unet.py").write_text(source + "\n\nclass ResBlock(nn.Module): x = 1\n")  # the last definition counts
     for exercise in (e for e in EXERCISES if e.file == "unet.py" and e.name != "ResBlock.forward"):
         ast.parse(to_grade(tmp_path, exercise))
+
+
+@pytest.mark.long
+def test_a_wrong_answer_is_drawn_beside_the_right_one(tmp_path):
+    """Kills: pictures of right answers only, and numbers that cannot be drawn and end the grading."""
+    write(tmp_path, "schedule.py", {"1.2": "return torch.sigmoid(torch.as_tensor(logsnr)), torch.as_tensor(logsnr)",
+                                    "1.3": "return torch.zeros(3)", "1.4": "return None"})
+    done = program("course", "grade", tmp_path, "--chapter", 1)
+    assert done.returncode == 0 and "pictures in" in done.stdout, done.stderr
+    width = {path.stem: Image.open(path).width for path in (tmp_path / "pictures").iterdir()}
+    assert width.keys() == {"1.1", "1.2", "1.3"} and width["1.2"] > 1.8 * width["1.1"] and width["1.3"] == width["1.2"]
 
 
 @pytest.mark.long
