@@ -74,7 +74,8 @@ def make_zip(chapters, seed, to):
         raise UserError(f"{to}: exists already; name a new file with --out")
     seed = secrets.randbelow(2 ** 31) if seed is None else seed
     with whole_file(to) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(path for pattern in SOURCES for path in glob.glob(pattern, root_dir=HERE)):
+        paths = {path for pattern in SOURCES for path in glob.glob(pattern, root_dir=HERE)}
+        for path in sorted(paths - {"course/second.py", "course/reading_a_run.py"}):
             archive.write(os.path.join(HERE, path), path)
         for name, text in (("setup.sh", SETUP), ("seed", f"{seed}\n"),
                            ("run_autograder", RUN.replace("CHAPTERS", ",".join(map(str, chapters))))):

@@ -54,9 +54,9 @@ def without_judges_parts(trees):
                          for name, value in zip(functions[call.func.id], call.args)]
 
 
-def needed(trees, number, used):
-    """Return (names, attributes) that the exam uses, directly or through what it uses. used: names to begin with."""
-    names, attributes, before = set(used), {"see"}, None
+def needed(trees, number, names, attributes):
+    """Return (names, attributes) that the exam uses, directly or through what it uses, and those to begin with."""
+    before = None
     while before != (names, attributes):
         before = set(names), set(attributes)
         for node in (node for tree in trees.values() for node in tree.body):
@@ -87,7 +87,7 @@ def course_files(number):
     exams = {name: tree for name, tree in trees.items() if name == "exams" or name.startswith("chapter")}
     others = [tree for name, tree in trees.items() if name not in exams]
     without_judges_parts(exams)
-    names, attributes = needed(exams, number, names_in(others)[0])
+    names, attributes = needed(exams, number, *names_in(others))
     for tree in exams.values():
         for node in tree.body:
             if isinstance(node, ast.ClassDef):

@@ -157,9 +157,8 @@ def imported(file, limit):
 
 
 def alone(work, *args):
-    """Run work in a session of its own, where the system has them: what it starts ends with it."""
-    if hasattr(os, "setsid"):
-        os.setsid()
+    """Run work in a session of its own: what it starts ends with it."""
+    os.setsid()
     work(*args)
 
 
@@ -172,9 +171,8 @@ def apart(work, folder, what, seed, limit, file):
     process.start()
     process.join(limit + (0 if method == "fork" else 20))                 # a new process first imports PyTorch
     late = process.is_alive()
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):    # nothing of it is left
-            os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):        # nothing of it is left
+        os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
     where = "" if os.path.exists(path + IMPORTED) else f"{file} cannot be imported: "
@@ -186,9 +184,9 @@ def apart(work, folder, what, seed, limit, file):
         return understood(answered.read(), where)
 
 
-def understood(answer, where=""):
+def understood(said, where=""):
     """Return what testimony() returns, of the bytes that a witness wrote. where: what comes before a message."""
-    kind, said = answer[:1], answer[1:]
+    kind, said = said[:1], said[1:]
     if kind == b"s":
         return opened(said)
     return {b"n": "not done"}.get(kind, "wrong"), where + said.decode("utf-8", "replace")

@@ -74,11 +74,11 @@ FORKS = """import os, time
     return logsnr * 0, logsnr * 0"""
 FORGES = """import io, os, sys
     frame = sys._getframe()
-    while "what" not in frame.f_locals:
+    while "path" not in frame.f_locals:
         frame = frame.f_back
     out = io.BytesIO()
     torch.save({"random": [torch.ones(3, 4)] * 2, "clean": [torch.ones(2)] * 2, "curve": [torch.ones(101)] * 2}, out)
-    open(frame.f_locals["folder"] + "/answer", "wb").write(b"s" + out.getvalue())
+    open(frame.f_locals["path"], "wb").write(b"s" + out.getvalue())
     os._exit(0)"""
 KILLS = """import os, signal, time
     parent = os.getppid()                                                 # it runs this; its own parent is the judge

@@ -64,8 +64,8 @@ def solve(cell):
 
 
 def test_each_notebook_is_one_and_has_its_exercises(work):
-    """Kills: a field that nbformat wants, an exercise without its statement or its stub, a solution in a cell, 2.5 before
-    2.6, which it needs."""
+    """Kills: a field that nbformat wants, an exercise without its statement or its stub, a solution in a cell, or 2.5
+    before 2.6, which it needs."""
     assert len(list((work / "notebooks").iterdir())) == len(CHAPTERS)
     for chapter in CHAPTERS:
         book = json.loads((work / "notebooks" / f"chapter{chapter}.ipynb").read_text())

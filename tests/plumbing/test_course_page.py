@@ -97,7 +97,7 @@ def test_an_exercise_needs_what_its_statement_says_and_no_more(work, tmp_path, m
             state["done"] = {e.number, *e.needs}
             kind, seen = witnesses.testimony(e, "", 0, 20)
             assert kind == "seen", f"{e.number}: {seen}"
-            _, right = specification(e.file, e.number, 0, 20)
+            _, right = specification(e, 0, 20)
             assert judge.fault_of(judge.EXAMS[e.number], seen, right) is None
             for needed in e.needs:
                 state["done"] = {e.number, *e.needs} - {needed}
