@@ -151,10 +151,10 @@ def verdicts(folder, seed, limit):
             return ("wrong" if blocker.startswith(exercise.file) else "blocked"), blocker, None
         status, message, seen = verdict_of(exercise, folder, seed, limit)
         if inside and status == "wrong":
-            blockers = [other.number for other in EXERCISES if other.number in exercise.needs
-                        and verdict(other)[0] != "passed"]
-            if blockers:
-                return "blocked", f"by {', '.join(blockers)}", None
+            failed = [other for other in EXERCISES if other.number in exercise.needs and verdict(other)[0] != "passed"]
+            roots = [other for other in failed if verdict(other)[0] != "blocked"] or failed
+            if roots:
+                return "blocked", f"by {', '.join(other.number for other in roots)}", None
         return status, message, seen
     return verdict
 

@@ -157,8 +157,9 @@ def imported(file, limit):
 
 
 def alone(work, *args):
-    """Run work in a session of its own: what it starts ends with it."""
-    os.setsid()
+    """Run work in a session of its own, where the system has them: what it starts ends with it."""
+    if hasattr(os, "setsid"):
+        os.setsid()
     work(*args)
 
 
@@ -171,8 +172,9 @@ def apart(work, folder, what, seed, limit, file):
     process.start()
     process.join(limit + (0 if method == "fork" else 20))                 # a new process first imports PyTorch
     late = process.is_alive()
-    with contextlib.suppress(ProcessLookupError, PermissionError):        # nothing of it is left
-        os.killpg(process.pid, signal.SIGKILL)
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):    # nothing of it is left
+            os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
     where = "" if os.path.exists(path + IMPORTED) else f"{file} cannot be imported: "
