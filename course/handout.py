@@ -20,8 +20,9 @@ COPIED = ("*.py", "LICENSE", "pytest.ini", "requirements.txt", "course/*.py", "c
 # PAPERS.md, benchmarks/).
 KEPT_BACK = ("course/answers.md", "course/mutants.py", "course/second.py", "course/reading_a_run.py",
              *(f"tests/plumbing/test_{name}.py" for name in ("course", "course_class", "course_gradescope",
-                                                             "course_notebook", "course_page", "readme", "reading",
-                                                             "papers", "results", "peers", "paper_tables")))
+                                                             "course_notebook", "course_page", "gpu_day", "readme",
+                                                             "reading", "papers", "results", "peers",
+                                                             "paper_tables")))
 HANDED_OUT = os.path.join("course", "handed_out.json")                    # {file of a copy: its fingerprint}
 
 

@@ -471,9 +471,9 @@ def config_of(fields, path="a checkpoint"):
 def load_weights(module, state, path):
     """Load the state of a model or an optimizer. Raises UserError if it does not fit."""
     try:
-        check_tensors(module, state)
         if isinstance(module, torch.optim.Optimizer):
             state = dict(state, param_groups=own_groups(module, state["param_groups"]))
+        check_tensors(module, state)
         module.load_state_dict(state)
         if isinstance(module, torch.optim.Optimizer):
             match_weights(module)

@@ -81,7 +81,7 @@ RANGES = {name: (lowest, highest) for lowest, highest, names in [
     (0, 2 ** 31 - 1, "seed"),
     (0, 1, "cond_drop noise_param aug_noise aug_blur lr_decay weight_decay"),
     (0, 0.999, "dropout transformer_dropout"),
-    (0, 0.9999999, "beta1 beta2 ema s"),
+    (0, 0.9999, "s"), (0, 0.9999999, "beta1 beta2 ema"),
     (0, 4, "level_power"),
     (1e-20, 1, "adam_eps"),
     (1e-12, 10, "lr"),

@@ -269,16 +269,6 @@ class Reader(FileSystemReader):
 class Planner(DefaultLoadPlanner):
     """Loads tensors only. Anything else in such a checkpoint would be unpickled."""
 
-    def create_local_plan(self):
-        """Compare shapes and types before anything is read: PyTorch converts another type without a word."""
-        for name, own in self.state_dict.items():
-            saved = self.metadata.state_dict_metadata.get(name)
-            if isinstance(saved, dcp.metadata.TensorStorageMetadata) and (
-                    (saved.size, saved.properties.dtype) != (own.size(), own.dtype)):
-                raise ValueError(f"{name} is {saved.properties.dtype} {tuple(saved.size)}, not {own.dtype} "
-                                 f"{tuple(own.size())}")
-        return super().create_local_plan()
-
     def load_bytes(self, read_item, value):
         raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is no tensor")
 
@@ -291,7 +281,7 @@ def check_chunks(metadata, state):
     for name, tensor in tensors_of(dict(state, optimizer={"state": state["optimizer"]})):
         stored = metadata.state_dict_metadata.get(name)
         if not isinstance(stored, dcp.metadata.TensorStorageMetadata):
-            raise ValueError(f"it lacks {name}")
+            raise ValueError(f"{name} is no tensor" if stored else f"it lacks {name}")
         size = tuple(tensor.shape)
         if tuple(stored.size) != size or stored.properties.dtype != tensor.dtype:
             raise ValueError(f"{name} is {stored.properties.dtype} {tuple(stored.size)} for {tensor.dtype} {size}")

@@ -78,7 +78,7 @@ def _share(collate, examples):
     """Collate in a worker, in shared memory. If it is full, the parent hears of it: PyTorch would share later, in a
     thread that prints its error and drops the batch."""
     batch = collate(examples)
-    for value in batch.values():
+    for value in torch.utils._pytree.tree_leaves(batch):                  # of a dict, or of a list of pairs
         if torch.is_tensor(value):
             value.share_memory_()
     return batch

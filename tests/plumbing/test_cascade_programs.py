@@ -213,7 +213,7 @@ def test_mistakes_of_a_chain(chain, tmp_path):
              ([a, b, "--handoff", "none"], "truncated"), ([a, a, *renoised], "not a super-resolution model"),
              ([a, c, *renoised], "goes from 32x32"), ([tmp_path / "other", b, *renoised], "another schedule"),
              ([tmp_path / "classes", b, *renoised], "same classes"), ([a, "--s", "0.2"], "stages of a cascade"),
-             ([a, b, "--handoff", "renoised", "--s", "1"], "less than 1"),
+             ([a, b, "--handoff", "renoised", "--s", "1"], "want 0 to 0.9999"),
              ([a, b, "--handoff", "clean", "--s", "0.1"], "no noise"),
              ([a, b, *renoised, "--steps", "1,2,3"], "settings for 3 stages"),
              ([a, b, c, *renoised, "--s", "0.1", "--s", "0.4"], "once or 2 times")]
@@ -223,7 +223,7 @@ def test_mistakes_of_a_chain(chain, tmp_path):
     for args, wanted in [(["--low-size", "12"], "--low-size"), (["--low-size", "16,8"], "--low-size"),
                          (["--low-size", "8", "--patching", "none", "--outer-channels", "8,8", "--outer-blocks", "1,1"],
                           "nested"),
-                         (["--aug-blur", "2"], "between 0 and 1"), (["--blur-high", "0.1"], "at least blur_low")]:
+                         (["--aug-blur", "2"], "want 0 to 1"), (["--blur-high", "0.1"], "at least blur_low")]:
         status, line = run_here(T, [*TINY, *args, "--out", tmp_path / "new"])
         assert status == 2 and wanted in line and line.count("\n") == 1, (args, line)
     for args, wanted in [([b], "behind the stage below"), ([a, "--handoff", "clean"], "two runs of a cascade"),
@@ -231,7 +231,7 @@ def test_mistakes_of_a_chain(chain, tmp_path):
                          ([a, b, "--handoff", "renoised"], "say with --s"),
                          ([a, b, "--handoff", "clean", "--sweep", "s=0,0.1"], "want --handoff truncated or renoised"),
                          ([a, tmp_path / "never", "--handoff", "renoised", "--s", "0.1"], "no noise on its low-res"),
-                         ([a, b, "--handoff", "renoised", "--sweep", "s=0,1"], "less than 1"),
+                         ([a, b, "--handoff", "renoised", "--sweep", "s=0,1"], "to 0.9999"),
                          ([a, b, *renoised, "--curve"], "not for a cascade"),
                          ([a, c, *renoised], "goes from 32x32")]:
         status, line = run_here(E, [*args, "--device", "cpu", "--n", "8"])

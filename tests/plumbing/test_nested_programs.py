@@ -71,7 +71,8 @@ def test_mistakes_of_nested_runs(run16, tmp_path):
              ([*nested, "--grow-from", broken], "not the inner network of this model (missing: network.position)"),
              ([*nested, "--base-channels", "8", "--grow-from", run16], "another shape"),
              ([*nested, "--base-channels", "8", "--grow-from", run16, "--dry-run"], "another shape"),
-             *[([*nested, "--grow-from", tmp_path / name], "not the inner network") for name in others],
+             ([*nested, "--grow-from", tmp_path / "part"], "not the inner network"),
+             *[([*nested, "--grow-from", tmp_path / name], f"{name}/checkpoint.pt: ") for name in ("null", "number")],
              ([*nested, "--grow-from", ""], "--grow-from is empty"), ([*nested, "--outer-channels", "8,16/",
                                                                        "--outer-blocks", "1,1/"], "a width or more"),
              ([*nested, "--size", "64", "--grow-from", run16], "is of 16x16, the inner levels are 32x32"),
@@ -82,7 +83,7 @@ def test_mistakes_of_nested_runs(run16, tmp_path):
              ([*nested, "--outer-channels", "8,x"], "--outer-channels 8,x: want whole numbers"),
              ([*nested, "--level-weights", "1"], "2 levels"), ([*nested, "--mixed-ratio", "1:0"], "--mixed-ratio 1:0"),
              ([*nested, "--mixed-ratio", "1:1:1"], "2 levels"), ([*nested, "--mixed-ratio", "1:9"], "highest level"),
-             ([*nested, "--size", "33"], "does not divide"), ([*nested, "--level-power", "-1"], "between 0 and 4"),
+             ([*nested, "--size", "33"], "does not divide"), ([*nested, "--level-power", "-1"], "want 0 to 4"),
              ([*nested, "--patching", "dwt_1"], "32x32 is not below 32x32"),
              ([*nested, "--multiscale", "32"], "lowest level, 16")]
     for args, wanted in cases:

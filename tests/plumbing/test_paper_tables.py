@@ -200,7 +200,7 @@ def test_results_are_of_the_commit_that_made_them_and_are_replaced_whole(tmp_pat
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     file = tmp_path / "benchmarks" / "results" / "some.json"
     file.write_text("old")
-    monkeypatch.setattr(common, "ROOT", str(tmp_path))
+    monkeypatch.setattr(common, "RESULTS", str(tmp_path / "benchmarks" / "results"))
     monkeypatch.setattr(common, "made_by", lambda: {"commit": "" if file.read_text() == "old" else "dirty"})
     with pytest.raises(TypeError):
         common.save("some.json", torch.device("cpu"), value=torch.ones(2))

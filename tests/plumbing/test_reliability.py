@@ -308,7 +308,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_one_before(two_steps, tmp_p
     else:
         with pytest.raises((OSError, UserError), match="No space left on device"):
             if name == "x.gif":
-                pictures.save_gif(frames, str(tmp_path / name))
+                pictures.save_gif(frames, str(tmp_path / name), 2500)
             elif name == "x.npz":
                 args = types.SimpleNamespace(export=str(tmp_path / name), export_png=None)
                 measuring.export(args, torch.zeros(1, 2, 2, 3), [0])
@@ -460,7 +460,7 @@ def test_a_good_checkpoint_that_cannot_be_read_is_not_called_damaged(unbroken, m
         runs.read_checkpoint(str(unbroken))
 
 
-@pytest.mark.parametrize("value, wanted", ((float("nan"), "its weights hold values that are not finite"),
+@pytest.mark.parametrize("value, wanted", ((float("nan"), "holds values that are not finite"),
                                            (1e30, "the images hold values that are not finite")))
 def test_weights_that_are_not_finite_draw_no_black_picture(unbroken, tmp_path, value, wanted):
     """Kills: a picture without a word."""
