@@ -48,7 +48,7 @@ def changed(two_steps, tmp_path):
     return make
 
 
-def refused(module, args, *wanted):
+def check_refused(module, args, *wanted):
     """Check that a program ends with one line and status 2, within a minute."""
     since = time.time()
     status, line = run_here(module, args)
@@ -80,8 +80,8 @@ def test_weights_that_are_not_finite_are_not_saved(two_steps, tmp_path, monkeypa
             if len(steps) == 1:
                 next(iter(self.state.values()))["exp_avg_sq"].view(-1)[0] = math.inf
         monkeypatch.setattr(torch.optim.Adam, "step", step)
-    refused(T, ["--resume", tmp_path / "run", "--steps", 4, *more, *BRIEF], "step 4: ", f"{part}.", "is not finite",
-            "the checkpoint of step 3 is in")
+    check_refused(T, ["--resume", tmp_path / "run", "--steps", 4, *more, *BRIEF], "step 4: ", f"{part}.",
+                  "is not finite", "the checkpoint of step 3 is in")
     monkeypatch.undo()
     kept = shard.newest(str(tmp_path / "run")) if "--shard" in more else runs.read_checkpoint(str(tmp_path / "run"))
     assert kept["step"] == 3
@@ -96,7 +96,7 @@ def test_a_student_that_is_not_finite_is_not_saved(two_steps, tmp_path, monkeypa
         self.param_groups[0]["params"][0].data.view(-1)[0] = math.inf
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     words = ["--from", 2, "--to", 1, "--steps", 1, "--out", tmp_path / "d", *BRIEF]
-    refused(D, [two_steps, *words], "step 1: model.", "is not finite")
+    check_refused(D, [two_steps, *words], "step 1: model.", "is not finite")
     assert not (tmp_path / "d" / "1" / "checkpoint.pt").exists()
 
 
@@ -174,7 +174,7 @@ def group(name, value):
 def test_a_field_of_a_checkpoint_that_makes_no_sense_is_one_line(changed, change, wanted):
     """Kills: a traceback of whoever meets it first, minutes later; a setting of no meaning that is accepted."""
     folder = changed(change)
-    refused(T, ["--resume", folder, "--steps", 4, *BRIEF], "checkpoint.pt: ", wanted)
+    check_refused(T, ["--resume", folder, "--steps", 4, *BRIEF], "checkpoint.pt: ", wanted)
 
 
 @pytest.mark.parametrize("change", [
@@ -183,7 +183,7 @@ def test_a_network_that_is_not_in_the_file_is_never_built(changed, change):
     """Kills: gigabytes for a model whose weights the file does not hold; a minute without an answer."""
     folder = changed(change)
     for module, args in ((P, [folder, "--n", 1, "--out", folder / "x.png"]), (E, [folder, "--n", 2]), (D, [folder])):
-        refused(module, [*args, *BRIEF], "a checkpoint of another model")
+        check_refused(module, [*args, *BRIEF], "a checkpoint of another model")
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_built(monkeypatch, tmp_path):
@@ -192,7 +192,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_built(monkeypatch, tm
     with torch.device("meta"):
         parameters = sum(p.numel() for p in C.build_model(config).parameters())
     monkeypatch.setattr(runs, "memory_of", lambda device: 20 * parameters - 1)
-    refused(T, ["--out", tmp_path / "r"], f"a model of {parameters:,} parameters: ", "GiB of memory or more")
+    check_refused(T, ["--out", tmp_path / "r"], f"a model of {parameters:,} parameters: ", "GiB of memory or more")
     assert not os.path.exists(tmp_path / "r")
     assert run_here(T, ["--dry-run"]) == (None, "")                       # it may be for another machine
 
@@ -293,13 +293,13 @@ def test_a_bomb_is_refused_before_it_is_read(changed, monkeypatch):
     monkeypatch.setattr(torch, "load", None)                              # nobody reads it
     for run in (folder, claimed):
         for module, args in ((P, [run]), (T, ["--resume", run]), (D, [run]), (E, [run])):
-            refused(module, [*args, *BRIEF], "damaged, or not a checkpoint (its parts are larger than the file)")
+            check_refused(module, [*args, *BRIEF], "damaged, or not a checkpoint (its parts are larger than the file)")
 
 
 def test_tensors_that_repeat_one_number_are_refused(changed):
     """Kills: a tensor of 10^12 values in a file of a megabyte: one number with a stride of 0."""
     folder = changed(lambda state: state["ema"].update(more=torch.zeros(1).expand(10 ** 12)))
-    refused(P, [folder, *BRIEF], "its tensors are larger than the file")
+    check_refused(P, [folder, *BRIEF], "its tensors are larger than the file")
 
 
 @pytest.mark.parametrize("content", [
@@ -357,7 +357,7 @@ def test_a_hostile_list_of_tensors_is_one_line(pieces, tmp_path, name):
     """Kills: attributes set on classes of this process; PyTorch's traceback above our line."""
     shutil.copytree(pieces, tmp_path / "run")
     rewritten(tmp_path / "run", BUILDS[name])
-    refused(shard, [tmp_path / "run"], "damaged, or a checkpoint of another model (")
+    check_refused(shard, [tmp_path / "run"], "damaged, or a checkpoint of another model (")
     assert not hasattr(dcp.metadata.TensorProperties, "evil") and not hasattr(dcp.metadata.StorageMeta, "evil")
 
 
@@ -395,7 +395,7 @@ def test_a_list_of_tensors_that_lacks_some_is_one_line(pieces, tmp_path, edit, w
     metadata = shard.Metadata(io.BytesIO(path.read_bytes())).load()
     edit(metadata)
     rewritten(tmp_path / "run", pickle.dumps(metadata))
-    refused(shard, [tmp_path / "run"], wanted)
+    check_refused(shard, [tmp_path / "run"], wanted)
 
 
 def test_pieces_that_nobody_touched_are_read(pieces, two_steps, tmp_path):
@@ -414,7 +414,7 @@ def test_a_json_file_that_makes_no_sense_is_one_line(pieces, tmp_path, text):
     """Kills: a RecursionError; a list where a dict is wanted."""
     shutil.copytree(pieces, tmp_path / "run")
     (tmp_path / "run" / "sharded" / "0000002" / "run.json").write_text(text)
-    refused(shard, [tmp_path / "run"], "0000002")
+    check_refused(shard, [tmp_path / "run"], "0000002")
     (tmp_path / "evaluation.json").write_text(text)
     assert isinstance(files.read_json(str(tmp_path / "evaluation.json")), dict)
     (tmp_path / "captions.jsonl").write_text(text + "\n")

@@ -160,7 +160,7 @@ def test_a_sheet_that_a_kill_lost_is_drawn_when_the_run_goes_on(unbroken, two_st
 
 @pytest.mark.parametrize("step", [0.0, -1.0])
 def test_a_clock_that_stands_still_or_goes_back_stops_nothing(tmp_path, monkeypatch, step):
-    """time.time is set back; even time.monotonic may stand still for a step. Kills: ZeroDivisionError, a pace below 0."""
+    """time.time is set back; time.monotonic may stand still for a step. Kills: ZeroDivisionError, a pace below 0."""
     clock = itertools.count(1e9, step)
     monkeypatch.setattr(time, "time", lambda: next(clock))
     monkeypatch.setattr(time, "monotonic", lambda: 5.0)

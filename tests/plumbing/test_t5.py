@@ -183,8 +183,8 @@ def test_another_width_than_the_encoder_has_is_one_line(tiny_t5, tmp_path):
 def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     t5.FrozenT5.cache_clear()
-    status, error = run_here(T, ["--preset", "t2i256_uvit", "--base-channels", 8, "--emb-channels", 16, "--data", "glyphs",
-                                 "--steps", 1, "--out", tmp_path / "r"])
+    status, error = run_here(T, ["--preset", "t2i256_uvit", "--base-channels", 8, "--emb-channels", 16, "--data",
+                                 "glyphs", "--steps", 1, "--out", tmp_path / "r"])
     assert status == 2 and error.count("\n") == 1
     assert "--text-encoder google/t5-v1_1-xxl: needs the package transformers: pip install transformers" in error
     assert not (tmp_path / "r").exists()
