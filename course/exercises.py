@@ -137,12 +137,11 @@ EXERCISES = [
                    r"\operatorname{mean}\,(\hat\epsilon - \epsilon)^2",
              level=2),
     Exercise("2.6", "The multiscale loss", "train.multiscale_mse", 4, 9, 30, "simple diffusion, section 3.2",
-             "Take error (B, C, H, W) and return a scalar: the sum over s = d, d/2, d/4, ... down to base of (1/s) "
-             "times the mean square of the error averaged to s x s. d is the image's side; if H and W differ, d = "
-             "sqrt(H W), which you do not round: 48 x 80 has d = 61.97. The last s is the one nearest to base in log2 "
-             "(as in 4.3). Raise ValueError unless 0 < base <= d.",
-             "Start at k = 1; s = d / k. F.adaptive_avg_pool2d(error, size) averages to any size: here to H / k and "
-             "W / k, rounded up.",
+             "Take error (B, C, H, W) and return a scalar: the sum over s = d, d/2, d/4, ... of (1/s) times the mean "
+             "square of the error averaged down by k = d / s, to H / k x W / k, each rounded up. d is the image's "
+             "side; if H and W differ, d = sqrt(H W), which you do not round: 48 x 80 has d = 61.97. Where no s is "
+             "base itself, the last s is the one with |log2(s / base)| < 1/2. Raise ValueError unless 0 < base <= d.",
+             "Start at k = 1; s = d / k. F.adaptive_avg_pool2d(error, size) averages to any size.",
              "The error is white noise of variance 1: what does the term of s contribute? And if the error is "
              "constant over the image?",
              equation="L = sum over s = d, d/2, ..., base of (1/s) mean(D_s[error]^2)",
