@@ -414,6 +414,8 @@ def check_state(state, wanted, path):
     state["config"] = config_of(state["config"], path)
     for name in ("step", "images", "examples"):
         check_count(state.get(name, 0), name, path)
+    if state["step"] and "optimizer" in wanted and state["optimizer"] and not state["optimizer"].get("state", True):
+        raise UserError(f"{path}: damaged, or not a checkpoint (step {state['step']}, and no optimizer state)")
     size = 0
     for name, value in tensors_of(state):
         if not torch.is_tensor(value) or value.layout != torch.strided or value.device.type != "cpu":
@@ -510,6 +512,8 @@ def check_tensors(module, state):
         check_alike({"exp_avg": weight, "exp_avg_sq": weight, "step": torch.zeros(())}, values)
         if len(values) < 3:
             raise ValueError(f"the optimizer has only {', '.join(values) or 'nothing'} for a weight")
+    if 0 < len(state["state"]) < len(weights):                            # none: saved before the first step
+        raise ValueError(f"the optimizer has state for {len(state['state'])} of {len(weights)} weights")
 
 
 def check_alike(own, given):

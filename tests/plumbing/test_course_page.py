@@ -10,11 +10,9 @@ import zipfile
 import pytest
 from programs import program, ROOT
 
-from course import classes, judge
 from course import source as S
 from course.exercises import CHAPTERS, EXERCISES
 from course.handout import answer_sheet, table
-from course.witness import specification
 
 
 @pytest.fixture(scope="module")
@@ -71,40 +69,6 @@ def test_each_statement_has_its_equation_and_the_page_its_parts(work):
     assert table(EXERCISES) in text and "{table}" not in text
     beyond = re.findall(r"^### Beyond the paper, for no points: .+\n\n(?:.+\n)*?.*\*Measure\*", text, re.MULTILINE)
     assert len(beyond) == len(CHAPTERS)
-
-
-@pytest.mark.long
-def test_an_exercise_needs_what_its_statement_says_and_no_more(work, tmp_path, monkeypatch):
-    """In a copy where only the exercise and its `needs` are done, its exam passes. Without any one of them it cannot.
-
-    Kills: a student who does the exercises in their order and cannot run one.
-    """
-    lay_out, state = classes.lay_out, {}
-
-    def stubbed(file):
-        return S.strip(S.read(os.path.join(ROOT, file)),
-                       [e for e in EXERCISES if e.file == file and e.number not in state["done"]])
-
-    def lay_out_stubs(room, exercise, source):
-        lay_out(room, exercise, stubbed(exercise.file))
-        for file in {e.file for e in EXERCISES} - {exercise.file}:
-            with open(os.path.join(room, file), "w") as out:
-                out.write(stubbed(file))
-    monkeypatch.setattr(classes, "lay_out", lay_out_stubs)
-    witnesses = classes.Usher(str(tmp_path), None)
-    try:
-        for e in EXERCISES:
-            state["done"] = {e.number, *e.needs}
-            kind, seen = witnesses.testimony(e, "", 0, 20)
-            assert kind == "seen", f"{e.number}: {seen}"
-            _, right = specification(e, 0, 20)
-            assert judge.fault_of(judge.EXAMS[e.number], seen, right) is None
-            for needed in e.needs:
-                state["done"] = {e.number, *e.needs} - {needed}
-                kind, seen = witnesses.testimony(e, "", 0, 20)
-                assert kind == "not done" and f"exercise {needed}:" in seen, f"{e.number} without {needed}: {kind}"
-    finally:
-        witnesses.stop()
 
 
 def inside(copy, *words):

@@ -418,6 +418,16 @@ def test_an_optimizer_of_another_shape_is_one_line(six_steps, tmp_path, key, val
     assert status == 2 and "another model" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_an_optimizer_without_state_is_one_line(six_steps, tmp_path, left):
+    """Kills: Adam that begins anew without a word, for all weights or for those that the checkpoint lacks."""
+    state = checkpoint(six_steps)
+    state["optimizer"]["state"] = dict(list(state["optimizer"]["state"].items())[:left])
+    torch.save(state, tmp_path / "checkpoint.pt")
+    status, err = run_here(T, ["--resume", tmp_path, "--steps", "9"])
+    assert status == 2 and ("no optimizer state", "state for 1 of ")[left] in err and err.count("\n") == 1
+
+
 def test_hostile_checkpoint_runs_no_code(tmp_path):
     """Kills: torch.load without weights_only, which runs code from the file."""
     class Exploit:
