@@ -41,8 +41,8 @@ from plumbing import UserError, shard
 from plumbing.features import tensor_bytes
 from plumbing.files import fingerprint, hold, writable_folder
 from plumbing.pictures import pyplot, save_figure, show_image
-from plumbing.runs import (autocast, choose_device, choose_precision, cores, ema_model, has_checkpoint, load_weights,
-                           main_program, read_checkpoint, results_folder, run_of)
+from plumbing.runs import (autocast, choose_device, choose_precision, cores, ema_model, has_checkpoint, load_optimizer,
+                           load_weights, main_program, read_checkpoint, results_folder, run_of)
 from plumbing.settings import Parser, check_range, override
 from plumbing.sources import add_accept_flag, check_unchanged, located, same_data
 from plumbing.start import check_room, newest_whole, set_aside
@@ -156,7 +156,7 @@ def teach(folder, config, source, teacher, student, steps, device, interrupt, en
         set_aside(checkpoint)
         step = checkpoint["step"]
         load_weights(student, checkpoint["model"], folder)
-        load_weights(optimizer, checkpoint["optimizer"], folder)
+        load_optimizer(optimizer, checkpoint, folder)
         if step >= config.steps:
             return None, math.nan
     seed = derive_seed(config.seed, 2, steps)                             # each round sees its own examples and noise

@@ -414,8 +414,6 @@ def check_state(state, wanted, path):
     state["config"] = config_of(state["config"], path)
     for name in ("step", "images", "examples"):
         check_count(state.get(name, 0), name, path)
-    if state["step"] and "optimizer" in wanted and state["optimizer"] and not state["optimizer"].get("state", True):
-        raise UserError(f"{path}: damaged, or not a checkpoint (step {state['step']}, and no optimizer state)")
     size = 0
     for name, value in tensors_of(state):
         if not torch.is_tensor(value) or value.layout != torch.strided or value.device.type != "cpu":
@@ -482,6 +480,14 @@ def load_weights(module, state, path):
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: a checkpoint of another model ({detail})") from None
+
+
+def load_optimizer(optimizer, checkpoint, path):
+    """Load the optimizer state of a checkpoint. Only before the first step there is none. Raises UserError."""
+    state = checkpoint["optimizer"]
+    if checkpoint["step"] and isinstance(state, dict) and state.get("state") == {}:
+        raise UserError(f"{path}: a checkpoint of step {checkpoint['step']} with no optimizer state")
+    load_weights(optimizer, state, path)
 
 
 def own_groups(optimizer, saved):

@@ -17,8 +17,8 @@ from plumbing import Damaged, UserError, cost, shard
 from plumbing.captions import faults as caption_faults
 from plumbing.files import hold, writable_folder
 from plumbing.runs import (CHECKPOINT, PREVIOUS, SHARDED, broadcast, check_memory, check_model, choose_precision, cores,
-                           has_checkpoint, image_bytes, is_pretrained, load_weights, plain_checkpoints, processes,
-                           read_checkpoint, run_of, sharded_steps)
+                           has_checkpoint, image_bytes, is_pretrained, load_optimizer, load_weights, plain_checkpoints,
+                           processes, read_checkpoint, run_of, sharded_steps)
 from plumbing.settings import Parser, add_fields, check_range, override
 from plumbing.sources import add_accept_flag, located, same_data
 from plumbing.t5 import Encoder, check_moved
@@ -542,7 +542,7 @@ def restore(model, ema, optimizer, checkpoint, initial, machine, device):
         if checkpoint and "model" in checkpoint:
             load_weights(model, checkpoint["model"], checkpoint["path"])
             load_weights(ema, checkpoint["ema"], checkpoint["path"])
-            load_weights(optimizer, checkpoint["optimizer"], checkpoint["path"])
+            load_optimizer(optimizer, checkpoint, checkpoint["path"])
     if machine.shard:
         model, ema, optimizer = shard.split(model, ema, optimizer, machine, device)
     if checkpoint and "model" not in checkpoint:                          # a sharded one
