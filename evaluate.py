@@ -37,7 +37,7 @@ import torch
 
 from cascade import hand_over
 from config import make_low_schedule, make_schedule
-from data import Glyphs, open_run
+from data import Glyphs
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from plumbing import UserError
@@ -49,6 +49,7 @@ from plumbing.measuring import (SampleCache, TrainedRun, checked_configs, draw_l
 from plumbing.pictures import to_uint8
 from plumbing.runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
 from plumbing.sampling import make_conditions
+from plumbing.sources import open_run
 from plumbing.t5 import Encoder
 from plumbing.training import real_low_res
 from sample import derive_seed, handoff_noise, image_seeds, sample_run

@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 
 from cascade import downsample
-from data import open_run
 from plumbing import UserError, shard
 from plumbing.files import whole_file
 from plumbing.images import BrokenImage
 from plumbing.pictures import pyplot, save_picture
 from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, not_finite, save_checkpoint, tell
 from plumbing.sampling import make_conditions, make_sheet
+from plumbing.sources import open_run
 from plumbing.watch import PAGE, Page, clock, sheet_name
 from sample import image_seeds, sample_run
 
