@@ -6,7 +6,7 @@ from data import FontFile, Glyphs, ImageFolder, open_source
 from plumbing import UserError
 from plumbing.files import fingerprint
 from plumbing.fonts import find_font
-from plumbing.motion import moving
+from plumbing.motion import in_motion
 
 LOOKED_INTO = 64                                                          # files of a folder whose contents count
 
@@ -16,11 +16,9 @@ def open_run(config, **options):
     options = dict(pairs="seen" if config.withhold else "all", portrait=config.portrait,
                    characters=config.characters) | options
     source = open_source(config.data, config.size, config.scenes, config.seed, **options)
-    if config.counts[0] == 1:
-        return source
-    if not isinstance(source, Glyphs):
+    if config.counts[0] > 1 and not isinstance(source, Glyphs):
         raise UserError(f"--frames: only drawn scenes move, not --data {config.data}")
-    return moving(source, config.counts[0])
+    return in_motion(source, config.counts[0])
 
 
 def add_accept_flag(parser):
