@@ -36,7 +36,7 @@ import time
 import torch
 
 from config import PRESETS, build_model, make_levels, make_optimizer, make_schedules, numbers
-from data import Glyphs, batches, open_run
+from data import Glyphs, batches
 from plumbing import UserError, shard
 from plumbing.features import tensor_bytes
 from plumbing.files import fingerprint, hold, writable_folder
@@ -44,7 +44,7 @@ from plumbing.pictures import pyplot, save_figure, show_image
 from plumbing.runs import (autocast, choose_device, choose_precision, cores, ema_model, has_checkpoint, load_optimizer,
                            load_weights, main_program, read_checkpoint, results_folder, run_of)
 from plumbing.settings import Parser, check_range, override
-from plumbing.sources import add_accept_flag, check_unchanged, located, same_data
+from plumbing.sources import add_accept_flag, check_unchanged, located, open_run, same_data
 from plumbing.start import check_room, newest_whole, set_aside
 from plumbing.t5 import Encoder
 from plumbing.training import Interrupt, Run

@@ -22,7 +22,7 @@ the real images that samples are compared with) and measuring.py (flags, files, 
     style   distances of the colours, and of what the network sees: textures, letter colours, ...
     memory  how near the samples are to training images, 1 = as near as unseen images are
     bits    bits per dimension of held-out images, at most
-    motion  videos: share in which the network reads one letter in all frames, and how much neighbouring frames differ
+    motion  videos: share in which the network reads one letter in all frames, how far and how evenly frames turn
 
 All measures but bits are of 8-bit samples, drawn with the EMA weights; each frame of a video counts as an image.
 Samples and features are cached: a second evaluation uses them again.
@@ -37,18 +37,20 @@ import torch
 
 from cascade import hand_over
 from config import make_low_schedule, make_schedule
-from data import Glyphs, open_run
+from data import Glyphs
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from plumbing import UserError
-from plumbing.features import Yardstick, colour_answers, describe_videos, distances, moments_of, scene_colours
+from plumbing.features import Yardstick, colour_answers, distances, moments_of, scene_colours
 from plumbing.files import fingerprint
 from plumbing.measuring import (SampleCache, TrainedRun, checked_configs, draw_loss_by_logsnr, draw_nearest, export,
-                                finite, first_examples, has_bits, introduce, open_results, parse, print_table, report,
+                                finite, first_examples, fitting, introduce, open_results, parse, print_table, report,
                                 sampling_key, save_scores, save_sweep, trained_run, variants_of)
+from plumbing.motion import motion_scores
 from plumbing.pictures import to_uint8
 from plumbing.runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
 from plumbing.sampling import make_conditions
+from plumbing.sources import open_run
 from plumbing.t5 import Encoder
 from plumbing.training import real_low_res
 from sample import derive_seed, handoff_noise, image_seeds, sample_run
@@ -142,61 +144,52 @@ def score(samples, yardstick, metrics):
     of the set, as the field reports it.
     """
     scores, reference, n = {}, yardstick.held_out or yardstick.train, len(samples["labels"])
-    has_features, is_video = "features" in samples, "change" in samples
+    has_features = "features" in samples
     if "fd" in metrics and has_features:
         scores |= frechet_distances(samples, yardstick)
     if "is" in metrics and "character" in samples:
         scores["is"], scores["is_pm"] = inception_score(samples["character"])
     for name, right in right_answers(samples, yardstick, metrics).items():
         scores[name] = right.mean().item()
-        scores[name + "_pm"] = interval(lambda i: right[i].mean().item(), samples, 1000)
-    if "motion" in metrics and is_video:
-        scores |= motion(samples, yardstick)
+        scores[name + "_pm"] = bootstrap(lambda i: right[i].mean().item(), n, 1000)
+    if "motion" in metrics and "turns" in samples:
+        scores |= motion_scores(samples, reads(yardstick))
     if "pr" in metrics and has_features:
-        k = min(5000, len(reference["features"]), n)                      # manifolds of equal numbers
+        k = min(5000, *(len(s["features"]) for s in (reference, samples)))                      # of equal numbers
         if k > 3:
             scores["precision"], scores["recall"] = precision_recall(reference["features"][:k], samples["features"][:k])
     if "style" in metrics:
         scores |= style_distances(samples, reference)
-    if "memory" in metrics and has_features and not is_video:
+    if "memory" in metrics and has_features:
         scores |= memorisation(samples, yardstick)
     return finite(scores)
 
 
-def interval(statistic, samples, times):
-    """Return half the 95 % interval of statistic(indices). The frames of a video are drawn together."""
-    n = len(samples.get("change", samples["labels"]))                     # of videos, or of images
-    frames = torch.arange(len(samples["labels"]) // n)
-    return bootstrap(lambda i: statistic((i[:, None] * len(frames) + frames).flatten()), n, times)
-
-
-def motion(samples, yardstick):
-    """Return the share of videos in which the network reads one letter in all frames, and how much frames differ."""
-    scores = dict(change=samples["change"].mean().item())
-    if yardstick.network and yardstick.network.can_read:
-        letters = samples["character"].argmax(1).reshape(len(samples["change"]), -1)
-        scores["same_letter"] = (letters == letters[:, :1]).all(1).double().mean().item()
-    return scores
+def reads(yardstick):
+    """Return True if the network reads characters well enough to grade samples."""
+    return bool(yardstick.network) and yardstick.network.can_read
 
 
 def frechet_distances(samples, yardstick):
     """Return the distances to the training images and to held-out ones."""
-    scores, features = {}, samples["features"]
-    times = 100 if features.shape[1] <= 256 else 20                       # slow with Inception's 2048 features
+    scores, n = {}, len(samples["labels"])
+    features = samples["features"].unflatten(0, (n, -1))                  # of a sample's pictures: mostly one
+    times = 100 if features.shape[-1] <= 256 else 20                      # slow with Inception's 2048 features
     for name, real in (("train", yardstick.train), ("held_out", yardstick.held_out)):
         if real is not None:
             real = moments_of(real)
             scores[f"fd_{name}"] = frechet_distance(real, moments_of(samples))
-            scores[f"fd_{name}_pm"] = interval(
-                lambda i: frechet_distance(real, Moments(features[i])), samples, times)
+            scores[f"fd_{name}_pm"] = bootstrap(
+                lambda i: frechet_distance(real, Moments(features[i].flatten(0, 1))), n, times)
     return scores
 
 
 def right_answers(samples, yardstick, metrics):
     """Return for each sample 1 if it shows what was asked for, else 0: {name: (n,) float64}."""
     labels, right = torch.tensor(samples["labels"]), {}
-    if "read" in metrics and yardstick.network and yardstick.network.can_read and labels.min() >= 0:
-        right["read_rate"] = (samples["character"].argmax(1) == labels).double()
+    if "read" in metrics and reads(yardstick) and labels.min() >= 0:
+        letters = samples["character"].argmax(1).reshape(len(labels), -1)
+        right["read_rate"] = (letters == labels[:, None]).double().mean(1)
     if "words" in metrics and "answers" in samples:
         wanted = torch.tensor(samples["answers"]).T                       # (2, n)
         for name, colour, answer in zip(("letter", "ground"), scene_colours(samples["images"]), wanted):
@@ -282,9 +275,7 @@ def measure(run, yardstick, metrics, seed=0, source=None):
     drawn = draw_samples(run, prompts["labels"], seed, prompts.get("captions"))
     start, images = time.monotonic(), drawn["images"]
     batches = zip(torch.arange(len(images)).split(100), images.split(100))
-    if (frames := run.config.counts[0]) > 1:                              # of a video each frame shows the letter
-        prompts = dict(labels=[label for label in prompts["labels"] for _ in range(frames)])
-    samples = dict(describe_videos(batches, yardstick.network, frames), **prompts, images=images)
+    samples = dict(yardstick.describe(batches), **prompts, images=images)
     scores = score(samples, yardstick, metrics)
     if isinstance(run.below, TrainedRun) and not stops_early(run):        # else it is in the time of the upper stage
         low = draw_samples(run.below, prompts["labels"], seed)            # cached: only the time is wanted
@@ -306,27 +297,28 @@ def score_real_scenes(yardstick, metrics):
 
 def evaluate(run, args, yardstick):
     """Measure all that is asked of one run. Write evaluation.json, pictures, exports. Return (scores, images)."""
-    metrics, seed, config = args.metrics, args.first_seed, run.config
+    config, seed = run.config, args.first_seed
+    metrics = fitting(args.metrics, config)
     scores, samples = {}, {}
     if set(metrics) - {"bits"} or args.export or args.export_png:
         scores, samples = measure(run, yardstick, metrics, seed)
         export(args, samples["images"], samples["labels"])
-    if "bits" in metrics and has_bits(config):
+    if "bits" in metrics:
         try:
             scores |= measure_bits(run, yardstick, args.n_bits, seed)
         except UserError as error:
             if not scores:                                                # there is nothing else to tell
                 raise
             print(f"bits per dimension: left out; {error}", file=sys.stderr)
-    if "memory" in metrics and "features" in samples and "change" not in samples:
+    if "memory" in metrics and "features" in samples:
         draw_nearest(samples, yardstick, os.path.join(run.folder, "nearest.png"))
     if config.withhold and config.text_encoder and {"read", "words"} & set(metrics):
         # Does the model compose? Captions with pairs of character and colour that training never showed.
         withheld = open_run(config, portrait=False, pairs="withheld")
-        scores["withheld_pairs"], _ = measure(run, yardstick, ("read", "words"), seed, withheld)
+        scores["withheld_pairs"], _ = measure(run, yardstick, fitting(("read", "words"), config), seed, withheld)
     if yardstick.real_scenes is not None and metrics:
         scores["real_scenes"] = score_real_scenes(yardstick, metrics)
-    if metrics:
+    if args.metrics:
         save_scores(scores, run, args, yardstick)
     return scores, samples.get("images")
 

@@ -36,7 +36,9 @@ SWEPT = {"steps": "sample_steps", "guidance": "guidance", "noise_param": "noise_
          "clip_x": "clip_x"}                                              # name after --sweep: field of Config
 TABLE = (("fd_train", "{name} against train"), ("fd_held_out", "{name} against held-out"),
          ("is", "inception score (± 1 s.d. of 10 parts)"), ("read_rate", "read rate"),
+         *((f"read_frame_{i}", f"read rate, frame {i}") for i in range(64)),
          ("same_letter", "videos whose letter stays"), ("change", "difference of neighbouring frames, squared"),
+         ("turn", "turn from frame to frame, degrees"), ("uneven_turn", "change of this turn, degrees"),
          ("letter_colour", "colour of the letter right"), ("ground_colour", "colour of the ground right"),
          ("all_right", "letter and both colours right"), ("precision", "precision"), ("recall", "recall"),
          ("colour_distance", "colours: distance of histograms"), ("colour_spread", "colours: spread, share of data's"),
@@ -323,6 +325,8 @@ def introduce(run, args, yardstick, why):
             "a nested model or a cascade has no bound on its images alone"))
     if "memory" in args.metrics and config.counts[0] > 1:
         print("memorisation: left out; it is measured for images")
+    if "words" in args.metrics and config.counts[0] > 1 and config.text_encoder:
+        print("words: left out; the letter of a video changes its colour")
     if yardstick.network is None:
         if set(args.metrics) - {"bits"}:
             print(f"no features for {config.data}: without --features FILE no FID, IS, precision, recall, memorisation")
@@ -342,6 +346,13 @@ def introduce(run, args, yardstick, why):
 def has_bits(config):
     """Return True if there is a bound on the likelihood of the images alone, at all times t."""
     return not (config.outer_channels or config.low_size or config.distilled_from)
+
+
+def fitting(metrics, config):
+    """Return those of the metrics that the samples of this Config can have."""
+    is_video = config.counts[0] > 1
+    left_out = dict(bits=not has_bits(config), memory=is_video, words=is_video)
+    return tuple(metric for metric in metrics if not left_out.get(metric))
 
 
 def print_table(columns, distance_name, lines=False):

@@ -387,9 +387,15 @@ def count_predictions(configs, handoff, handoff_times, lowest_idx):
     return [*counts, configs[-1].sample_steps + 1 - lowest_idx]
 
 
+def what_is_drawn(config):
+    """Return "images of 64x64", or "videos of 8 x 32x32"."""
+    kind = f"videos of {config.counts[0]} x " if config.counts[0] > 1 else "images of "
+    return f"{kind}{config.size[0]}x{config.size[1]}"
+
+
 def introduce(n, configs, predictions, precisions, device, why):
     """Print what will be drawn, a line for each stage."""
     for config, count, precision in zip(configs, predictions, precisions):
         guidance = f"{config.guidance:g}" if config.guidable else "none, as there are no classes"
-        print(f"{n} {config.what}, {config.sampler}, {config.sample_steps} steps, "
+        print(f"{n} {what_is_drawn(config)}, {config.sampler}, {config.sample_steps} steps, "
               f"guidance {guidance}: {count * config.evaluations} evaluations each, on {device} ({why}), {precision}")

@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 
 from cascade import downsample
-from data import open_run
 from plumbing import UserError, shard
 from plumbing.files import whole_file
 from plumbing.images import BrokenImage
 from plumbing.pictures import pyplot, save_picture
 from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, not_finite, save_checkpoint, tell
-from plumbing.sampling import make_conditions, make_sheet
+from plumbing.sampling import make_conditions, make_sheet, what_is_drawn
+from plumbing.sources import open_run
 from plumbing.watch import PAGE, Page, clock, sheet_name
 from sample import image_seeds, sample_run
 
@@ -120,7 +120,7 @@ class Run:
         self.page.write()
         self.log.say(f"watch it: {os.path.join(self.folder, PAGE)}")
         self.log.say(f"{self.folder}: {sum(p.numel() for p in self.model.parameters()):,} parameters, "
-                     f"{config.what}, {len(source):,} examples, {len(source.classes)} classes; "
+                     f"{what_is_drawn(config)}, {len(source):,} examples, {len(source.classes)} classes; "
                      f"{self.world} x {device.type} ({why}), {config.precision}"
                      + (", sharded" if self.sharded else "") + (f"; from step {self.step}" if self.step else ""))
         for message in sorted(self.broken):

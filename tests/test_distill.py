@@ -14,9 +14,9 @@ import config as C
 import distill as D
 import sample as P
 import schedule as S
-from data import open_run
 from plumbing import runs, training
 from plumbing.settings import override
+from plumbing.sources import open_run
 from programs import ROOT, log_column, run_here, stirred
 
 SCHEDULES = [lambda t: S.logsnr_shifted(t, 64, 32), lambda t: S.logsnr_cosine(t)]               # of the two levels

@@ -20,6 +20,7 @@ from plumbing import features as X
 from plumbing import measuring as Q
 from plumbing import runs
 from plumbing.settings import override
+from plumbing.sources import open_run
 from programs import run_here
 
 SMALL = ["--n", "24", "--n-real", "40", "--n-bits", "4", "--device", "cpu"]
@@ -385,7 +386,7 @@ def test_captions_are_asked_for_judged_and_composed(tmp_path, monkeypatch):
     """The samples are those of the captions, the answers those of the same scenes. Kills: another order, colours of
     other scenes, withheld pairs among the seen."""
     run = make_run(tmp_path / "a", **TEXT)
-    asked, source = [], D.open_run(override(C.PRESETS["glyphs64_text"], size=(16,)))
+    asked, source = [], open_run(override(C.PRESETS["glyphs64_text"], size=(16,)))
     withheld = D.Glyphs((16, 16), pairs="withheld")
 
     def conditions(config, labels, device, captions, **more):             # what is asked for

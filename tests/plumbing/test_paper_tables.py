@@ -18,10 +18,10 @@ import equal_time
 import paper_tables
 from plumbing import runs, start
 from plumbing.measuring import TrainedRun
+from plumbing.sources import open_run
 import speed
 import text_guidance
 from config import PRESETS, build_model
-from data import open_run
 from schedule import alpha_sigma, v_from_x
 
 
