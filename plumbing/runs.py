@@ -473,7 +473,7 @@ def fault_of_values(state, step):
     """Say which tensor of a run's state holds values that no training of `step` steps leaves, or return None."""
     if name := not_finite(state):                                         # such a model draws black pictures
         return f"{name} holds values that are not finite"
-    for name, value in tensors_of({"optimizer": state.get("optimizer")}):
+    for name, value in tensors_of({"optimizer": state.get("optimizer", {})}):
         value = value.to_local() if hasattr(value, "to_local") else value
         if name.endswith(".exp_avg_sq") and (value < 0).any():
             return f"{name} holds values below 0"

@@ -44,7 +44,8 @@ from plumbing.settings import Parser
 from config import build_model, make_optimizer
 from plumbing import Damaged, UserError
 from plumbing.runs import (CHECKPOINT, SHARDED, any_rank, broadcast, check_counts, check_model, config_of,
-                           fault_of_values, main_program, read_checkpoint, run_of, save_checkpoint, sharded_steps, tensors_of)
+                           fault_of_values, main_program, read_checkpoint, run_of, save_checkpoint, sharded_steps,
+                           tensors_of)
 from plumbing.files import blame_machine, check_regular, flush_folder, reason_of, whole_file
 from unet import FeedForward, MapAttention, ResBlock
 from uvit import AttentionBlock, TransformerBlock
@@ -139,7 +140,7 @@ def save(folder, model, ema, optimizer, step, images, config, examples, name=Non
         wait_for_all()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                               # "no process group": one process needs none
-            dcp.save(tensors(model, ema, optimizer, step), checkpoint_id=new)                   # flushes each file to the disk
+            dcp.save(tensors(model, ema, optimizer, step), checkpoint_id=new)                   # flushes each file
         if first:
             files = {file: checksum(os.path.join(new, file)) for file in sorted(os.listdir(new))}
             with whole_file(os.path.join(new, "run.json"), "w") as file:

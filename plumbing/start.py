@@ -17,8 +17,8 @@ from plumbing import Damaged, UserError, cost, shard
 from plumbing.captions import faults as caption_faults
 from plumbing.files import hold, keep_aside, writable_folder
 from plumbing.runs import (CHECKPOINT, PREVIOUS, SHARDED, broadcast, check_memory, check_model, check_whole,
-                           choose_precision, cores, has_checkpoint, image_bytes, is_pretrained, load_optimizer, load_weights, plain_checkpoints,
-                           processes, read_checkpoint, run_of, sharded_steps)
+                           choose_precision, cores, has_checkpoint, image_bytes, is_pretrained, load_optimizer,
+                           load_weights, plain_checkpoints, processes, read_checkpoint, run_of, sharded_steps)
 from plumbing.settings import Parser, add_fields, check_range, override
 from plumbing.sources import add_accept_flag, located, same_data
 from plumbing.t5 import Encoder, check_moved
@@ -61,9 +61,6 @@ def parse():
     for option in {"grow_from", "init_from"} & vars(args).keys():
         setattr(args, option, run_of(getattr(args, option)))
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
-    for option in ("resume", "preset", "out", "grow_from", "init_from"):  # an unset variable of a script
-        if getattr(args, option, None) == "":
-            raise UserError(f"--{option.replace('_', '-')} is empty")
     if args.resume and (args.preset or args.out or args.auto_resume):
         raise UserError("--resume continues a run as it is: leave out --preset, --out and --auto-resume")
     if args.auto_resume and not args.out:

@@ -511,8 +511,8 @@ class Log:
         except OSError as error:
             fault = f"cannot be read ({error.strerror})"
         if fault:
-            self.say(f"{self.path} {fault}; it is kept as {keep_aside(self.path)}, and the run goes on with {len(rows):,} "
-                     "of its rows")
+            self.say(f"{self.path} {fault}; it is kept as {keep_aside(self.path)}, and the run goes on with "
+                     f"{len(rows):,} of its rows")
         return [row for row in rows if int(row["step"]) <= step]
 
     def start_clock(self, step):
