@@ -26,7 +26,7 @@ import argparse
 import sys
 
 from plumbing import UserError
-from plumbing.files import escape_odd_names
+from plumbing.files import prepare_output, silence
 
 from course.exercises import CHAPTERS, chosen, EXERCISES
 from course.handout import make, pack
@@ -123,9 +123,14 @@ def main():
 
 
 if __name__ == "__main__":
-    escape_odd_names()
+    prepare_output()
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:                                               # `... | head` closed the pipe: no mistake
+        silence(sys.stdout)
+        sys.exit(1)
     except (UserError, OSError) as error:
         print(f"course: {error}", file=sys.stderr)
         sys.exit(2)

@@ -26,7 +26,7 @@ from data import FontFile, Glyphs, Stream, open_source
 from plumbing import UserError
 from measures import Moments, colour_histogram
 from plumbing.runs import cores, load_file, progress
-from plumbing.files import blame_machine, fingerprint, reason_of, whole_file
+from plumbing.files import blame_machine, check_regular, fingerprint, reason_of, whole_file
 from plumbing.motion import in_motion, one_frame, split_frames
 from plumbing.pictures import to_uint8
 from plumbing.sources import open_run, same_data
@@ -210,6 +210,7 @@ def cached(path, compute, check):
 
     check: called on what the file holds. It raises an exception if that is not what compute() would give.
     """
+    check_regular(path)
     if os.path.exists(path):
         try:
             value = load_file(path)

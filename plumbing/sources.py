@@ -32,8 +32,6 @@ def located(config, args, run):
     A run that accepts changed data forgets what they were. Raises UserError.
     """
     moved_to = getattr(args, "data", None)
-    if moved_to == "":
-        raise UserError("--data is empty")
     if moved_to is None and config.data not in ("", "glyphs") and not os.path.exists(find_font(config.data)):
         raise UserError(f"{run}: its data are not in {config.data}, seen from here; say with --data where they are")
     return dataclasses.replace(config, data=moved_to or config.data,

@@ -38,7 +38,7 @@ def make_run(folder, seed=0, step=10, **settings):
         torch.nn.init.normal_(parameter, 0, 0.1)
     folder.mkdir(exist_ok=True)
     optimizer = torch.optim.Adam(model.parameters())
-    runs.save_checkpoint(str(folder), model, copy.deepcopy(model), optimizer, step, 4 * step, config)
+    runs.save_checkpoint(str(folder), model, copy.deepcopy(model), optimizer, step, 8 * step, config, 7)
     return folder
 
 

@@ -238,9 +238,9 @@ def test_a_damaged_log_costs_its_damaged_lines_and_no_run(two_steps, tmp_path, c
     log = training.Log(str(tmp_path), config, active=True, first_step=2)
     log.draw()
     assert "".join(log_column(tmp_path, "step")) == steps == "".join(row["step"] for row in log.rows())
-    kept = [name for name in os.listdir(tmp_path) if name.startswith("log_damaged")]
-    assert kept == ["log_damaged_0000002.csv"] * aside
-    assert ("it is kept as log_damaged_0000002.csv" in capsys.readouterr().out) == aside
+    kept = [name for name in os.listdir(tmp_path) if name.startswith("log.csv.")]
+    assert kept == ["log.csv.damaged-1"] * aside
+    assert ("it is kept as log.csv.damaged-1" in capsys.readouterr().out) == aside
     assert not aside or not damaged or (tmp_path / kept[0]).read_bytes() == damaged
 
 
@@ -259,7 +259,7 @@ def test_what_was_set_aside_stays(two_steps, tmp_path):
     for text in ("a\nb\n", "c\n"):
         (tmp_path / "run" / "log.csv").write_text(text)
         training.Log(str(tmp_path / "run"), config, active=True, first_step=2)
-    texts = {path.read_text() for path in (tmp_path / "run").glob("log_damaged*")}
+    texts = {path.read_text() for path in (tmp_path / "run").glob("log.csv.damaged*")}
     assert texts == {"a\nb\n", "c\n"}
 
 

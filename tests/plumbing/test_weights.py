@@ -31,7 +31,8 @@ def make_run(folder, **settings):
                precision="bf16", band_rms="0.64,0.08,0.09,0.05"), **settings})
     model = stirred(config)
     folder.mkdir()
-    runs.save_checkpoint(str(folder), model, copy.deepcopy(model), torch.optim.Adam(model.parameters()), 10, 40, config)
+    runs.save_checkpoint(str(folder), model, copy.deepcopy(model), torch.optim.Adam(model.parameters()), 10, 40, config,
+                         7)
     return str(folder)
 
 
