@@ -30,3 +30,12 @@ def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / "run"
     assert run_here(T, [*TINY, "--steps", 3, "--out", folder]) == (None, "")
     return folder
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    """Return a student's copy of all chapters. Tests leave it as it is."""
+    from course.handout import make
+    folder = tmp_path_factory.mktemp("course") / "work"
+    make(folder)
+    return folder
