@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 import train as T
-from programs import TINY, run_here, train_tiny
+from programs import TINY, run_here
 
 
 def pytest_collection_finish():
@@ -20,7 +20,8 @@ def pytest_collection_finish():
 def six_steps(tmp_path_factory):
     """Return the folder of a run of six steps without a break, with dropout."""
     folder = tmp_path_factory.mktemp("six_steps") / "run"
-    train_tiny("--steps", 6, "--save-every", 3, "--out", folder, "--dropout", 0.1, "--dropout-from-resolution", 16)
+    assert run_here(T, [*TINY, "--steps", 6, "--save-every", 3, "--out", folder, "--dropout", 0.1,
+                        "--dropout-from-resolution", 16]) == (None, "")
     return folder
 
 

@@ -19,7 +19,7 @@ import train as T
 from data import batches, open_run
 from plumbing import training
 from plumbing.settings import override
-from programs import TINY, checkpoint, log_column, program, run_here, train_tiny
+from programs import TINY, checkpoint, log_column, run_here, train_tiny
 from unet import at_resolution
 
 CPU = torch.device("cpu")
@@ -141,7 +141,7 @@ def test_the_average_is_taken_after_the_step(tmp_path):
     """After one step the EMA weights are 0.1 of the initial weights and 0.9 of the new ones.
 
     Kills: an update before the optimizer's step, which lags by one."""
-    train_tiny("--steps", 1, "--out", tmp_path / "r", "--warmup", 0)
+    assert run_here(T, [*TINY, "--steps", 1, "--out", tmp_path / "r", "--warmup", 0]) == (None, "")
     state, start = checkpoint(tmp_path / "r"), initial_weights()
     for key, value in state["ema"].items():
         assert_close(value, 0.1 * start[key] + 0.9 * state["model"][key], atol=1e-6, rtol=0)
@@ -226,9 +226,9 @@ def test_resuming_is_the_unbroken_run_to_the_bit(six_steps, tmp_path):
 
     Kills: optimizer state, EMA weights, dropout's random state or the place in the data not restored."""
     resumed = tmp_path / "r"
-    train_tiny("--steps", 3, "--out", resumed, "--dropout", 0.1, "--dropout-from-resolution", 16)
-    done = program("train.py", "--resume", resumed, "--steps", 6, "--device", "cpu")
-    assert done.returncode == 0, done.stderr
+    args = ["--steps", 3, "--out", resumed, "--dropout", 0.1, "--dropout-from-resolution", 16]
+    assert run_here(T, [*TINY, *args]) == (None, "")
+    assert run_here(T, ["--resume", resumed, "--steps", 6, "--device", "cpu"]) == (None, "")
     a, b = checkpoint(six_steps), checkpoint(resumed)
     for part in ("model", "ema"):
         for key in a[part]:

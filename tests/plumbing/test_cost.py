@@ -10,7 +10,7 @@ import config as C
 import train as T
 from plumbing import cost, runs, shard
 from plumbing.settings import override
-from programs import program
+from programs import program_here
 
 
 def test_flops_and_memory_against_a_hand_count():
@@ -80,7 +80,7 @@ def test_what_sharding_and_micro_batches_save():
 
 def test_dry_run_prints_both():
     """Kills: columns exchanged; another batch than a process has."""
-    done = program("train.py", "--dry-run", "--world-size", 8, "--precision", "bf16")
+    done = program_here("train.py", "--dry-run", "--world-size", 8, "--precision", "bf16")
     assert done.returncode == 0, done.stderr
     config = override(C.PRESETS["glyphs64"], precision="bf16")
     found = cost.cost_of(config)
