@@ -248,7 +248,7 @@ def test_two_processes_are_one_on_the_joined_batch(tmp_path, settings):
     Kills: gradients that are not averaged over ranks; --batch taken per rank; ranks that draw the same noise."""
     common = ("--steps", 3, "--dropout", 0, "--adam-eps", 1e-4, "--warmup", 0,  # eps: gradients that are pure rounding
               *(word for key, value in settings.items() for word in ("--" + key, value)))
-    train_tiny(*common, "--out", tmp_path / "one")
+    assert run_here(T, [*TINY, *common, "--out", tmp_path / "one"]) == (None, "")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     train_tiny(*common, "--out", tmp_path / "two", launcher=torchrun)
     one, two, start = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two"), initial_weights(**settings)
