@@ -128,7 +128,8 @@ def plain(value):
 def prepare():
     """Import what the lecture's files import, and none of them: it takes seconds, and the witnesses fork from here."""
     torch.set_num_threads(1)                                              # a forked process must not wait for threads
-    for name in ("numpy", "PIL.Image", "torch.distributed.fsdp", "torch.nn.parallel", "torch.utils.flop_counter"):
+    for name in ("numpy", "PIL.Image", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict",
+                 "torch.nn.parallel", "torch.utils.flop_counter"):
         importlib.import_module(name)
 
 

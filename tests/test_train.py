@@ -20,7 +20,7 @@ from data import batches
 from plumbing import training
 from plumbing.settings import override
 from plumbing.sources import open_run
-from programs import TINY, checkpoint, log_column, program, run_here, train_tiny
+from programs import TINY, checkpoint, log_column, run_here, train_tiny
 from unet import at_resolution
 
 CPU = torch.device("cpu")
@@ -142,7 +142,7 @@ def test_the_average_is_taken_after_the_step(tmp_path):
     """After one step the EMA weights are 0.1 of the initial weights and 0.9 of the new ones.
 
     Kills: an update before the optimizer's step, which lags by one."""
-    train_tiny("--steps", 1, "--out", tmp_path / "r", "--warmup", 0)
+    assert run_here(T, [*TINY, "--steps", 1, "--out", tmp_path / "r", "--warmup", 0]) == (None, "")
     state, start = checkpoint(tmp_path / "r"), initial_weights()
     for key, value in state["ema"].items():
         assert_close(value, 0.1 * start[key] + 0.9 * state["model"][key], atol=1e-6, rtol=0)
@@ -227,9 +227,9 @@ def test_resuming_is_the_unbroken_run_to_the_bit(six_steps, tmp_path):
 
     Kills: optimizer state, EMA weights, dropout's random state or the place in the data not restored."""
     resumed = tmp_path / "r"
-    train_tiny("--steps", 3, "--out", resumed, "--dropout", 0.1, "--dropout-from-resolution", 16)
-    done = program("train.py", "--resume", resumed, "--steps", 6, "--device", "cpu")
-    assert done.returncode == 0, done.stderr
+    args = ["--steps", 3, "--out", resumed, "--dropout", 0.1, "--dropout-from-resolution", 16]
+    assert run_here(T, [*TINY, *args]) == (None, "")
+    assert run_here(T, ["--resume", resumed, "--steps", 6, "--device", "cpu"]) == (None, "")
     a, b = checkpoint(six_steps), checkpoint(resumed)
     for part in ("model", "ema"):
         for key in a[part]:
@@ -249,7 +249,7 @@ def test_two_processes_are_one_on_the_joined_batch(tmp_path, settings):
     Kills: gradients that are not averaged over ranks; --batch taken per rank; ranks that draw the same noise."""
     common = ("--steps", 3, "--dropout", 0, "--adam-eps", 1e-4, "--warmup", 0,  # eps: gradients that are pure rounding
               *(word for key, value in settings.items() for word in ("--" + key, value)))
-    train_tiny(*common, "--out", tmp_path / "one")
+    assert run_here(T, [*TINY, *common, "--out", tmp_path / "one"]) == (None, "")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     train_tiny(*common, "--out", tmp_path / "two", launcher=torchrun)
     one, two, start = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two"), initial_weights(**settings)

@@ -6,10 +6,11 @@ import sys
 
 import pytest
 import torch
-from programs import ROOT, TINY, program, run_here
+from programs import ROOT, TINY, run_here
 
 sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
 import peers
+import train as T
 from plumbing.settings import override
 from plumbing.runs import read_checkpoint
 
@@ -23,18 +24,14 @@ def test_ours_is_train_py(tmp_path, monkeypatch):
                 num_transformer_blocks=1, num_heads=2, batch=4, patching="none", scenes=40, warmup=2)
     monkeypatch.setattr(peers, "SCENES", override(peers.SCENES, **tiny))
     monkeypatch.setattr(peers, "find_peers", lambda: None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)                                              # as `program` has it: bits depend on it
     for _ in range(2):
         seconds = peers.checkpoint_of(tmp_path, "ours", 0)[1]["seconds"]
         peers.take_turn(argparse.Namespace(folder=tmp_path, contestant="ours", seed=0, until=seconds + 1e-9))
-    torch.set_num_threads(threads)
     ours = torch.load(tmp_path / "ours-seed0.pt")
     assert ours["step"] == 2 and ours["images"] == 8
 
     flags = [*TINY, "--patching", "none", "--scenes", 40, "--warmup", 2, "--steps", 2, "--precision", "bf16"]
-    done = program("train.py", *flags, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    assert run_here(T, [*flags, "--out", tmp_path / "run"]) == (None, "")
     theirs = read_checkpoint(tmp_path / "run")
     for mine, name in (("model", "model"), ("averaged", "ema")):
         for key, value in theirs[name].items():

@@ -128,8 +128,9 @@ def test_each_answer_has_its_place_in_the_code_a_figure_or_a_number(pages):
     answers = re.split(r"^##+ ", text_of("reading/QUESTIONS.md"), flags=re.MULTILINE)[1:]
     answers = [answer for answer in answers if "\n\n" in answer.strip()]
     assert len(answers) >= 20
+    lecture = "|".join(R.Book(ROOT).order)
     for answer in answers:
-        names = re.findall(r"`((?:%s)\.(?!py\b)[\w.]+)`" % "|".join(R.Book(ROOT).order), answer)
+        names = re.findall(r"`((?:%s)\.(?!py\b)[\w.]+)`" % lecture, answer)
         for name in names:
             assert name.replace(".", ".html#", 1) in pages[0]["questions.html"].addresses, name
         assert names and re.search(r"`python |\.\./figures/|\.\./benchmarks/|A test ", answer), answer

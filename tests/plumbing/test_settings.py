@@ -13,7 +13,7 @@ from plumbing import start
 from plumbing import UserError
 from plumbing.runs import config_of
 from plumbing.settings import RANGES, Parser, add_fields, help_of_fields, override
-from programs import program
+from programs import program_here
 
 FIELDS = {field.name: field for field in dataclasses.fields(C.Config)}
 NESTED = dict(patching="none", outer_channels="32,64", outer_blocks="1,1", outer_patching="dwt_1")
@@ -30,11 +30,12 @@ def refused(preset="glyphs64", **values):
 
 # ---- the flags
 
-def test_every_field_has_a_flag_with_its_comment():
+def test_every_field_has_a_flag_with_its_comment(monkeypatch):
     """Kills: a comment that stands on a line of its own, or a field without one: -h would lack it."""
     assert set(help_of_fields()) == set(FIELDS)
     assert all(len(text) > 5 for text in help_of_fields().values())
-    page = program("train.py", "-h", env={"COLUMNS": "400"}).stdout
+    monkeypatch.setenv("COLUMNS", "400")
+    page = program_here("train.py", "-h").stdout
     for name, text in help_of_fields().items():
         if name not in start.SET_ELSEWHERE:
             assert f"--{name.replace('_', '-')}" in page and text in page, name

@@ -12,7 +12,7 @@ import sample as P
 import train as T
 from plumbing import UserError, t5
 from plumbing.settings import override
-from programs import TINY, program, run_here
+from programs import TINY, program_here, run_here
 from test_text import settings
 from text import to_bytes
 
@@ -210,7 +210,7 @@ def test_a_folder_without_captions_has_nothing_to_cache(tmp_path):
 
 def test_it_runs_as_a_module(tmp_path):
     """Kills: a program that only works when imported."""
-    done = program("plumbing.t5", "--data", tmp_path / "none")
+    done = program_here("plumbing.t5", "--data", tmp_path / "none")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "want a folder of images" in done.stderr
-    done = program("plumbing.t5", "-h")
+    done = program_here("plumbing.t5", "-h")
     assert done.returncode == 0 and "--text-encoder" in done.stdout

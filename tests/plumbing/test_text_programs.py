@@ -12,7 +12,7 @@ import sample as P
 import train as T
 from plumbing.settings import override
 from plumbing.sources import open_run
-from programs import TINY, program, run_here
+from programs import TINY, run_here
 
 TEXT = ["--text-encoder", "bytes", "--text-channels", 16, "--text-length", 48, "--text-layers", 1]
 
@@ -20,19 +20,18 @@ TEXT = ["--text-encoder", "bytes", "--text-channels", 16, "--text-length", 48, "
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text") / "run"
-    done = program("train.py", *TINY, *TEXT, "--steps", 4, "--save-every", 2, "--withhold", "--out", folder)
-    assert done.returncode == 0, done.stderr
+    args = [*TINY, *TEXT, "--steps", 4, "--save-every", 2, "--withhold", "--out", folder]
+    assert run_here(T, args) == (None, "")
     return folder
 
 
-@pytest.mark.long
 def test_a_run_with_text_trains_resumes_to_the_bit_and_samples(run_folder, tmp_path):
     whole = torch.load(run_folder / "checkpoint.pt", weights_only=True)
     assert any("text.encoder.byte" in key for key in whole["ema"])        # trained with the model, in the EMA
     assert whole["config"]["num_classes"] == 0 and len(whole["config"]["examples"]) == 12
-    half = program("train.py", *TINY, *TEXT, "--steps", 2, "--withhold", "--out", tmp_path / "half")
-    resumed = program("train.py", "--resume", tmp_path / "half", "--steps", 4, "--device", "cpu")
-    assert half.returncode == resumed.returncode == 0, half.stderr + resumed.stderr
+    for args in ([*TINY, *TEXT, "--steps", 2, "--withhold", "--out", tmp_path / "half"],
+                 ["--resume", tmp_path / "half", "--steps", 4, "--device", "cpu"]):
+        assert run_here(T, args) == (None, "")
     state = torch.load(tmp_path / "half" / "checkpoint.pt", weights_only=True)
     assert all(torch.equal(state["ema"][key], whole["ema"][key]) for key in whole["ema"])
 
