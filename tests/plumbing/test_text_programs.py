@@ -80,7 +80,7 @@ def test_captions_come_with_the_image_that_they_describe(monkeypatch, tmp_path):
     (["--negative", "grainy", "--guidance", "1"], "--negative: without guidance"),
     (["--portrait"], "--portrait: .* was trained without upright images"),
     (["--text-encoder", "google/t5-v1_1-xxl"], "was trained with bytes"),
-    (["--prompts", ""], "--prompts : No such file"),
+    (["--prompts", ""], "--prompts is empty"),
     (["--text", "a \udce4 A"], "holds characters that are not text"),
 ])
 def test_what_sample_refuses(run_folder, tmp_path, args, message):
