@@ -6,6 +6,7 @@
     watch.py      index.html of a run while it trains
     sampling.py   the command line of sample.py, and what evaluate.py shares with it
     measuring.py  the command line of evaluate.py, its tables and pictures
+    rounds.py     the command line of distill.py, and its rounds
     drawing.py    the samples that evaluate.py measures, and their cache
     runs.py       programs, device, processes, checkpoints
     weights.py    a run's EMA weights in 16 bit, as pretrained/NAME
