@@ -31,7 +31,8 @@ from PIL import Image
 
 from plumbing import UserError
 from plumbing.captions import Captions
-from plumbing.fonts import drawings, drawn_characters, find_font, glyph_tile, matplotlib_fonts, open_font
+from plumbing.fonts import (check_characters, drawings, drawn_characters, find_font, glyph_tile, matplotlib_fonts,
+                            open_font)
 from plumbing.images import BrokenImage, list_images, load_image
 from plumbing.workers import load
 
@@ -217,20 +218,6 @@ class FontFile(Glyphs):
         _, is_colour = open_font(s["font"])
         colour = "" if is_colour else f"{s['letter']} "                   # a colour font brings its own colours
         return f"{colour}{name} on {s['texture']} {s['ground']}"
-
-
-def check_characters(characters, shapes, data):
-    """Refuse characters that are not in `shapes`, {character: its drawing}, and those that look like an earlier one."""
-    def named(some):
-        return ", ".join(f"{c} U+{ord(c):04X}" if c.isprintable() else f"U+{ord(c):04X}" for c in dict.fromkeys(some))
-
-    missing = [c for c in characters if c not in shapes]
-    if missing:
-        raise UserError(f"--characters: {data} does not draw {named(missing)}")
-    first = {}
-    again = [c for i, c in enumerate(characters) if first.setdefault(shapes[c], i) != i]
-    if again:
-        raise UserError(f"--characters: want each once; there is one before that looks the same as {named(again)}")
 
 
 def _to_tensor(array):

@@ -2,8 +2,8 @@
 
 Paper: simple diffusion, section 5 (FID against the training set and against held-out data, IS, table 9's sweep of the
 guidance scale); section 2 and Kingma et al. 2021 for the variational bound; Cascaded Diffusion 3.3 for the search of s.
-Needs: sample.py, measures.py (the definitions). What is in no paper is in plumbing/: features.py (the network and
-the real images that samples are compared with) and measuring.py (flags, files, pictures).
+Needs: measures.py (the definitions). What is in no paper is in plumbing/: drawing.py (the samples), features.py (the
+network and the real images that samples are compared with) and measuring.py (flags, files, pictures).
 
     python evaluate.py runs/glyphs64                           every measure -> a table and RUN/evaluation.json
     python evaluate.py runs/glyphs64 runs/glyphs64_unet        side by side, and runs/comparison.png
@@ -35,102 +35,20 @@ import time
 
 import torch
 
-from cascade import hand_over
-from config import make_low_schedule, make_schedule
-from data import Glyphs
+from config import make_schedule
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from plumbing import UserError
+from plumbing.drawing import draw_samples, stops_early
 from plumbing.features import Yardstick, colour_answers, distances, moments_of, scene_colours
-from plumbing.files import fingerprint
-from plumbing.measuring import (SampleCache, TrainedRun, checked_configs, draw_loss_by_logsnr, draw_nearest, export,
-                                finite, first_examples, fitting, introduce, open_results, parse, print_table, report,
-                                sampling_key, save_scores, save_sweep, trained_run, variants_of)
+from plumbing.measuring import (TrainedRun, checked_configs, draw_loss_by_logsnr, draw_nearest, export, finite,
+                                first_examples, fitting, introduce, open_results, parse, print_table, report,
+                                save_scores, save_sweep, trained_run, variants_of)
 from plumbing.motion import motion_scores
 from plumbing.pictures import to_uint8
-from plumbing.runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
-from plumbing.sampling import make_conditions
+from plumbing.runs import choose_device, kept_checkpoints, main_program, progress, read_checkpoint
 from plumbing.sources import open_run
 from plumbing.t5 import Encoder
-from plumbing.training import real_low_res
-from sample import derive_seed, handoff_noise, image_seeds, sample_run
-
-
-# ------------------------------------------------------------------------------------------ the samples of a run
-
-def draw_samples(run, labels, seed, captions=None):
-    """Return the samples of a run: dict(images uint8 (n, H, W, 3), seconds, name). Draw those that are not cached.
-
-    labels, captions: one for each sample. Without text captions is None; with it the labels are not drawn.
-    Sample i is a function of its own seed, so more samples continue a smaller set.
-    """
-    config, device, n = run.config, run.device, len(labels)
-    precision = choose_precision(config.precision, device)
-    low_key, low_res_of = low_res_images(run, labels, seed) if run.below is not None else ((), None)
-    size = config.size[0], config.size[1] * config.counts[0]              # of a video its strip
-    cache = SampleCache(run.folder, (*sampling_key(run, precision), seed, captions, low_key), labels, size)
-    encoder = Encoder(config, device, cached=True) if config.text_encoder and len(cache) < n else None
-    while len(cache) < n:
-        first, start = len(cache), time.monotonic()
-        part = slice(first, min(n, first + 256))
-        seeds = image_seeds(seed, part.stop - first, first)
-        if low_res_of:                                                    # the upper stage of a cascade
-            seeds = [derive_seed(i, 1) for i in seeds]
-
-        def on_step(batch, step, z):                                      # batch: its first image, within this part
-            progress(f"{os.path.basename(run.folder.rstrip('/'))}: drawing samples",
-                     first + batch + len(z) * step // config.sample_steps, n)
-
-        cond = make_conditions(config, labels[part], device, captions and captions[part], encoder=encoder)
-        if low_res_of:
-            cond["low_res"], cond["aug_logsnr"] = low_res_of(part)
-        images = sample_run(run.model, config, cond, seeds, device, precision, on_step)
-        broken = ~torch.isfinite(images).flatten(1).all(1)
-        if broken.any():
-            raise UserError(f"{run.folder}: sample {first + int(broken.nonzero()[0])} holds values that are not "
-                            "finite; nothing can be measured")
-        cache.add(to_uint8(images), time.monotonic() - start)
-    return cache.samples()
-
-
-def low_res_images(run, labels, seed):
-    """Return (key, give) for the upper stage of a cascade: give(part) -> (low_res, aug_logsnr) of a slice of samples.
-
-    key: all that these images depend on. CDM has three ways: noisy images of a lower stage that stops at s
-    ("truncated"), its finished images with new noise ("renoised"), its finished images ("clean").
-    """
-    below, handoff, s = run.below, run.handoff, run.s
-    low_schedule = make_low_schedule(run.config)
-
-    def add_noise(low_res, part):
-        seeds = image_seeds(seed, part.stop - part.start, part.start)
-        return hand_over(low_res, handoff, s, low_schedule, handoff_noise(low_res.shape, seeds, 1))
-
-    if not isinstance(below, TrainedRun):                                 # real images
-        handoff = "renoised" if handoff == "truncated" else handoff       # there is no sampling that could stop
-        # Not the scenes that the samples are compared with: those from the middle on.
-        first = len(below) // 2 if isinstance(below, Glyphs) else 0
-        real = real_low_res(below, run.config, labels, first=first)
-        return ("real", fingerprint(real.numpy().tobytes()), handoff, s), lambda part: add_noise(real[part], part)
-
-    if stops_early(run):
-        precision = choose_precision(below.config.precision, below.device)
-
-        def truncated(part):
-            seeds = image_seeds(seed, part.stop - part.start, part.start)
-            cond = make_conditions(below.config, labels[part], below.device)
-            images = sample_run(below.model, below.config, cond, seeds, below.device, precision, stop=s)
-            return add_noise(images, part)
-        return (*sampling_key(below, precision), handoff, s), truncated
-
-    low = draw_samples(below, labels, seed)                               # drawn once and used for every s
-    images = low["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
-    return (low["name"], handoff, s), lambda part: add_noise(images[part], part)
-
-
-def stops_early(run):
-    """Return True if the lower stage of this cascade stops at s > 0. Its images are then not cached."""
-    return run.handoff == "truncated" and run.s > 0
 
 
 # ------------------------------------------------------------------------------------------ the scores of one set

@@ -1,6 +1,5 @@
-"""The plumbing of evaluate.py: its command line and checks, the cache of samples, the files and pictures it writes."""
+"""The plumbing of evaluate.py: its command line and checks, the files and pictures that it writes."""
 import dataclasses
-import functools
 import math
 import os
 import platform
@@ -16,8 +15,8 @@ from cascade import HANDOFFS
 from config import Config
 from data import Stream
 from plumbing import UserError
-from plumbing.features import MIN_ACCURACY, GlyphFeatures, cached, distances, require, save_cached, tensor_bytes
-from plumbing.files import fingerprint, one_at_a_time, read_json, whole_file, write_json
+from plumbing.features import MIN_ACCURACY, GlyphFeatures, distances
+from plumbing.files import one_at_a_time, read_json, whole_file, write_json
 from plumbing.images import BrokenImage
 from plumbing.pictures import grid, label, pyplot, save_figure, save_picture
 from plumbing.runs import (check_memory, choose_precision, ema_model, kept_checkpoints, made_by, results_folder,
@@ -27,8 +26,6 @@ from plumbing.sampling import (add_settings, check_chain, check_levels, check_st
 from plumbing.settings import Parser, add_fields, check_range, override
 from plumbing.sources import add_accept_flag, located
 from plumbing.t5 import Encoder
-
-FORMAT = 1                # of cached samples; raise it when the code that draws them changes
 
 METRICS = ("fd", "is", "read", "words", "pr", "style", "bits", "memory", "motion")
 INNER = ("withheld_pairs", "real_scenes")                                 # scores that are tables of their own
@@ -260,55 +257,6 @@ def variants_of(run, text, yardstick):
     real = unseen if unseen is not None and tuple(unseen.classes) == run.config.class_names else yardstick.source
     return field, [(f"s {word}, {name} low-res", dict(s=s, low_res=name), dataclasses.replace(run, s=s, below=source))
                    for word, s in values for name, source in (("made", below), ("real", real))]
-
-
-# ------------------------------------------------------------------------------------------ the cache of samples
-
-def sampling_key(run, precision):
-    """Return all that the samples of a run depend on, except labels, captions, seed and the stage below."""
-    config = dataclasses.replace(run.config, precision=precision, data="", data_id="")          # data may move
-    return fingerprint(*tensor_bytes(run.model.parameters())), config, run.device.type
-
-
-class SampleCache:
-    """The samples of a run that are drawn already, in a file of its folder: images, labels and seconds.
-
-    key: all that the images depend on but the labels; its fingerprint names the file. So other weights, settings, seeds
-    or captions have another file. The labels are in the file: more samples continue a smaller set.
-    """
-
-    def __init__(self, folder, key, labels, size):
-        self.name, self.labels = fingerprint(FORMAT, *key), labels
-        self.path = os.path.join(folder, f"samples-{self.name}.pt")
-        empty = dict(images=torch.zeros(0, *size, 3, dtype=torch.uint8), labels=torch.zeros(0, dtype=torch.long),
-                     seconds=0.0)
-        self.content = cached(self.path, lambda: empty, functools.partial(self.check, size))
-        if any(old != new for old, new in zip(self.content["labels"].tolist(), labels)):
-            self.content = empty
-
-    @staticmethod
-    def check(size, content):
-        """Raise an exception unless these are images of this size, a label for each, and the seconds that they took."""
-        images, labels, seconds = content["images"], content["labels"], content["seconds"]
-        require(images.dtype == torch.uint8 and images.shape == (len(labels), *size, 3), "images")
-        require(labels.dtype == torch.long and labels.ndim == 1, "labels")
-        require(type(seconds) is float and 0 <= seconds < math.inf, "seconds")
-
-    def __len__(self):
-        return len(self.content["labels"])
-
-    def add(self, images, seconds):
-        """Append images uint8 (B, H, W, 3) and save."""
-        images = torch.cat([self.content["images"], images])
-        self.content = dict(images=images, labels=torch.tensor(self.labels[:len(images)]),
-                            seconds=self.content["seconds"] + seconds)
-        save_cached(self.path, self.content)
-
-    def samples(self):
-        """Return the images of all labels, the seconds that they took, and the name of this set."""
-        n = len(self.labels)
-        return dict(images=self.content["images"][:n], seconds=self.content["seconds"] * n / max(1, len(self)),
-                    name=self.name)
 
 
 # ------------------------------------------------------------------------------------------ what is printed

@@ -20,7 +20,7 @@ import evaluate as E
 import sample as P
 import train as T
 from data import FontFile
-from plumbing import UserError, captions, files, measuring, runs, shard, training
+from plumbing import UserError, captions, drawing, files, runs, shard, training
 from plumbing.fonts import _cached_tile, find_font, open_font
 from plumbing.images import BrokenImage
 from programs import TINY, log_column, run_here
@@ -311,7 +311,7 @@ def test_tensors_that_repeat_one_number_are_refused(changed):
 def test_a_cache_of_samples_that_holds_something_else_is_drawn_again(tmp_path, capsys, content):
     """Kills: a traceback, or a picture of a stranger that is measured as ours; a bomb in place of a cache."""
     def empty():
-        return measuring.SampleCache(str(tmp_path), ("key",), [0, 1], (8, 8))
+        return drawing.SampleCache(str(tmp_path), ("key",), [0, 1], (8, 8))
     good = empty()
     good.add(torch.ones(2, 8, 8, 3).byte(), 1.0)
     assert len(empty()) == 2 and capsys.readouterr().err == ""
