@@ -554,14 +554,14 @@ def check_tensors(module, state):
         return check_alike(module.state_dict(), state)
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     weights = dict(zip(numbers, [weight for group in module.param_groups for weight in group["params"]]))
+    if state["state"] and state["state"].keys() != weights.keys():        # none: saved before the first step
+        raise ValueError(f"the optimizer has state for {len(state['state'])} of {len(weights)} weights")
     for number, values in state["state"].items():
         own = {"exp_avg": weights[number], "exp_avg_sq": weights[number], "step": torch.zeros(())}
         check_alike(own, values)
         if values.keys() != own.keys():
             raise ValueError(f"the optimizer has {', '.join(map(str, values)) or 'nothing'} for a weight, not "
                              f"{', '.join(own)}")
-    if 0 < len(state["state"]) < len(weights):                            # none: saved before the first step
-        raise ValueError(f"the optimizer has state for {len(state['state'])} of {len(weights)} weights")
 
 
 def check_alike(own, given):

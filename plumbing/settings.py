@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def error(self, message):
-        raise UserError(message)
+        raise UserError(message[:300])                                    # a value may be a file of digits
 
     def parse_args(self, *args):
         parsed = super().parse_args(*args)

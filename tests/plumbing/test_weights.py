@@ -107,7 +107,7 @@ def test_the_exporter_is_one_command_and_refuses_in_one_line(made, tmp_path, mon
     before = content_of(tmp_path)
     assert [path.relative_to(tmp_path).parts for path in before] == [("pretrained", "x", "weights.pt")]
     monkeypatch.setattr(weights, "LARGEST", 1000)
-    cases = [([run, "x"], "at most 1,000"), ([run, "../x"], "want a plain name"), ([run, ""], "want a plain name"),
+    cases = [([run, "x"], "at most 1,000"), ([run, "../x"], "want a plain name"), ([run, ""], "NAME is empty"),
              ([tmp_path / "none", "x"], "no such run"), ([run], "NAME")]
     for args, wanted in cases:
         status, line = run_here(weights, args)
