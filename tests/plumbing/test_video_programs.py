@@ -66,7 +66,7 @@ def test_motion_and_letters_of_videos_are_known_numbers(monkeypatch):
     described = X.describe([(torch.arange(4), strips)], lambda images: shown.append(images) or dict(
         features=torch.arange(16.0)[:, None].repeat(1, 2), character=torch.eye(2)[letters.flatten()]), 4)
     assert described["indices"].tolist() == [0, 1, 2, 3] and described["n"] == 16
-    assert torch.equal(shown[0][5], strips[1, :, 8:16])                   # frame 1 of video 1
+    assert torch.equal(shown[0][9], strips[2, :, 8:16])                   # frame 1 of video 2
     assert described["change"].tolist() == pytest.approx([0, 0, 0.04, 0.04], abs=2e-3)
     samples = dict(described, labels=[0, 0, 1, 1])
     yardstick = E.Yardstick.__new__(E.Yardstick)
