@@ -75,7 +75,10 @@ def test_motion_and_letters_of_videos_are_known_numbers(monkeypatch):
     drawn = []
     monkeypatch.setattr(E, "bootstrap", lambda statistic, n, times: drawn.append(n) or statistic(torch.tensor([2, 0])))
     monkeypatch.setattr(E, "frechet_distance", lambda real, moments: moments.mean[0].item())
+    monkeypatch.setattr(E, "precision_recall", lambda real, own: (own[:, 0].tolist(), 0.0))
     scores = E.score(samples, yardstick, ("fd", "read", "motion"))
+    monkeypatch.setattr(E, "finite", dict)
+    assert E.score(samples, yardstick, ("pr",))["precision"] == [0, 5, 10, 15]                  # a frame of each
     assert scores["read_rate"] == 14 / 16 and scores["same_letter"] == 0.5 and scores["read_rate_pm"] == 1
     assert [scores[f"read_frame_{i}"] for i in range(4)] == [1, 0.75, 1, 0.75]
     assert scores["change"] == pytest.approx(0.02, abs=2e-3) and scores["turn"] == scores["uneven_turn"] == 0
