@@ -73,9 +73,10 @@ def score(samples, yardstick, metrics):
     if "motion" in metrics and "turns" in samples:
         scores |= motion_scores(samples, reads(yardstick))
     if "pr" in metrics and has_features:
-        k = min(5000, *(len(s["features"]) for s in (reference, samples)))                      # of equal numbers
-        if k > 3:
-            scores["precision"], scores["recall"] = precision_recall(reference["features"][:k], samples["features"][:k])
+        k, i, features = min(5000, len(reference["features"]), n), torch.arange(n), by_sample(samples)
+        features = features[i, i % features.shape[1]]                     # of a video one frame: they are too alike
+        if k > 3:                                                         # manifolds of equal numbers
+            scores["precision"], scores["recall"] = precision_recall(reference["features"][:k], features[:k])
     if "style" in metrics:
         scores |= style_distances(samples, reference)
     if "memory" in metrics and has_features:
@@ -88,10 +89,15 @@ def reads(yardstick):
     return bool(yardstick.network) and yardstick.network.can_read
 
 
+def by_sample(samples):
+    """Return the features of each sample's pictures, (n, pictures, D): mostly one, of a video all its frames."""
+    return samples["features"].unflatten(0, (len(samples["labels"]), -1))
+
+
 def frechet_distances(samples, yardstick):
     """Return the distances to the training images and to held-out ones."""
     scores, n = {}, len(samples["labels"])
-    features = samples["features"].unflatten(0, (n, -1))                  # of a sample's pictures: mostly one
+    features = by_sample(samples)
     times = 100 if features.shape[-1] <= 256 else 20                      # slow with Inception's 2048 features
     for name, real in (("train", yardstick.train), ("held_out", yardstick.held_out)):
         if real is not None:

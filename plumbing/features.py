@@ -101,7 +101,7 @@ def scene_colours(images):
     return most_votes(letter, distance < torch.cdist(middle, grounds).amin(2)), ground
 
 
-def train_glyph_net(images, answers, heads, steps=900, batch=48, seed=0):
+def train_glyph_net(images, answers, heads, steps, batch=48, seed=0):
     """Train a GlyphNet on images uint8 (N, H, W, 3) with answers {head: (N,)}. Return it in evaluation mode.
 
     The images are shifted, changed in contrast and made noisy. A network that saw clean scenes alone would fail on
@@ -408,7 +408,8 @@ class Yardstick:
         answers = [scene_answers(source, int(i)) for i in indices]
         heads = scene_heads(source)
         answers = {name: torch.tensor([answer[name] for answer in answers]) for name in heads}
-        network, right = GlyphFeatures(train_glyph_net(images, answers, heads)), 0
+        steps = 1800 if self.frames > 1 else 900                          # letters that turn are harder to read
+        network, right = GlyphFeatures(train_glyph_net(images, answers, heads, steps)), 0
         for indices, images in real_images(unseen, range(check), "features: checking"):
             labels = torch.tensor([unseen.label(i) for i in indices.tolist()])
             right += (network(images)["character"].argmax(1) == labels).sum().item()

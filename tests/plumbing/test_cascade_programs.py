@@ -154,7 +154,7 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     """3.3: renoising makes this cheap. Kills: an s that changes nothing; samples in place of real low-res images."""
     trained, train = X.Yardstick.trained, X.train_glyph_net
     monkeypatch.setattr(X.Yardstick, "trained", lambda self, config: dict(trained(self, config, 64, 36), accuracy=0.99))
-    monkeypatch.setattr(X, "train_glyph_net", lambda images, answers, heads: train(images, answers, heads, 3, 32))
+    monkeypatch.setattr(X, "train_glyph_net", lambda *data_and_steps: train(*data_and_steps[:3], 3, 32))
     drawn, run = [], drawing.sample_run
     monkeypatch.setattr(drawing, "sample_run", lambda model, config, cond, *rest, **kw: drawn.append(
         (config.size[0], kw.get("stop", 0), cond)) or run(model, config, cond, *rest, **kw))

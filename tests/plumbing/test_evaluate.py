@@ -50,7 +50,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(X.Yardstick, "trained", lambda self, config: dict(trained(self, config, 64, 36),
                                                                                      accuracy=0.99))
     train = X.train_glyph_net
-    monkeypatch.setattr(X, "train_glyph_net", lambda images, answers, heads: train(images, answers, heads, 3, 32))
+    monkeypatch.setattr(X, "train_glyph_net", lambda *data_and_steps: train(*data_and_steps[:3], 3, 32))
 
 
 def evaluated(folder, *args):

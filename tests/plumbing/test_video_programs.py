@@ -66,7 +66,7 @@ def test_motion_and_letters_of_videos_are_known_numbers(monkeypatch):
     described = X.describe([(torch.arange(4), strips)], lambda images: shown.append(images) or dict(
         features=torch.arange(16.0)[:, None].repeat(1, 2), character=torch.eye(2)[letters.flatten()]), 4)
     assert described["indices"].tolist() == [0, 1, 2, 3] and described["n"] == 16
-    assert torch.equal(shown[0][5], strips[1, :, 8:16])                   # frame 1 of video 1
+    assert torch.equal(shown[0][9], strips[2, :, 8:16])                   # frame 1 of video 2
     assert described["change"].tolist() == pytest.approx([0, 0, 0.04, 0.04], abs=2e-3)
     samples = dict(described, labels=[0, 0, 1, 1])
     yardstick = E.Yardstick.__new__(E.Yardstick)
@@ -75,7 +75,10 @@ def test_motion_and_letters_of_videos_are_known_numbers(monkeypatch):
     drawn = []
     monkeypatch.setattr(E, "bootstrap", lambda statistic, n, times: drawn.append(n) or statistic(torch.tensor([2, 0])))
     monkeypatch.setattr(E, "frechet_distance", lambda real, moments: moments.mean[0].item())
+    monkeypatch.setattr(E, "precision_recall", lambda real, own: (own[:, 0].tolist(), 0.0))
     scores = E.score(samples, yardstick, ("fd", "read", "motion"))
+    monkeypatch.setattr(E, "finite", dict)
+    assert E.score(samples, yardstick, ("pr",))["precision"] == [0, 5, 10, 15]                  # a frame of each
     assert scores["read_rate"] == 14 / 16 and scores["same_letter"] == 0.5 and scores["read_rate_pm"] == 1
     assert [scores[f"read_frame_{i}"] for i in range(4)] == [1, 0.75, 1, 0.75]
     assert scores["change"] == pytest.approx(0.02, abs=2e-3) and scores["turn"] == scores["uneven_turn"] == 0
