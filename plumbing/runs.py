@@ -421,9 +421,8 @@ def check_state(state, wanted, path):
 
     wanted: the parts that it must have. Its tensors may share memory, but not pretend to be more than the file is.
     """
-    if not isinstance(state, dict) or not isinstance(state.get("config"), dict) or not set(wanted) <= state.keys():
-        lacks = ", ".join(part for part in wanted if not isinstance(state, dict) or part not in state) or "settings"
-        raise UserError(f"{path}: a checkpoint of another program (it lacks {lacks})")
+    if lacks := [part for part in wanted if not isinstance(state, dict) or part not in state]:
+        raise UserError(f"{path}: a checkpoint of another program (it lacks {', '.join(lacks)})")
     state["config"] = config_of(state["config"], path)
     check_counts(state, path)
     size = 0

@@ -188,7 +188,10 @@ def adam(key, change):
     (lambda state: state.update(config=[1]), "another program"),
     (lambda state: {"step": 1, "config": {}}, "lacks model, ema"),
     (lambda state: state.update(model=torch.ones(2)), "damaged"),
-    (lambda state: state.update(ema={"a": 1}), "no tensor"),
+    (lambda state: state.update(ema={"a": 1}), "no tensor"), (lambda state: state.update(config=None), "damaged"),
+    (lambda state: state["ema"].update(more=torch.ones(2).to_sparse()), "ema.more is no tensor"),
+    (lambda state: state["ema"].update(more=torch.ones(2, device="meta")), "ema.more is no tensor"),
+    (lambda state: state["ema"].update(more=torch.ones(2).to_mkldnn()), "no tensor"),
     (lambda state: state.update(optimizer=[]), "another model"),
     (lambda state: state.update(optimizer={}), "groups"),
     (lambda state: state["optimizer"].update(state=7), "damaged"),
@@ -493,9 +496,7 @@ def test_a_damaged_font_is_one_line(tmp_path):
 @pytest.fixture
 def in_time():
     """End a test that waits for a pipe."""
-    def end(*args):
-        raise TimeoutError
-    before = signal.signal(signal.SIGALRM, end)
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))                  # it is no Exception
     signal.alarm(120)
     yield
     signal.alarm(0)

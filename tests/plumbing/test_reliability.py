@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -252,13 +253,13 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_is_whole(two_steps, t
     run = tmp_path / "run"
     shutil.copytree(two_steps, run)
     before = (run / "checkpoint.pt").read_bytes()
-    code = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
-            "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")
-    done = program("train.py", "--resume", run, "--steps", 5, "--device", "cpu", *shards, launcher=("-c", code))
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
-    assert len(lines) == 1 and "step 3 could not be saved" in lines[0] and "Traceback" not in done.stderr
-    assert "File too large" in lines[0]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        status, line = run_here(T, ["--resume", run, "--steps", 5, "--device", "cpu", *shards])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 2 and "step 3 could not be saved" in line and "File too large" in line and line.count("\n") == 1
     assert (run / "checkpoint.pt").read_bytes() == before and runs.read_checkpoint(str(run))["step"] == 2
     assert not [name for name in os.listdir(run) if name.endswith(".new")] and not runs.sharded_steps(str(run))
 
@@ -360,14 +361,26 @@ def restart(run, *args):
     return run_here(T, [*TINY, *DROP, "--save-every", 1, "--steps", 3, "--out", run, "--auto-resume", *args])
 
 
-@pytest.mark.parametrize("loss", ["missing", "cut", "empty", "of another program"])
+def spoilt(path, part, change):
+    """Return a checkpoint of which a part is changed, as bytes."""
+    state, file = torch.load(path, weights_only=True), io.BytesIO()
+    change(state[part])
+    torch.save(state, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("loss", ["missing", "cut", "empty", "of another program", "of another model", "not trained",
+                                  "lacks a weight"])
 def test_auto_resume_goes_on_from_the_checkpoint_before(unbroken, tmp_path, loss):
     """Kills: a run that begins at 0 over a good previous.pt; a job that a damaged file stops for good; a damaged file
     that is lost."""
     run = tmp_path / "run"
     shutil.copytree(unbroken, run)
     path = run / "checkpoint.pt"
-    content = {"missing": None, "cut": path.read_bytes()[:5000], "empty": b"", "of another program": b"PK 7"}[loss]
+    content = {"missing": None, "cut": path.read_bytes()[:5000], "empty": b"", "of another program": b"PK 7",
+               "of another model": spoilt(path, "model", lambda part: part.update({next(iter(part)): torch.ones(3)})),
+               "lacks a weight": spoilt(path, "ema", lambda part: part.popitem()),
+               "not trained": spoilt(path, "optimizer", lambda part: part["state"].clear())}[loss]
     path.unlink()
     if content is not None:
         path.write_bytes(content)
@@ -427,17 +440,18 @@ def test_without_checkpoint_pt_a_run_is_not_begun_again(unbroken, tmp_path):
     assert status == 2 and "previous.pt: renamed to checkpoint.pt it takes its place" in line
 
 
-def test_a_distillation_goes_on_from_the_checkpoint_before(unbroken, tmp_path):
+def test_a_distillation_goes_on_from_the_checkpoint_before(unbroken, tmp_path, monkeypatch):
     """Kills: a round that begins again, or stops for good, although previous.pt is whole."""
-    words = [unbroken, "--from", 4, "--to", 2, "--steps", 102, "--device", "cpu", "--out", tmp_path / "d"]
-    assert run_here(distill, words) == (None, "")                         # saved at 100 and at the end
+    monkeypatch.setattr(training.Run, "due", lambda self, every: every > 0 and self.step % 2 == 0)
+    words = [unbroken, "--from", 4, "--to", 2, "--steps", 3, "--device", "cpu", "--out", tmp_path / "d"]
+    assert run_here(distill, words) == (None, "")                         # saved at 2 and at the end
     good = runs.read_checkpoint(str(tmp_path / "d" / "2"))
     good = {key: value.clone() for key, value in good["model"].items()}
     (tmp_path / "d" / "2" / "checkpoint.pt").write_bytes(b"PK")
     status, line = run_here(distill, words)
-    assert status is None and "previous.pt, step 100" in line and line.count("\n") == 1
+    assert status is None and "previous.pt, step 2" in line and line.count("\n") == 1
     now = runs.read_checkpoint(str(tmp_path / "d" / "2"))
-    assert now["step"] == 102 and all(torch.equal(good[key], now["model"][key]) for key in good)
+    assert now["step"] == 3 and all(torch.equal(good[key], now["model"][key]) for key in good)
 
 
 @pytest.mark.parametrize("error, cause", [
@@ -677,37 +691,57 @@ def test_a_small_shared_memory_is_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-# Prints a line a step, as if 30 seconds had passed.
-CHATTY = """
-import sys
-del sys.argv[0]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-import train
-from plumbing import runs, training
-training.A_LINE_EVERY = -1
-runs.main_program(train.main)
-"""
+@pytest.fixture
+def stdout_is(monkeypatch):
+    """A function: stdout_is(stream) -> what run_here prints goes there."""
+    real = contextlib.redirect_stdout
+    return lambda stream: monkeypatch.setattr(contextlib, "redirect_stdout", lambda _: real(stream))
 
 
-@pytest.mark.long
-def test_when_nobody_reads_on_the_step_is_saved(tmp_path):
-    """`train.py | head -3`. Kills: an end without a checkpoint; a run that nobody wants."""
-    words = [sys.executable, "-c", CHATTY, os.path.join(ROOT, "train.py"), *WAIT, "--steps", 100_000, "--save-every",
-             90_000, "--out", tmp_path / "r"]
-    with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not process.stdout.readline().startswith("step 2/"):
-            assert process.poll() is None
-        process.stdout.close()
-        assert process.wait(60) == 128 + signal.SIGPIPE and process.stderr.read() == ""
-    assert runs.read_checkpoint(str(tmp_path / "r"))["step"] >= 2
+def closed_pipe():
+    """Return a pipe that nobody reads any more."""
+    read, write = os.pipe()
+    os.close(read)
+    return os.fdopen(write, "w")
 
 
-@pytest.mark.long
-def test_without_stdout_it_trains(tmp_path):
+def test_when_nobody_reads_on_the_step_is_saved(tmp_path, stdout_is):
+    """`train.py | head -3`. Kills: an end without a checkpoint; a run that nobody wants; a line about the pipe."""
+    stdout_is(closed_pipe())
+    assert run_here(T, [*WAIT, "--out", tmp_path / "r"]) == (128 + signal.SIGPIPE, "")
+    assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == 1
+    stdout_is(closed_pipe())
+    assert run_here(T, ["--dry-run"]) == (1, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
+def test_a_full_disk_under_stdout_is_one_line(two_steps, tmp_path, stdout_is):
+    """`train.py > log` trains on, as with a full disk under log.csv. Kills: an end as if nobody read; no word at all;
+    Python's own words about the file that it cannot close."""
+    stdout_is(open("/dev/full", "w"))
+    assert run_here(T, [*TINY, "--steps", 2, "--out", tmp_path / "r"]) == (
+        None, "stdout: No space left on device; nothing more is printed there\n")
+    assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == 2
+    sample = [two_steps, "--n", 1, "--labels", "A", "--out", tmp_path / "x.png", "--device", "cpu"]
+    for module, args, line in ((T, ["--dry-run"], "train.py: writing: No space left on device\n"),
+                               (P, sample, "sample.py: writing: No space left on device\n")):
+        stdout_is(open("/dev/full", "w"))
+        assert run_here(module, args) == (2, line)
+
+
+def test_without_stdout_it_trains(tmp_path, stdout_is):
     """`train.py >&-`: sys.stdout is None."""
-    words = [sys.executable, os.path.join(ROOT, "train.py"), *TINY, "--steps", 2, "--out", tmp_path / "r"]
-    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *map(str, words)], stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (0, "") and runs.read_checkpoint(str(tmp_path / "r"))["step"] == 2
+    stdout_is(None)
+    assert run_here(T, [*TINY, "--steps", 2, "--out", tmp_path / "r"]) == (None, "")
+    assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == 2
+
+
+def test_the_course_may_be_read_in_part():
+    """`python -m course list | head -1`. Kills: "Broken pipe"."""
+    for stream, status in ((closed_pipe(), 1), (None, 0)):                # the second: without stdout
+        command = f"exec {sys.executable} -m course list" + ("" if stream else " >&-")
+        done = subprocess.run(["sh", "-c", command], stdout=stream, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (status, "")
 
 
 def test_nohup_is_heeded(monkeypatch):

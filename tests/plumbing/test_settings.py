@@ -141,6 +141,8 @@ def test_a_value_of_another_type_is_one_line(field):
     (dict(low_size=(8, 8, 8)), "--low-size 8,8,8: want a size"),
     (dict(NESTED, low_size=(16,)), "--low-size 16,16: want no low-res image for a nested model"),
     (dict(NESTED, multiscale=32), "--multiscale 32: want at most the side of the lowest level, 16"),
+    (dict(precondition="none"), "--loss band_mse: want v_mse or eps_mse"),
+    (dict(NESTED, outer_channels="/".join(["8"] * 16), outer_blocks="/".join(["1"] * 16)), "want fewer than 16 levels"),
     (dict(NESTED, outer_channels="a"), "--outer-channels a: want whole numbers, 1 or more"),
     (dict(NESTED, outer_channels="32,0"), "--outer-channels 32,0: want whole numbers, 1 or more"),
     (dict(NESTED, outer_channels="32,64/"), "--outer-channels 32,64/: want a width or more for each level"),
