@@ -162,12 +162,6 @@ class Config:
         return numbers(self.frames, ":") or [1] * (1 + len(parts(self.outer_channels)))
 
     @property
-    def what(self):
-        """What the model draws, in words: images of 64x64, or videos of 8 x 32x32."""
-        kind = f"videos of {self.counts[0]} x " if self.counts[0] > 1 else "images of "
-        return f"{kind}{self.size[0]}x{self.size[1]}"
-
-    @property
     def shapes(self):
         """[(C, H, W), ...] of x, z and v at the levels, highest first. The frames of a video are channels."""
         return [(3 * count, *size) for count, size in zip(self.counts, self.sizes)]

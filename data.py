@@ -7,8 +7,7 @@ There are three sources with one small interface:
     len(source)          number of examples
     source.classes       tuple of class names ("A", ..., or the subfolders); empty if there are no classes
     source.image(i)      example i as a float32 tensor (3, H, W) in [-1, 1]; raises BrokenImage if it cannot be read.
-                         With portrait=True an upright image is (3, W, H) instead: see `turned`. A scene that
-                         moves (video.py) is (3 T, H, W), frame after frame.
+                         With portrait=True an upright image is (3, W, H) instead: see `turned`
     source.label(i)      its class number, -1 if there are no classes
     source.captions(i)   its captions, a tuple of English phrases, mostly one; () if unknown
     source.caption(i)    the first of them, or ""
@@ -32,9 +31,9 @@ from PIL import Image
 
 from plumbing import UserError
 from plumbing.captions import Captions
-from plumbing.fonts import drawings, drawn_characters, find_font, glyph_tile, matplotlib_fonts, open_font
+from plumbing.fonts import (check_characters, drawings, drawn_characters, find_font, glyph_tile, matplotlib_fonts,
+                            open_font)
 from plumbing.images import BrokenImage, list_images, load_image
-from plumbing.motion import moved
 from plumbing.workers import load
 
 
@@ -63,12 +62,6 @@ def luminance(rgb):
 COLOUR_PAIRS = [(a, b) for a in COLOURS for b in COLOURS if abs(luminance(COLOURS[a]) - luminance(COLOURS[b])) > 0.3]
 
 
-def same_side(letter, ground):
-    """Return the colours on the letter's side of the ground's brightness. All mixtures of two of them can be read."""
-    side = lambda name: luminance(COLOURS[name]) > luminance(COLOURS[ground])
-    return [COLOURS[name] for name, other in COLOUR_PAIRS if other == ground and side(name) == side(letter)]
-
-
 def withheld(label, colour):
     """Return True for one fifth of the pairs of character and colour: those that --withhold keeps out of training.
 
@@ -85,18 +78,17 @@ class Glyphs:
     held_out: the scenes after the training scenes (indices count, count + 1, ...). No run trains on them.
     pairs: which pairs of character and colour occur: "all", "seen" (without the `withheld` ones) or "withheld" (only
     these). portrait: for each character, every second scene is upright, (width, height). characters: the classes, some
-    of CHARACTERS; empty: all. frames: more than one makes videos, (3 frames, height, width), for video.py.
+    of CHARACTERS; empty: all.
     """
 
     def __init__(self, size=(64, 64), count=100_000, seed=0, held_out=False, pairs="all", portrait=False,
-                 characters="", frames=1):
+                 characters=""):
         folder = matplotlib_fonts()
         self.fonts = [(os.path.join(folder, name), style) for name, style in FONTS]
         self.classes = tuple(characters or CHARACTERS)
         check_characters(self.classes, {character: character for character in CHARACTERS}, "glyphs")
         self.size, self.count, self.seed = tuple(size), count, seed
         self.offset, self.pairs, self.portrait = count if held_out else 0, pairs, portrait
-        self.frames = frames
 
     def __len__(self):
         return self.count
@@ -104,8 +96,8 @@ class Glyphs:
     def label(self, i):
         return (i + self.offset) % len(self.classes)                      # balanced: each pass shows every class
 
-    def scene(self, i, frame=0):
-        """Draw all random choices of scene i: a dict of plain numbers and names, by (seed, i, frame) only."""
+    def scene(self, i):
+        """Draw all random choices of scene i: a dict of plain numbers and names, by (seed, i) only."""
         rng = np.random.default_rng((self.seed, i + self.offset))
         letter, ground = COLOUR_PAIRS[rng.integers(len(COLOUR_PAIRS))]
         if self.pairs != "all":                                           # another generator: all else stays the same
@@ -115,7 +107,7 @@ class Glyphs:
         font, style = self.fonts[rng.integers(len(self.fonts))]
         tilted = rng.random() < 0.5
         jitter = rng.uniform(-0.04, 0.04, (2, 3))
-        scene = dict(
+        return dict(
             character=self.classes[self.label(i)], font=font, style=style, tilted=tilted, letter=letter, ground=ground,
             letter_rgb=np.clip(COLOURS[letter] + jitter[0], 0, 1),
             ground_rgb=np.clip(COLOURS[ground] + jitter[1], 0, 1),
@@ -124,8 +116,6 @@ class Glyphs:
             shadow=rng.random() < 0.5, texture=GROUNDS[rng.integers(len(GROUNDS))],
             direction=rng.uniform(0, math.pi), phase=rng.uniform(0, 2 * math.pi), frequency=rng.uniform(2.0, 4.0),
             grain=rng.standard_normal((24, 24)).astype(np.float32))
-        motion = np.random.default_rng((self.seed, i + self.offset, 5))   # alike at every frame
-        return moved(scene, motion, frame, same_side(letter, ground)) if frame else scene
 
     def captions(self, i):
         return (self.caption(i),)
@@ -144,13 +134,15 @@ class Glyphs:
         phrase = "{posture} {letter} {style} {character} on {texture} {ground}".format(**(s | optional)).split()
         return " ".join(["an" if phrase[0][0] in "aeiou" else "a", *phrase])
 
-    def image(self, i, frames=None):
-        """Return scene i. Of a video: all its frames, or these."""
-        return torch.cat([_to_tensor(self.draw(i, frame)) for frame in frames or range(self.frames)])
+    def image(self, i, **changes):
+        return _to_tensor(self.draw(i, **changes))
 
-    def draw(self, i, frame=0):
-        """Draw scene i at twice its size or more and average it down to uint8 (H, W, 3), so that nothing aliases."""
-        s = self.scene(i, frame)
+    def draw(self, i, **changes):
+        """Draw scene i at twice its size or more and average it down to uint8 (H, W, 3), so that nothing aliases.
+
+        changes: of its random choices, like angle=0.
+        """
+        s = self.scene(i) | changes
         # Of two passes over the classes the second is upright.
         height, width = self.size[::-1] if self.portrait and i // len(self.classes) % 2 else self.size
         k = max(2, math.ceil(96 / min(height, width)))                    # k x k drawn pixels for each pixel
@@ -228,20 +220,6 @@ class FontFile(Glyphs):
         return f"{colour}{name} on {s['texture']} {s['ground']}"
 
 
-def check_characters(characters, shapes, data):
-    """Refuse characters that are not in `shapes`, {character: its drawing}, and those that look like an earlier one."""
-    def named(some):
-        return ", ".join(f"{c} U+{ord(c):04X}" if c.isprintable() else f"U+{ord(c):04X}" for c in dict.fromkeys(some))
-
-    missing = [c for c in characters if c not in shapes]
-    if missing:
-        raise UserError(f"--characters: {data} does not draw {named(missing)}")
-    first = {}
-    again = [c for i, c in enumerate(characters) if first.setdefault(shapes[c], i) != i]
-    if again:
-        raise UserError(f"--characters: want each once; there is one before that looks the same as {named(again)}")
-
-
 def _to_tensor(array):
     """Convert uint8 (H, W, 3) to float32 (3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.array(array)).permute(2, 0, 1).float().div_(127.5).sub_(1.0)
@@ -301,32 +279,22 @@ def turned_back(image):
     return torch.rot90(image, -1, (-2, -1))
 
 
-def open_source(data, size, count=100_000, seed=0, held_out=False, pairs="all", portrait=False, characters="",
-                frames=1):
+def open_source(data, size, count=100_000, seed=0, held_out=False, pairs="all", portrait=False, characters=""):
     """Open what --data names: "glyphs", a font file, or a folder of images. Raises UserError."""
     if data == "glyphs":
-        return Glyphs(size, count, seed, held_out, pairs, portrait, characters, frames)
+        return Glyphs(size, count, seed, held_out, pairs, portrait, characters)
     path = find_font(data)
     if os.path.isfile(path):
         if not data.lower().endswith((".ttf", ".otf", ".ttc", ".otc")):
             raise UserError(f"--data {data}: want glyphs, a font file (.ttf, .otf, .ttc) or a folder of images")
         return FontFile(path, size, characters, count=count, seed=seed, held_out=held_out, pairs=pairs,
-                        portrait=portrait, frames=frames)
-    if frames > 1:
-        raise UserError(f"--frames: only drawn scenes move, not --data {data}")
+                        portrait=portrait)
     if characters:
         raise UserError(f"--characters: want a font file, or glyphs, not --data {data}")
     if os.path.isdir(data):
         return ImageFolder(data, size, portrait)
     fonts = ", ".join(sorted(os.listdir(matplotlib_fonts()))[:4])
     raise UserError(f"--data {data}: no such file or folder, and no font of matplotlib (which has {fonts}, ...)")
-
-
-def open_run(config, **options):
-    """Open the source that a run with this Config learns from. options: of open_source; they replace the Config's."""
-    options = dict(pairs="seen" if config.withhold else "all", portrait=config.portrait,
-                   characters=config.characters, frames=config.counts[0]) | options
-    return open_source(config.data, config.size, config.scenes, config.seed, **options)
 
 
 @functools.lru_cache(maxsize=4)                                           # a worker asks for it at every example

@@ -2,8 +2,8 @@
 
 Paper: simple diffusion, section 5 (FID against the training set and against held-out data, IS, table 9's sweep of the
 guidance scale); section 2 and Kingma et al. 2021 for the variational bound; Cascaded Diffusion 3.3 for the search of s.
-Needs: sample.py, measures.py (the definitions). What is in no paper is in plumbing/: features.py (the network and
-the real images that samples are compared with) and measuring.py (flags, files, pictures).
+Needs: measures.py (the definitions). What is in no paper is in plumbing/: drawing.py (the samples), features.py (the
+network and the real images that samples are compared with) and measuring.py (flags, files, pictures).
 
     python evaluate.py runs/glyphs64                           every measure -> a table and RUN/evaluation.json
     python evaluate.py runs/glyphs64 runs/glyphs64_unet        side by side, and runs/comparison.png
@@ -22,7 +22,7 @@ the real images that samples are compared with) and measuring.py (flags, files, 
     style   distances of the colours, and of what the network sees: textures, letter colours, ...
     memory  how near the samples are to training images, 1 = as near as unseen images are
     bits    bits per dimension of held-out images, at most
-    motion  videos: share in which the network reads one letter in all frames, and how much neighbouring frames differ
+    motion  videos: share in which the network reads one letter in all frames, how far and how evenly frames turn
 
 All measures but bits are of 8-bit samples, drawn with the EMA weights; each frame of a video counts as an image.
 Samples and features are cached: a second evaluation uses them again.
@@ -35,100 +35,20 @@ import time
 
 import torch
 
-from cascade import hand_over
-from config import make_low_schedule, make_schedule
-from data import Glyphs, open_run
+from config import make_schedule
 from measures import (Moments, bootstrap, frechet_distance, histogram_distance, inception_score, precision_recall,
                       variational_bound)
 from plumbing import UserError
-from plumbing.features import Yardstick, colour_answers, describe_videos, distances, moments_of, scene_colours
-from plumbing.files import fingerprint
-from plumbing.measuring import (SampleCache, TrainedRun, checked_configs, draw_loss_by_logsnr, draw_nearest, export,
-                                finite, first_examples, has_bits, introduce, open_results, parse, print_table, report,
-                                sampling_key, save_scores, save_sweep, trained_run, variants_of)
+from plumbing.drawing import draw_samples, stops_early
+from plumbing.features import Yardstick, colour_answers, distances, moments_of, scene_colours
+from plumbing.measuring import (TrainedRun, checked_configs, draw_loss_by_logsnr, draw_nearest, export, finite,
+                                first_examples, fitting, introduce, open_results, parse, print_table, report,
+                                save_scores, save_sweep, trained_run, variants_of)
+from plumbing.motion import motion_scores
 from plumbing.pictures import to_uint8
-from plumbing.runs import choose_device, choose_precision, kept_checkpoints, main_program, progress, read_checkpoint
-from plumbing.sampling import make_conditions
+from plumbing.runs import choose_device, kept_checkpoints, main_program, progress, read_checkpoint
+from plumbing.sources import open_run
 from plumbing.t5 import Encoder
-from plumbing.training import real_low_res
-from sample import derive_seed, handoff_noise, image_seeds, sample_run
-
-
-# ------------------------------------------------------------------------------------------ the samples of a run
-
-def draw_samples(run, labels, seed, captions=None):
-    """Return the samples of a run: dict(images uint8 (n, H, W, 3), seconds, name). Draw those that are not cached.
-
-    labels, captions: one for each sample. Without text captions is None; with it the labels are not drawn.
-    Sample i is a function of its own seed, so more samples continue a smaller set.
-    """
-    config, device, n = run.config, run.device, len(labels)
-    precision = choose_precision(config.precision, device)
-    low_key, low_res_of = low_res_images(run, labels, seed) if run.below is not None else ((), None)
-    size = config.size[0], config.size[1] * config.counts[0]              # of a video its strip
-    cache = SampleCache(run.folder, (*sampling_key(run, precision), seed, captions, low_key), labels, size)
-    encoder = Encoder(config, device, cached=True) if config.text_encoder and len(cache) < n else None
-    while len(cache) < n:
-        first, start = len(cache), time.monotonic()
-        part = slice(first, min(n, first + 256))
-        seeds = image_seeds(seed, part.stop - first, first)
-        if low_res_of:                                                    # the upper stage of a cascade
-            seeds = [derive_seed(i, 1) for i in seeds]
-
-        def on_step(batch, step, z):                                      # batch: its first image, within this part
-            progress(f"{os.path.basename(run.folder.rstrip('/'))}: drawing samples",
-                     first + batch + len(z) * step // config.sample_steps, n)
-
-        cond = make_conditions(config, labels[part], device, captions and captions[part], encoder=encoder)
-        if low_res_of:
-            cond["low_res"], cond["aug_logsnr"] = low_res_of(part)
-        images = sample_run(run.model, config, cond, seeds, device, precision, on_step)
-        broken = ~torch.isfinite(images).flatten(1).all(1)
-        if broken.any():
-            raise UserError(f"{run.folder}: sample {first + int(broken.nonzero()[0])} holds values that are not "
-                            "finite; nothing can be measured")
-        cache.add(to_uint8(images), time.monotonic() - start)
-    return cache.samples()
-
-
-def low_res_images(run, labels, seed):
-    """Return (key, give) for the upper stage of a cascade: give(part) -> (low_res, aug_logsnr) of a slice of samples.
-
-    key: all that these images depend on. CDM has three ways: noisy images of a lower stage that stops at s
-    ("truncated"), its finished images with new noise ("renoised"), its finished images ("clean").
-    """
-    below, handoff, s = run.below, run.handoff, run.s
-    low_schedule = make_low_schedule(run.config)
-
-    def add_noise(low_res, part):
-        seeds = image_seeds(seed, part.stop - part.start, part.start)
-        return hand_over(low_res, handoff, s, low_schedule, handoff_noise(low_res.shape, seeds, 1))
-
-    if not isinstance(below, TrainedRun):                                 # real images
-        handoff = "renoised" if handoff == "truncated" else handoff       # there is no sampling that could stop
-        # Not the scenes that the samples are compared with: those from the middle on.
-        first = len(below) // 2 if isinstance(below, Glyphs) else 0
-        real = real_low_res(below, run.config, labels, first=first)
-        return ("real", fingerprint(real.numpy().tobytes()), handoff, s), lambda part: add_noise(real[part], part)
-
-    if stops_early(run):
-        precision = choose_precision(below.config.precision, below.device)
-
-        def truncated(part):
-            seeds = image_seeds(seed, part.stop - part.start, part.start)
-            cond = make_conditions(below.config, labels[part], below.device)
-            images = sample_run(below.model, below.config, cond, seeds, below.device, precision, stop=s)
-            return add_noise(images, part)
-        return (*sampling_key(below, precision), handoff, s), truncated
-
-    low = draw_samples(below, labels, seed)                               # drawn once and used for every s
-    images = low["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
-    return (low["name"], handoff, s), lambda part: add_noise(images[part], part)
-
-
-def stops_early(run):
-    """Return True if the lower stage of this cascade stops at s > 0. Its images are then not cached."""
-    return run.handoff == "truncated" and run.s > 0
 
 
 # ------------------------------------------------------------------------------------------ the scores of one set
@@ -142,61 +62,52 @@ def score(samples, yardstick, metrics):
     of the set, as the field reports it.
     """
     scores, reference, n = {}, yardstick.held_out or yardstick.train, len(samples["labels"])
-    has_features, is_video = "features" in samples, "change" in samples
+    has_features = "features" in samples
     if "fd" in metrics and has_features:
         scores |= frechet_distances(samples, yardstick)
     if "is" in metrics and "character" in samples:
         scores["is"], scores["is_pm"] = inception_score(samples["character"])
     for name, right in right_answers(samples, yardstick, metrics).items():
         scores[name] = right.mean().item()
-        scores[name + "_pm"] = interval(lambda i: right[i].mean().item(), samples, 1000)
-    if "motion" in metrics and is_video:
-        scores |= motion(samples, yardstick)
+        scores[name + "_pm"] = bootstrap(lambda i: right[i].mean().item(), n, 1000)
+    if "motion" in metrics and "turns" in samples:
+        scores |= motion_scores(samples, reads(yardstick))
     if "pr" in metrics and has_features:
-        k = min(5000, len(reference["features"]), n)                      # manifolds of equal numbers
+        k = min(5000, *(len(s["features"]) for s in (reference, samples)))                      # of equal numbers
         if k > 3:
             scores["precision"], scores["recall"] = precision_recall(reference["features"][:k], samples["features"][:k])
     if "style" in metrics:
         scores |= style_distances(samples, reference)
-    if "memory" in metrics and has_features and not is_video:
+    if "memory" in metrics and has_features:
         scores |= memorisation(samples, yardstick)
     return finite(scores)
 
 
-def interval(statistic, samples, times):
-    """Return half the 95 % interval of statistic(indices). The frames of a video are drawn together."""
-    n = len(samples.get("change", samples["labels"]))                     # of videos, or of images
-    frames = torch.arange(len(samples["labels"]) // n)
-    return bootstrap(lambda i: statistic((i[:, None] * len(frames) + frames).flatten()), n, times)
-
-
-def motion(samples, yardstick):
-    """Return the share of videos in which the network reads one letter in all frames, and how much frames differ."""
-    scores = dict(change=samples["change"].mean().item())
-    if yardstick.network and yardstick.network.can_read:
-        letters = samples["character"].argmax(1).reshape(len(samples["change"]), -1)
-        scores["same_letter"] = (letters == letters[:, :1]).all(1).double().mean().item()
-    return scores
+def reads(yardstick):
+    """Return True if the network reads characters well enough to grade samples."""
+    return bool(yardstick.network) and yardstick.network.can_read
 
 
 def frechet_distances(samples, yardstick):
     """Return the distances to the training images and to held-out ones."""
-    scores, features = {}, samples["features"]
-    times = 100 if features.shape[1] <= 256 else 20                       # slow with Inception's 2048 features
+    scores, n = {}, len(samples["labels"])
+    features = samples["features"].unflatten(0, (n, -1))                  # of a sample's pictures: mostly one
+    times = 100 if features.shape[-1] <= 256 else 20                      # slow with Inception's 2048 features
     for name, real in (("train", yardstick.train), ("held_out", yardstick.held_out)):
         if real is not None:
             real = moments_of(real)
             scores[f"fd_{name}"] = frechet_distance(real, moments_of(samples))
-            scores[f"fd_{name}_pm"] = interval(
-                lambda i: frechet_distance(real, Moments(features[i])), samples, times)
+            scores[f"fd_{name}_pm"] = bootstrap(
+                lambda i: frechet_distance(real, Moments(features[i].flatten(0, 1))), n, times)
     return scores
 
 
 def right_answers(samples, yardstick, metrics):
     """Return for each sample 1 if it shows what was asked for, else 0: {name: (n,) float64}."""
     labels, right = torch.tensor(samples["labels"]), {}
-    if "read" in metrics and yardstick.network and yardstick.network.can_read and labels.min() >= 0:
-        right["read_rate"] = (samples["character"].argmax(1) == labels).double()
+    if "read" in metrics and reads(yardstick) and labels.min() >= 0:
+        letters = samples["character"].argmax(1).reshape(len(labels), -1)
+        right["read_rate"] = (letters == labels[:, None]).double().mean(1)
     if "words" in metrics and "answers" in samples:
         wanted = torch.tensor(samples["answers"]).T                       # (2, n)
         for name, colour, answer in zip(("letter", "ground"), scene_colours(samples["images"]), wanted):
@@ -282,9 +193,7 @@ def measure(run, yardstick, metrics, seed=0, source=None):
     drawn = draw_samples(run, prompts["labels"], seed, prompts.get("captions"))
     start, images = time.monotonic(), drawn["images"]
     batches = zip(torch.arange(len(images)).split(100), images.split(100))
-    if (frames := run.config.counts[0]) > 1:                              # of a video each frame shows the letter
-        prompts = dict(labels=[label for label in prompts["labels"] for _ in range(frames)])
-    samples = dict(describe_videos(batches, yardstick.network, frames), **prompts, images=images)
+    samples = dict(yardstick.describe(batches), **prompts, images=images)
     scores = score(samples, yardstick, metrics)
     if isinstance(run.below, TrainedRun) and not stops_early(run):        # else it is in the time of the upper stage
         low = draw_samples(run.below, prompts["labels"], seed)            # cached: only the time is wanted
@@ -306,27 +215,28 @@ def score_real_scenes(yardstick, metrics):
 
 def evaluate(run, args, yardstick):
     """Measure all that is asked of one run. Write evaluation.json, pictures, exports. Return (scores, images)."""
-    metrics, seed, config = args.metrics, args.first_seed, run.config
+    config, seed = run.config, args.first_seed
+    metrics = fitting(args.metrics, config)
     scores, samples = {}, {}
     if set(metrics) - {"bits"} or args.export or args.export_png:
         scores, samples = measure(run, yardstick, metrics, seed)
         export(args, samples["images"], samples["labels"])
-    if "bits" in metrics and has_bits(config):
+    if "bits" in metrics:
         try:
             scores |= measure_bits(run, yardstick, args.n_bits, seed)
         except UserError as error:
             if not scores:                                                # there is nothing else to tell
                 raise
             print(f"bits per dimension: left out; {error}", file=sys.stderr)
-    if "memory" in metrics and "features" in samples and "change" not in samples:
+    if "memory" in metrics and "features" in samples:
         draw_nearest(samples, yardstick, os.path.join(run.folder, "nearest.png"))
     if config.withhold and config.text_encoder and {"read", "words"} & set(metrics):
         # Does the model compose? Captions with pairs of character and colour that training never showed.
         withheld = open_run(config, portrait=False, pairs="withheld")
-        scores["withheld_pairs"], _ = measure(run, yardstick, ("read", "words"), seed, withheld)
+        scores["withheld_pairs"], _ = measure(run, yardstick, fitting(("read", "words"), config), seed, withheld)
     if yardstick.real_scenes is not None and metrics:
         scores["real_scenes"] = score_real_scenes(yardstick, metrics)
-    if metrics:
+    if args.metrics:
         save_scores(scores, run, args, yardstick)
     return scores, samples.get("images")
 

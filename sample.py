@@ -289,10 +289,12 @@ def handoff_noise(shape, seeds, stage):
 def image_seeds(seed, n, first=0):
     """Return n image seeds of the set `seed`, beginning at image number `first`.
 
-    Sets of up to a million images share no seed if their `seed` is below 4294. Above, an image seed can need more than
-    the 32 bits that the generator reads (derive_seed), so two sets could share noise.
+    Sets of up to a million images share no seed if their `seed` is below 4294. Above, an image seed would need more
+    than the 32 bits that the generator reads, and a set could be another one moved by some images. So we hash it.
     """
-    return [seed * 1_000_003 + i for i in range(first, first + n)]
+    if seed < 4294:
+        return [seed * 1_000_003 + i for i in range(first, first + n)]
+    return [derive_seed(seed, 0, 0, i) for i in range(first, first + n)]
 
 
 def sample_run(model, config, cond, seeds, device, precision, on_step=None, negative=None, stop=0.0, lowest_idx=1,

@@ -212,8 +212,8 @@ def draw_levels(x, path):
 
 def main():
     from data import Glyphs                                               # only the page needs scenes
-    scenes = Glyphs((64, 64), frames=8)
-    videos = torch.stack([scenes.image(i) for i in range(10, 26)])        # (16, 24, 64, 64)
+    scenes, frames = Glyphs((64, 64)), [dict(angle=0.05 * frame, x=0.008 * frame) for frame in range(8)]
+    videos = torch.stack([torch.cat([scenes.image(i, **frame) for frame in frames]) for i in range(10, 26)])
     average = lambda x: x.unflatten(1, (8, 3)).mean(1)
     ways = {"keep one frame in 8": lambda x: to_videos(keep_frames(to_frames(x, 8), 8, 1), 1),
             "average 8 frames": average, "average 2 x 2 pixels": lambda x: F.avg_pool2d(x, 2)}

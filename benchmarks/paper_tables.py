@@ -35,11 +35,11 @@ from config import PRESETS
 from plumbing.settings import Parser, override
 from plumbing import UserError
 from plumbing.files import read_json, writable_folder, write_json
-from data import open_run
 from dwt import patch_factor
 from equal_time import FIRST, KEEP
 from plumbing.features import Yardstick
 from plumbing.measuring import trained_run
+from plumbing.sources import open_run
 from plumbing.runs import (choose_device, choose_precision, cores, has_checkpoint, kept_checkpoints, main_program,
                            read_checkpoint)
 from plumbing.pictures import grid, pyplot

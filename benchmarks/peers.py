@@ -50,13 +50,14 @@ import torch.nn.functional as F
 import evaluate
 from config import PRESETS, build_model, make_optimizer, make_schedule
 from plumbing.settings import Parser, override
-from data import Stream, open_run
+from data import Stream
 from plumbing import UserError
 from plumbing.files import whole_file, writable_folder
 from plumbing.features import Yardstick, describe
 from plumbing.runs import autocast, main_program
 from plumbing.pictures import grid, pyplot, to_uint8
 from plumbing.sampling import make_conditions
+from plumbing.sources import open_run
 from plumbing.start import measure_bands
 from sample import sample_run
 from train import conditions, draw, training_loss, update_ema

@@ -29,12 +29,12 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import PRESETS, build_model, make_optimizer
-from data import open_run
 from plumbing.settings import Parser, override
 from plumbing.cost import conditions_of, cost_of, forward
 from plumbing import UserError
 from plumbing.runs import autocast, choose_device, main_program
 from plumbing.shard import checkpoint_activations
+from plumbing.sources import open_run
 from plumbing.start import measure_bands
 from train import training_loss, update_ema
 

@@ -18,11 +18,11 @@ from common import ROOT, check, save, started  # first: it puts the project on t
 import evaluate
 from config import PRESETS
 from plumbing.settings import Parser
-from data import open_run
 from plumbing.features import Yardstick
 from plumbing.measuring import trained_run
 from plumbing.runs import choose_device, has_checkpoint, main_program, read_checkpoint
 from plumbing.pictures import pyplot, save_figure
+from plumbing.sources import open_run
 
 SCHEDULES = ("interpolated", "shifted")
 

@@ -17,17 +17,16 @@ the rest by `raise NotImplementedError("exercise 1.3: ...")`.
 exercises, which it puts back. So a mistake costs its own points only, whatever else it breaks. (A student's own copy
 has nothing to put back: there it says which wrong exercise blocks another.) The student's code runs in a process of its
 own with limits of time and memory, and returns numbers only. Another process judges them: shapes first, then laws, then
-equality with a slow specification on random inputs. If the numbers match a typical mistake (course/mutants.py), the
-message names it.
+equality with a slow specification on random inputs. If the numbers match a typical mistake, the message names it.
 
 The grader is no sandbox: a student's file can do to the machine what you can. Grade strangers' work in a container
-(grade-class --witness; see course/README.md).
+(grade-class --witness; the project's course/README.md has an example).
 """
 import argparse
 import sys
 
 from plumbing import UserError
-from plumbing.files import escape_odd_names
+from plumbing.files import prepare_output, silence
 
 from course.exercises import CHAPTERS, chosen, EXERCISES
 from course.handout import make, pack
@@ -88,7 +87,7 @@ def parse():
     for program in (grade, many):
         program.add_argument("--witness", metavar="COMMAND", help="grade-class, --gradescope: starts Python for the "
                              "students' code, for example as another user or in a container; {room} is the folder that "
-                             "it needs (see course/README.md)")
+                             "it needs")
     many.add_argument("--out", metavar="DIR", default="points", help="a new folder for points.csv (default points)")
     zipped = programs.add_parser("gradescope-zip", help="write the zip of a Gradescope autograder")
     zipped.add_argument("--chapters", metavar="1,2", type=chapters, required=True)
@@ -124,9 +123,14 @@ def main():
 
 
 if __name__ == "__main__":
-    escape_odd_names()
+    prepare_output()
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:                                               # `... | head` closed the pipe: no mistake
+        silence(sys.stdout)
+        sys.exit(1)
     except (UserError, OSError) as error:
         print(f"course: {error}", file=sys.stderr)
         sys.exit(2)

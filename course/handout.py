@@ -119,5 +119,7 @@ def pack(to):
         for path in changed:
             archive.write(path)
     print(f"{to}: {', '.join(changed)}")
+    if "ANSWERS.md" not in changed:
+        print("not packed, since nothing is written in it yet: ANSWERS.md")
     if new := sorted(path for path in glob.glob("*.py") if path not in before):
         print(f"not packed, since the grader sees no new files: {', '.join(new)}")

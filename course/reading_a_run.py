@@ -21,7 +21,7 @@ from PIL import Image
 
 from config import PRESETS, make_schedule
 from data import Glyphs, open_source
-from evaluate import draw_samples
+from plumbing.drawing import draw_samples
 from plumbing.features import Yardstick, describe, moments_of
 from plumbing.files import whole_file
 from plumbing.measuring import trained_run

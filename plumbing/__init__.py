@@ -6,15 +6,17 @@
     watch.py      index.html of a run while it trains
     sampling.py   the command line of sample.py, and what evaluate.py shares with it
     measuring.py  the command line of evaluate.py, its tables and pictures
+    rounds.py     the command line of distill.py, and its rounds
+    drawing.py    the samples that evaluate.py measures, and their cache
     runs.py       programs, device, processes, checkpoints
     weights.py    a run's EMA weights in 16 bit, as pretrained/NAME
     shard.py      weights and optimizer state split over processes
     files.py      files that are written whole or not at all
     images.py     list a folder of images, decode any file safely
     captions.py   read captions, match them to their images
-    sources.py    the data of an old run: moved, changed, or as they were
+    sources.py    the data of a run: opened, moved, changed, or as they were
     fonts.py      open any font file, draw its characters
-    motion.py     how a drawn scene moves
+    motion.py     scenes that move, and how the motion of videos is measured
     workers.py    the data loader's processes: their start, signals and end
     pictures.py   sheets of samples, captions, matplotlib
     t5.py         a frozen T5 and its cache

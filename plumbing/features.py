@@ -22,13 +22,14 @@ from PIL import Image
 
 import data
 from plumbing.images import BrokenImage
-from data import FontFile, Glyphs, Stream, open_run, open_source
+from data import FontFile, Glyphs, Stream, open_source
 from plumbing import UserError
 from measures import Moments, colour_histogram
 from plumbing.runs import cores, load_file, progress
-from plumbing.files import blame_machine, fingerprint, reason_of, whole_file
+from plumbing.files import blame_machine, check_regular, fingerprint, reason_of, whole_file
+from plumbing.motion import in_motion, one_frame, split_frames
 from plumbing.pictures import to_uint8
-from plumbing.sources import same_data
+from plumbing.sources import open_run, same_data
 from plumbing.workers import load
 
 FORMAT = 1                # of cached networks and descriptions; raise it when the code that makes them changes
@@ -209,6 +210,7 @@ def cached(path, compute, check):
 
     check: called on what the file holds. It raises an exception if that is not what compute() would give.
     """
+    check_regular(path)
     if os.path.exists(path):
         try:
             value = load_file(path)
@@ -266,16 +268,6 @@ def _readable(examples):                                                  # a la
     return [example for example in examples if example is not None]
 
 
-class OneFrame:
-    """Moving scenes as images: of scene i frame i mod T."""
-
-    def __init__(self, source):
-        self.source = source
-
-    def image(self, i):
-        return self.source.image(i, frames=[i % self.source.frames])
-
-
 def real_images(source, indices, what):
     """Yield batches (indices (B,), images uint8 (B, H, W, 3)) in order. Worker processes decode them."""
     loaded = load(Examples(source, indices), batch_size=100, num_workers=min(8, cores()), collate_fn=_readable)
@@ -285,17 +277,19 @@ def real_images(source, indices, what):
             yield torch.tensor([i for i, _ in examples]), torch.stack([image for _, image in examples])
 
 
-def describe(batches, network):
+def describe(batches, network, frames=1):
     """Describe a set of images, as a dict: all that a comparison of two sets needs.
 
     batches    (indices (B,), images uint8 (B, H, W, 3))
     network    a GlyphNet or an Inception: features, with their mean and scatter, and probabilities. None: colours alone
+    frames     more than one: each image is the strip of a video, whose frames count as images
     """
     outputs, moments, colours, patches, indices = [], Moments(), 0, [], []
     for numbers, images in batches:
         indices.append(numbers)
-        output = network(images) if network else {}
+        images, output = split_frames(images, frames)
         if network:
+            output |= network(images)
             moments.add(output["features"])
         outputs.append(output)
         colours = colours + colour_histogram(images)
@@ -310,23 +304,6 @@ def describe(batches, network):
     spread = torch.cat(patches).std(0).mean()                             # of the colours of the corners and the middle
     return dict(outputs, indices=torch.cat(indices), colours=colours, spread=spread, n=moments.n,
                 mean=torch.as_tensor(moments.mean), scatter=torch.as_tensor(moments.scatter))
-
-
-def describe_videos(strips, network, frames):
-    """Describe videos by all their frames: dict(describe(...), change). change (n,): how much each video moves, the
-    mean square of the differences of neighbouring frames.
-
-    strips: (indices (B,), uint8 (B, H, T W, 3)). frames: T; 1: they are images, and nothing moves
-    """
-    changes = []
-
-    def split():
-        for numbers, images in strips:
-            videos = images.unflatten(2, (frames, -1)).movedim(2, 1)      # (B, T, H, W, 3)
-            changes.append((videos.float() / 127.5).diff(dim=1).square().flatten(1).mean(1))
-            yield numbers.repeat_interleave(frames), videos.flatten(0, 1)
-    description = describe(split(), network)
-    return dict(description, change=torch.cat(changes)) if frames > 1 else description
 
 
 def moments_of(description):
@@ -378,7 +355,7 @@ class Yardstick:
         files = [file for source in (self.source, self.held_out_source) for file in getattr(source, "files", [])]
         files += [self.source.fonts[0][0]] if isinstance(self.source, FontFile) else []
         files = [(file, os.path.getsize(file), os.path.getmtime(file)) for file in files]
-        frames = [f"{self.frames} frames"] if self.frames > 1 else []
+        frames = [f"{self.frames} frames in turn"] if self.frames > 1 else []
         data_id = fingerprint(FORMAT, config.data, config.size, files, *config.characters, *frames)
         self._open_network(features_file, data_id, device)
         name = fingerprint(data_id, config.scenes, config.seed, config.withhold, self.network_id, n_real,
@@ -423,36 +400,39 @@ class Yardstick:
 
     def trained(self, config, scenes=16_000, check=3600):
         """Train our network. Return its weights, and its share of right answers on held-out characters."""
-        source, unseen = (open_source(config.data, config.size, held_out=held_out, characters=config.characters,
-                                      frames=self.frames) for held_out in (False, True))
+        source, unseen = (one_frame(in_motion(open_source(config.data, config.size, held_out=held_out,
+                                                          characters=config.characters), self.frames))
+                          for held_out in (False, True))
         indices = np.arange(scenes)
-        images = torch.cat([images for _, images in real_images(OneFrame(source), indices, "features: drawing scenes")])
+        images = torch.cat([images for _, images in real_images(source, indices, "features: drawing scenes")])
         answers = [scene_answers(source, int(i)) for i in indices]
         heads = scene_heads(source)
         answers = {name: torch.tensor([answer[name] for answer in answers]) for name in heads}
         network, right = GlyphFeatures(train_glyph_net(images, answers, heads)), 0
-        for indices, images in real_images(OneFrame(unseen), range(check), "features: checking"):
+        for indices, images in real_images(unseen, range(check), "features: checking"):
             labels = torch.tensor([unseen.label(i) for i in indices.tolist()])
             right += (network(images)["character"].argmax(1) == labels).sum().item()
         return dict(net=network.net.state_dict(), accuracy=right / check)
 
     def _describe_real(self):
         """Describe the real images: {"train": description, ...}. Of videos: a frame of each, and real_scenes whole."""
-        images_of = OneFrame if self.frames > 1 else lambda source: source
         # The training images that the run saw first.
         indices = Stream(self.source, self.config.seed).order(0)[:self.n_real]
-        sets = {"train": describe(real_images(images_of(self.source), indices, "training images"), self.network)}
+        sets = {"train": describe(real_images(one_frame(self.source), indices, "training images"), self.network)}
         unseen = self.held_out_source
         if unseen is not None:
             # Files come class by class, so we take a random part of them. Drawn scenes are in no order.
             order = range(len(unseen)) if self.is_drawn else Stream(unseen, self.config.seed).order(0)
-            sets["held_out"] = describe(real_images(images_of(unseen), order[:self.n_real], "held-out images"),
+            sets["held_out"] = describe(real_images(one_frame(unseen), order[:self.n_real], "held-out images"),
                                         self.network)
         if self.is_drawn:
             indices = range(self.n_real, self.n_real + self.n)
-            scenes = real_images(unseen, indices, "more held-out images")
-            sets["real_scenes"] = describe_videos(scenes, self.network, self.frames)
+            sets["real_scenes"] = self.describe(real_images(unseen, indices, "more held-out images"))
         return sets
+
+    def describe(self, batches):
+        """Describe samples, or real scenes in their place: (indices (B,), uint8 (B, H, W, 3)), of videos the strips."""
+        return describe(batches, self.network, self.frames)
 
     def _check_descriptions(self, sets):
         """Raise an exception unless these are descriptions of the sets that _describe_real describes."""
@@ -462,7 +442,7 @@ class Yardstick:
             n = len(description["indices"])
             for name, value in description.items():
                 require(name == "n" or torch.isfinite(value).all(), name)
-                require(name not in ("features", "character") or len(value) == n, name)
+                require(name not in ("features", "character") or len(value) in (n, n * self.frames), name)
             shapes = [tuple(description[name].shape) for name in ("mean", "scatter", "spread")]
             require(type(description["n"]) is int and shapes[1] == shapes[0] * 2 and shapes[2] == (), shapes)
             require(bool(self.network) == ("features" in description), "features")

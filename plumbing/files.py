@@ -4,6 +4,7 @@ import errno
 import glob
 import hashlib
 import io
+import itertools
 import json
 import os
 import platform
@@ -27,6 +28,8 @@ def whole_file(path, mode="wb", **options):
     Whatever goes wrong, the file that was there before stays, and the unfinished one is removed. Two programs that
     write the same file do it under two names.
     """
+    if os.path.isdir(path):                                               # os.replace would blame the unfinished file
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     new = unfinished(path)
     try:
         with open(new, mode.replace("w", "x"), **options) as file:
@@ -44,11 +47,24 @@ def whole_file(path, mode="wb", **options):
 
 def unfinished(path):
     """Return a new name for a file on its way to `path`. Remove what killed programs left: nobody has locked it."""
-    for left in glob.glob(glob.escape(path) + ".*.new"):
+    for left in filter(os.path.isfile, glob.glob(glob.escape(path) + ".*.new")):
         with contextlib.suppress(OSError), open(left, "ab") as file:
             if lock(file, "flock"):
                 os.remove(left)
     return f"{path}.{secrets.token_hex(4)}.new"
+
+
+def check_regular(path):
+    """Raise UserError if what has this name is no file: to open a pipe blocks, and a folder cannot be replaced."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: not a regular file")
+
+
+def keep_aside(path):
+    """Rename what is damaged: what is written next must not replace it. Return its new name, without the folder."""
+    kept = next(name for n in itertools.count(1) if not os.path.lexists(name := f"{path}.damaged-{n}"))
+    os.rename(path, kept)
+    return os.path.basename(kept)
 
 
 def lock(file, kind="lockf", wait=False):
@@ -107,7 +123,9 @@ def writable_folder(path, flag):
 
 def hold(folder):
     """Hold the folder of a run as long as the returned file is open. Raises UserError if another process holds it."""
-    file = open(os.path.join(folder, ".lock"), "a+")
+    path = os.path.join(folder, ".lock")
+    check_regular(path)
+    file = open(path, "a+")
     held = lock(file)
     if held is None:
         print(f"{folder}: there are no locks on this file system; train this run in one process only", file=sys.stderr)
@@ -123,19 +141,27 @@ def hold(folder):
 def one_at_a_time(path):
     """Let one process after the other read `path` and write it anew: none may lose what another one adds."""
     folder, name = os.path.split(path)
-    with open(os.path.join(folder, f".{name}.lock"), "a") as file:
+    check_regular(path := os.path.join(folder, f".{name}.lock"))
+    with open(path, "a") as file:
         lock(file, wait=True)
         yield
 
 
-def escape_odd_names():
-    """Print with escapes what the encoding of the output lacks: a file's name must not end a program.
-
-    Such are Cyrillic or ± where the output is ASCII, and everywhere a name that is not UTF-8.
+def prepare_output():
+    """Print nothing where the output is closed (`train.py >&-`), and with escapes what its encoding lacks: neither must
+    end a program. It lacks Cyrillic or ± where it is ASCII, and everywhere a name that is not UTF-8.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))
         if isinstance(stream, io.TextIOWrapper):                          # a test or a notebook may have put another
             stream.reconfigure(errors="backslashreplace")
+
+
+def silence(stream):
+    """Throw away what is still printed there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def reason_of(error):
@@ -167,18 +193,19 @@ def write_json(path, values):
 
 
 def read_json(path):
-    """The dict in a JSON file; empty if there is none or it is damaged."""
+    """The dict in a JSON file; empty if there is none. A file that holds something else is kept aside, with a line."""
+    check_regular(path)
     try:
-        if os.path.exists(path) and not os.path.isfile(path):             # a pipe would block
-            raise UserError(f"{path}: not a regular file")
         with open(path) as file:
             values = json.load(file)
-            return values if isinstance(values, dict) else {}
-    except UserError:
-        raise
+        if isinstance(values, dict):
+            return values
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, RecursionError) as error:                # the last: brackets in brackets in brackets
         blame_machine(path, error)
-        return {}
+    print(f"{path}: damaged; it is kept as {keep_aside(path)}", file=sys.stderr)
+    return {}
 
 
 def fingerprint(*things):

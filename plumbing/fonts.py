@@ -122,6 +122,20 @@ def drawings(path, characters):
     return shapes
 
 
+def check_characters(characters, shapes, data):
+    """Refuse characters that are not in `shapes`, {character: its drawing}, and those that look like an earlier one."""
+    def named(some):
+        return ", ".join(f"{c} U+{ord(c):04X}" if c.isprintable() else f"U+{ord(c):04X}" for c in dict.fromkeys(some))
+
+    missing = [c for c in characters if c not in shapes]
+    if missing:
+        raise UserError(f"--characters: {data} does not draw {named(missing)}")
+    first = {}
+    again = [c for i, c in enumerate(characters) if first.setdefault(shapes[c], i) != i]
+    if again:
+        raise UserError(f"--characters: want each once; there is one before that looks the same as {named(again)}")
+
+
 def find_font(name):
     """Return the path of a font file: the file of this name, or else the font of this name inside matplotlib."""
     inside = os.path.join(matplotlib_fonts(), name)

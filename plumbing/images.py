@@ -15,8 +15,8 @@ A_PIXEL = {"WEBP": 17, "AVIF": 10, "JPEG2000": 20}                        # byte
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}                                    # by the orientation that EXIF gives
-# Pictures only. No PDF and no EPS: to decode them runs programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
+# Pictures only. No PDF and no EPS: to decode them runs programs. No ICO: its list of sizes may hide a larger picture.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
 # Suffixes of pictures that Pillow does not know. Those of its other formats are read from Pillow itself.
 FOREIGN = (".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".exr", ".hdr", ".xcf", ".dng", ".raw", ".cr2", ".cr3",
            ".nef", ".arw", ".raf", ".orf", ".rw2", ".dcm", ".avif")       # the last: builds of Pillow without it

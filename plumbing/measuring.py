@@ -1,6 +1,5 @@
-"""The plumbing of evaluate.py: its command line and checks, the cache of samples, the files and pictures it writes."""
+"""The plumbing of evaluate.py: its command line and checks, the files and pictures that it writes."""
 import dataclasses
-import functools
 import math
 import os
 import platform
@@ -16,8 +15,8 @@ from cascade import HANDOFFS
 from config import Config
 from data import Stream
 from plumbing import UserError
-from plumbing.features import MIN_ACCURACY, GlyphFeatures, cached, distances, require, save_cached, tensor_bytes
-from plumbing.files import fingerprint, one_at_a_time, read_json, whole_file, write_json
+from plumbing.features import MIN_ACCURACY, GlyphFeatures, distances
+from plumbing.files import one_at_a_time, read_json, whole_file, write_json
 from plumbing.images import BrokenImage
 from plumbing.pictures import grid, label, pyplot, save_figure, save_picture
 from plumbing.runs import (check_memory, choose_precision, ema_model, kept_checkpoints, made_by, results_folder,
@@ -28,15 +27,15 @@ from plumbing.settings import Parser, add_fields, check_range, override
 from plumbing.sources import add_accept_flag, located
 from plumbing.t5 import Encoder
 
-FORMAT = 1                # of cached samples; raise it when the code that draws them changes
-
 METRICS = ("fd", "is", "read", "words", "pr", "style", "bits", "memory", "motion")
 INNER = ("withheld_pairs", "real_scenes")                                 # scores that are tables of their own
 SWEPT = {"steps": "sample_steps", "guidance": "guidance", "noise_param": "noise_param", "sampler": "sampler",
          "clip_x": "clip_x"}                                              # name after --sweep: field of Config
 TABLE = (("fd_train", "{name} against train"), ("fd_held_out", "{name} against held-out"),
          ("is", "inception score (± 1 s.d. of 10 parts)"), ("read_rate", "read rate"),
+         *((f"read_frame_{i}", f"read rate, frame {i}") for i in range(64)),
          ("same_letter", "videos whose letter stays"), ("change", "difference of neighbouring frames, squared"),
+         ("turn", "turn from frame to frame, degrees"), ("uneven_turn", "change of this turn, degrees"),
          ("letter_colour", "colour of the letter right"), ("ground_colour", "colour of the ground right"),
          ("all_right", "letter and both colours right"), ("precision", "precision"), ("recall", "recall"),
          ("colour_distance", "colours: distance of histograms"), ("colour_spread", "colours: spread, share of data's"),
@@ -260,55 +259,6 @@ def variants_of(run, text, yardstick):
                    for word, s in values for name, source in (("made", below), ("real", real))]
 
 
-# ------------------------------------------------------------------------------------------ the cache of samples
-
-def sampling_key(run, precision):
-    """Return all that the samples of a run depend on, except labels, captions, seed and the stage below."""
-    config = dataclasses.replace(run.config, precision=precision, data="", data_id="")          # data may move
-    return fingerprint(*tensor_bytes(run.model.parameters())), config, run.device.type
-
-
-class SampleCache:
-    """The samples of a run that are drawn already, in a file of its folder: images, labels and seconds.
-
-    key: all that the images depend on but the labels; its fingerprint names the file. So other weights, settings, seeds
-    or captions have another file. The labels are in the file: more samples continue a smaller set.
-    """
-
-    def __init__(self, folder, key, labels, size):
-        self.name, self.labels = fingerprint(FORMAT, *key), labels
-        self.path = os.path.join(folder, f"samples-{self.name}.pt")
-        empty = dict(images=torch.zeros(0, *size, 3, dtype=torch.uint8), labels=torch.zeros(0, dtype=torch.long),
-                     seconds=0.0)
-        self.content = cached(self.path, lambda: empty, functools.partial(self.check, size))
-        if any(old != new for old, new in zip(self.content["labels"].tolist(), labels)):
-            self.content = empty
-
-    @staticmethod
-    def check(size, content):
-        """Raise an exception unless these are images of this size, a label for each, and the seconds that they took."""
-        images, labels, seconds = content["images"], content["labels"], content["seconds"]
-        require(images.dtype == torch.uint8 and images.shape == (len(labels), *size, 3), "images")
-        require(labels.dtype == torch.long and labels.ndim == 1, "labels")
-        require(type(seconds) is float and 0 <= seconds < math.inf, "seconds")
-
-    def __len__(self):
-        return len(self.content["labels"])
-
-    def add(self, images, seconds):
-        """Append images uint8 (B, H, W, 3) and save."""
-        images = torch.cat([self.content["images"], images])
-        self.content = dict(images=images, labels=torch.tensor(self.labels[:len(images)]),
-                            seconds=self.content["seconds"] + seconds)
-        save_cached(self.path, self.content)
-
-    def samples(self):
-        """Return the images of all labels, the seconds that they took, and the name of this set."""
-        n = len(self.labels)
-        return dict(images=self.content["images"][:n], seconds=self.content["seconds"] * n / max(1, len(self)),
-                    name=self.name)
-
-
 # ------------------------------------------------------------------------------------------ what is printed
 
 def introduce(run, args, yardstick, why):
@@ -323,6 +273,8 @@ def introduce(run, args, yardstick, why):
             "a nested model or a cascade has no bound on its images alone"))
     if "memory" in args.metrics and config.counts[0] > 1:
         print("memorisation: left out; it is measured for images")
+    if "words" in args.metrics and config.counts[0] > 1 and config.text_encoder:
+        print("words: left out; the letter of a video changes its colour")
     if yardstick.network is None:
         if set(args.metrics) - {"bits"}:
             print(f"no features for {config.data}: without --features FILE no FID, IS, precision, recall, memorisation")
@@ -342,6 +294,13 @@ def introduce(run, args, yardstick, why):
 def has_bits(config):
     """Return True if there is a bound on the likelihood of the images alone, at all times t."""
     return not (config.outer_channels or config.low_size or config.distilled_from)
+
+
+def fitting(metrics, config):
+    """Return those of the metrics that the samples of this Config can have."""
+    is_video = config.counts[0] > 1
+    left_out = dict(bits=not has_bits(config), memory=is_video, words=is_video)
+    return tuple(metric for metric in metrics if not left_out.get(metric))
 
 
 def print_table(columns, distance_name, lines=False):

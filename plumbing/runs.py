@@ -2,6 +2,7 @@
 
 training.py has the rest of a run while it trains; shard.py has the checkpoints of a sharded run.
 """
+import contextlib
 import dataclasses
 import datetime
 import errno
@@ -20,13 +21,14 @@ import zipfile
 import torch
 import torch.distributed as dist
 
-from config import Config, build_model
+from config import Config, build_model, make_optimizer
 from plumbing import Damaged, UserError
-from plumbing.files import blame_machine, escape_odd_names, keep, reason_of, whole_file
+from plumbing.files import blame_machine, check_regular, keep, prepare_output, reason_of, silence, whole_file
 from plumbing.settings import override
 
 CHECKPOINT, PREVIOUS, SHARDED = "checkpoint.pt", "previous.pt", "sharded"
 WEIGHTS = "weights.pt"                                                    # of a folder pretrained/NAME (weights.py)
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")    # versions 2 and 1
 
 
 # ------------------------------------------------------------------------------------------ programs
@@ -36,13 +38,13 @@ def main_program(main):
     program = os.path.basename(sys.argv[0])
     if program == "__main__.py":                                          # python -m package
         program = os.path.basename(os.path.dirname(sys.argv[0]))
-
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:                                    # `train.py >&-` closed it
-            setattr(sys, name, open(os.devnull, "w"))
-    escape_odd_names()
+    prepare_output()
 
     def leave(message, status):
+        try:
+            sys.stdout.flush()
+        except OSError:                                                   # Python would try it once more as it ends
+            silence(sys.stdout)
         tell(f"{program}: {message}", sys.stderr)
         sys.exit(status)
 
@@ -51,6 +53,7 @@ def main_program(main):
         if dist.is_initialized():                                         # DDP is gone by now; the group goes last, on
             dist.barrier()                                                # all ranks together, or one of them hangs
             dist.destroy_process_group()
+        sys.stdout.flush()
         sys.exit(status)
     except UserError as error:
         leave(" ".join(str(error).split()), 2)
@@ -79,18 +82,18 @@ def main_program(main):
 
 
 def tell(text, stream, end="\n"):
-    """Print a line. Return False if nobody reads it: the pipe's reader is gone, or the terminal."""
+    """Print a line. Return False if nobody reads it: the pipe's reader is gone, or the terminal.
+
+    What cannot be written for another reason, as on a full disk, is said on stderr, and the program goes on.
+    """
     try:
         print(text, end=end, file=stream, flush=True)
-    except OSError:
+    except OSError as error:
         silence(stream)
-        return False
+        if error.errno in (errno.EPIPE, errno.EIO):
+            return False
+        tell(f"stdout: {error.strerror}; nothing more is printed there", sys.stderr)
     return True
-
-
-def silence(stream):
-    """Throw away what is still printed there."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def out_of_memory(error):
@@ -102,12 +105,17 @@ def out_of_memory(error):
 
 
 def memory_of(device):
-    """The bytes of memory of a device: those of the GPU, or of the machine; infinite where the machine does not say."""
+    """The bytes of memory of a device: those of the GPU, or of the machine, or what its container may have of them;
+    infinite where the machine does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return math.inf
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError), open(path) as file:                      # "max" is no number
+            limits.append(int(file.read()))
+    return min(limits)
 
 
 def check_memory(need, what, device=torch.device("cpu")):
@@ -168,7 +176,7 @@ def choose_device(name="auto"):
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device {name}: want auto, cpu, cuda, cuda:N or mps") from None
-    if device.type not in ("cpu", "cuda", "mps"):
+    if device.type not in ("cpu", "cuda", "mps") or device.type != "cuda" and device.index is not None:
         raise UserError(f"--device {name}: want auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
@@ -264,7 +272,7 @@ def broadcast(value, world):
 
 # ------------------------------------------------------------------------------------------ checkpoints
 
-def save_checkpoint(folder, model, ema, optimizer, step, images, config, examples=None, name=CHECKPOINT):
+def save_checkpoint(folder, model, ema, optimizer, step, images, config, examples, name=CHECKPOINT):
     """Write checkpoint.pt, whole or not at all; the one before it stays as previous.pt.
 
     examples: the number of training examples; with another number a resumed run would see another order. Raises
@@ -290,6 +298,8 @@ def sharded_steps(folder):
     """The steps of a run's sharded checkpoints, in order."""
     path = os.path.join(folder, SHARDED)
     check_reachable(path)
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise UserError(f"{path}: not a folder")
     names = os.listdir(path) if os.path.isdir(path) else []
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -304,6 +314,7 @@ def plain_checkpoints(folder):
     names = [CHECKPOINT, PREVIOUS, *reversed(kept_checkpoints(folder))]
     for name in names:
         check_reachable(os.path.join(folder, name))
+        check_regular(os.path.join(folder, name))                         # the run could not be saved under this name
     return [name for name in names if os.path.isfile(os.path.join(folder, name))]
 
 
@@ -347,7 +358,7 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
 
     old: read it although a sharded checkpoint is newer. Raises UserError.
     """
-    wanted = ["model", "ema", "optimizer", "step", "images", "config"]
+    wanted = ["model", "ema", "optimizer", "step", "images", "config", "examples"]
     if name == CHECKPOINT and is_pretrained(folder):
         name, wanted = WEIGHTS, ["ema", "step", "images", "config"]
     path = os.path.join(folder, name)
@@ -369,8 +380,8 @@ def read_checkpoint(folder, name=CHECKPOINT, old=False):
     try:
         state = load_file(path)
         check_state(state, wanted, path)
-        if bad := not_finite(state):                                      # such a model draws black pictures
-            raise UserError(f"{path}: {bad} holds values that are not finite{hint}")
+        if fault := fault_of_values(state, state["step"]):
+            raise UserError(f"{path}: {fault}{hint}")
         if name == WEIGHTS:                                               # 16 bit in the file, 32 here
             state["ema"] = {key: w.float() if w.dtype == torch.float16 else w for key, w in state["ema"].items()}
             state["model"] = state["ema"]
@@ -400,7 +411,9 @@ def load_file(path):
         if wrong := file.testzip():
             raise ValueError(wrong)
     mapped = path.encode(errors="replace") == os.fsencode(path)           # PyTorch maps no name that is not UTF-8
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)          # mapped: read where it is used
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                   # of odd tensors; we refuse them
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)      # mapped: read where it is used
 
 
 def check_state(state, wanted, path):
@@ -412,8 +425,7 @@ def check_state(state, wanted, path):
         lacks = ", ".join(part for part in wanted if not isinstance(state, dict) or part not in state) or "settings"
         raise UserError(f"{path}: a checkpoint of another program (it lacks {lacks})")
     state["config"] = config_of(state["config"], path)
-    for name in ("step", "images", "examples"):
-        check_count(state.get(name, 0), name, path)
+    check_counts(state, path)
     size = 0
     for name, value in tensors_of(state):
         if not torch.is_tensor(value) or value.layout != torch.strided or value.device.type != "cpu":
@@ -423,10 +435,16 @@ def check_state(state, wanted, path):
         raise UserError(f"{path}: damaged, or not a checkpoint (its tensors are larger than the file)")
 
 
-def check_count(value, name, path):
-    """Check a number of steps, images or examples in a checkpoint. The last may be unknown (None)."""
-    if not (type(value) is int and 0 <= value < 2 ** 60) and (name, value) != ("examples", None):
-        raise UserError(f"{path}: its {name} is {reprlib.repr(value)}; want a whole number, 0 or more")
+def check_counts(state, path):
+    """Check the numbers of steps, images and examples of a checkpoint, also against its settings. Raises UserError."""
+    for name in ("step", "images", "examples"):
+        value = state.get(name, 0)                                        # pretrained weights have no examples
+        if not (type(value) is int and 0 <= value < 2 ** 60):
+            raise UserError(f"{path}: its {name} is {reprlib.repr(value)}; want a whole number, 0 or more")
+    step, images, config = state["step"], state["images"], state["config"]
+    if step > config.steps or images != step * config.batch:
+        raise UserError(f"{path}: its numbers contradict each other: step {step:,} of {config.steps:,}, batches of "
+                        f"{config.batch:,}, {images:,} images seen")
 
 
 def tensors_of(state):
@@ -451,6 +469,19 @@ def not_finite(state):
     return None
 
 
+def fault_of_values(state, step):
+    """Say which tensor of a run's state holds values that no training of `step` steps leaves, or return None."""
+    if name := not_finite(state):                                         # such a model draws black pictures
+        return f"{name} holds values that are not finite"
+    for name, value in tensors_of({"optimizer": state.get("optimizer", {})}):
+        value = value.to_local() if hasattr(value, "to_local") else value
+        if name.endswith(".exp_avg_sq") and (value < 0).any():
+            return f"{name} holds values below 0"
+        if name.endswith(".step") and (value != min(step, 2 ** 24)).any():                      # float32 counts to 2^24
+            return f"{name} is {reprlib.repr(value.tolist())} in a checkpoint of step {step:,}"
+    return None
+
+
 def config_of(fields, path="a checkpoint"):
     """Return the Config of a checkpoint's dict. Settings that are newer than the checkpoint keep their defaults.
 
@@ -469,7 +500,7 @@ def config_of(fields, path="a checkpoint"):
 
 
 def load_weights(module, state, path):
-    """Load the state of a model or an optimizer. Raises UserError if it does not fit."""
+    """Load the state of a model or an optimizer. Raises Damaged if it does not fit."""
     try:
         if isinstance(module, torch.optim.Optimizer):
             state = dict(state, param_groups=own_groups(module, state["param_groups"]))
@@ -479,15 +510,25 @@ def load_weights(module, state, path):
             match_weights(module)
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
         detail = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: a checkpoint of another model ({detail})") from None
+        raise Damaged(f"{path}: a checkpoint of another model ({detail})") from None
 
 
 def load_optimizer(optimizer, checkpoint, path):
-    """Load the optimizer state of a checkpoint. Only before the first step there is none. Raises UserError."""
+    """Load the optimizer state of a checkpoint. Only before the first step there is none. Raises Damaged."""
     state = checkpoint["optimizer"]
     if checkpoint["step"] and isinstance(state, dict) and state.get("state") == {}:
-        raise UserError(f"{path}: a checkpoint of step {checkpoint['step']} with no optimizer state")
+        raise Damaged(f"{path}: a checkpoint of step {checkpoint['step']} with no optimizer state")
     load_weights(optimizer, state, path)
+
+
+def check_whole(checkpoint):
+    """Check that a checkpoint has all that a run of its settings goes on with. Raises Damaged."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                   # that nothing is copied into shapes
+        model = build_model(checkpoint["config"])
+        for part in ("model", "ema"):
+            load_weights(model, checkpoint[part], checkpoint["path"])
+        load_optimizer(make_optimizer(model, checkpoint["config"]), checkpoint, checkpoint["path"])
 
 
 def own_groups(optimizer, saved):
@@ -513,13 +554,14 @@ def check_tensors(module, state):
         return check_alike(module.state_dict(), state)
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     weights = dict(zip(numbers, [weight for group in module.param_groups for weight in group["params"]]))
-    for number, values in state["state"].items():
-        weight = weights[number]
-        check_alike({"exp_avg": weight, "exp_avg_sq": weight, "step": torch.zeros(())}, values)
-        if len(values) < 3:
-            raise ValueError(f"the optimizer has only {', '.join(values) or 'nothing'} for a weight")
-    if 0 < len(state["state"]) < len(weights):                            # none: saved before the first step
+    if state["state"] and state["state"].keys() != weights.keys():        # none: saved before the first step
         raise ValueError(f"the optimizer has state for {len(state['state'])} of {len(weights)} weights")
+    for number, values in state["state"].items():
+        own = {"exp_avg": weights[number], "exp_avg_sq": weights[number], "step": torch.zeros(())}
+        check_alike(own, values)
+        if values.keys() != own.keys():
+            raise ValueError(f"the optimizer has {', '.join(map(str, values)) or 'nothing'} for a weight, not "
+                             f"{', '.join(own)}")
 
 
 def check_alike(own, given):

@@ -14,7 +14,7 @@ from plumbing import UserError
 from plumbing.captions import NOT_TEXT, cut, open_text, tidy
 from plumbing.pictures import Film, Playback, captioned, grid, label, save_gif, save_picture, side_by_side
 from plumbing.runs import check_memory, image_bytes, run_of
-from plumbing.settings import Parser, add_fields, check_range, override
+from plumbing.settings import Parser, add_fields, as_typed, check_range, override
 from plumbing.t5 import Encoder, check_moved
 
 OVERRIDES = ("sampler", "guidance", "noise_param", "clip_x", "precision", "text_encoder")
@@ -35,11 +35,12 @@ def parse(argv, stage=0):
     parser.add_argument("--n", type=int, help="images of each class or caption (default 4); for a run that has "
                         "neither, images in all (default 32)")
     parser.add_argument("--labels", help="classes by name or number, separated by commas (default: the first 36)")
-    parser.add_argument("--text", action="append", type=tidy, help="for a model with text: a caption; repeat it for "
-                        "more captions")
+    text = parser.add_argument("--text", action="append", type=tidy, help="for a model with text: a caption; repeat "
+                               "it for more captions")
     parser.add_argument("--prompts", metavar="FILE", help="for a model with text: a file, one caption a line")
-    parser.add_argument("--negative", metavar="TEXT", type=tidy, help="caption that guidance leads away from (default: "
-                        "none)")
+    negative = parser.add_argument("--negative", metavar="TEXT", type=tidy, help="caption that guidance leads away "
+                                   "from (default: none)")
+    text.may_be_empty = negative.may_be_empty = True
     parser.add_argument("--portrait", action="store_true", help="upright images, from a run with --portrait")
     parser.add_argument("--lowest-idx", type=int, choices=(0, 1), default=1, help="see sample() (default 1)")
     parser.add_argument("--seed", dest="first_seed", type=int, default=0, help="another seed draws other images "
@@ -217,11 +218,12 @@ def parse_labels(text, config):
     for part in text.split(","):
         if part in config.class_names:
             numbers.append(config.class_names.index(part))
-        elif part.isdecimal() and int(part) < config.num_classes:
+        elif part.isdecimal() and len(part) < 9 and int(part) < config.num_classes:
             numbers.append(int(part))
         else:
             known = ", ".join(config.class_names[:40]) + (", ..." if len(config.class_names) > 40 else "")
-            raise UserError(f"--labels {part}: this run knows {known or 'no classes'}")
+            what = as_typed(part) or "with an empty name"
+            raise UserError(f"--labels {what}: this run knows {known or 'no classes'}")
     return numbers
 
 
@@ -387,9 +389,15 @@ def count_predictions(configs, handoff, handoff_times, lowest_idx):
     return [*counts, configs[-1].sample_steps + 1 - lowest_idx]
 
 
+def what_is_drawn(config):
+    """Return "images of 64x64", or "videos of 8 x 32x32"."""
+    kind = f"videos of {config.counts[0]} x " if config.counts[0] > 1 else "images of "
+    return f"{kind}{config.size[0]}x{config.size[1]}"
+
+
 def introduce(n, configs, predictions, precisions, device, why):
     """Print what will be drawn, a line for each stage."""
     for config, count, precision in zip(configs, predictions, precisions):
         guidance = f"{config.guidance:g}" if config.guidable else "none, as there are no classes"
-        print(f"{n} {config.what}, {config.sampler}, {config.sample_steps} steps, "
+        print(f"{n} {what_is_drawn(config)}, {config.sampler}, {config.sample_steps} steps, "
               f"guidance {guidance}: {count * config.evaluations} evaluations each, on {device} ({why}), {precision}")

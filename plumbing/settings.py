@@ -21,10 +21,21 @@ from plumbing import UserError
 # ------------------------------------------------------------------------------------------ the flags
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line (UserError, status 2) instead of a page of usage."""
+    """argparse, but a mistake is one line (UserError, status 2) instead of a page of usage.
+
+    An empty value, which an unset variable of a script leaves, is a mistake, too, unless the flag `may_be_empty`.
+    """
 
     def error(self, message):
-        raise UserError(message)
+        raise UserError(message[:300])                                    # a value may be a file of digits
+
+    def parse_args(self, *args):
+        parsed = super().parse_args(*args)
+        for action in self._actions:
+            value = getattr(parsed, action.dest, None)
+            if "" in (value if isinstance(value, list) else [value]) and not getattr(action, "may_be_empty", False):
+                raise UserError(f"{(action.option_strings or [action.metavar])[0]} is empty")
+        return parsed
 
 
 def help_of_fields():
@@ -55,7 +66,8 @@ def add_fields(parser, names, group="settings of the preset, each to be overridd
         else:
             options.update(type=field.type, metavar=field.type.__name__.upper())
         flags = dict.fromkeys(["--" + field.name.replace("_", "-"), "--" + field.name])
-        group.add_argument(*flags, dest=field.name, **options)
+        flag = group.add_argument(*flags, dest=field.name, **options)
+        flag.may_be_empty = field.default == "" and field.name not in ("grow_from", "init_from")
 
 
 # ------------------------------------------------------------------------------------------ the ranges

@@ -15,6 +15,7 @@ renamed when all ranks are done. The last two are kept.
 
 # Paper: says no more than the words above, nothing of optimizer state and EMA weights. Here all of them are split.
 """
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -33,7 +34,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_optimizer_state_dict, get_state_dict,
+from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_model_state_dict, get_optimizer_state_dict,
                                                      set_model_state_dict, set_optimizer_state_dict)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -42,9 +43,10 @@ from torch.utils.checkpoint import checkpoint
 from plumbing.settings import Parser
 from config import build_model, make_optimizer
 from plumbing import Damaged, UserError
-from plumbing.runs import (CHECKPOINT, SHARDED, any_rank, broadcast, check_count, check_model, config_of, main_program,
-                           not_finite, read_checkpoint, run_of, save_checkpoint, sharded_steps, tensors_of)
-from plumbing.files import blame_machine, flush_folder, reason_of, whole_file
+from plumbing.runs import (CHECKPOINT, SHARDED, any_rank, broadcast, check_counts, check_model, config_of,
+                           fault_of_values, main_program, read_checkpoint, run_of, save_checkpoint, sharded_steps,
+                           tensors_of)
+from plumbing.files import blame_machine, check_regular, flush_folder, reason_of, whole_file
 from unet import FeedForward, MapAttention, ResBlock
 from uvit import AttentionBlock, TransformerBlock
 
@@ -108,10 +110,21 @@ def checkpoint_activations(model):
 
 # ------------------------------------------------------------------------------------------ checkpoints
 
-def tensors(model, ema, optimizer):
-    """Return every tensor of a run by name, not copies: to read into them is to read into the run."""
-    weights, state = get_state_dict(model, optimizer)
-    return {"model": weights, "ema": ema.state_dict(), "optimizer": state["state"]}
+def tensors(model, ema, optimizer, step):
+    """Return every tensor of a run by name, not copies: to read into them is to read into the run.
+
+    Before the first step the optimizer has no state. PyTorch would make one, by a step of its own that counts.
+    """
+    state = get_optimizer_state_dict(model, optimizer)["state"] if step else {}
+    return {"model": get_model_state_dict(model), "ema": ema.state_dict(), "optimizer": state}
+
+
+def shapes(config, step):
+    """Return what `tensors` returns for a run of these settings, but shapes without numbers."""
+    with torch.device("meta"):
+        model = build_model(config)
+    state = {name: dict(exp_avg=w, exp_avg_sq=w, step=torch.zeros(())) for name, w in model.named_parameters()}
+    return {"model": model.state_dict(), "ema": model.state_dict(), "optimizer": state if step else {}}
 
 
 def save(folder, model, ema, optimizer, step, images, config, examples, name=None):
@@ -127,7 +140,7 @@ def save(folder, model, ema, optimizer, step, images, config, examples, name=Non
         wait_for_all()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                               # "no process group": one process needs none
-            dcp.save(tensors(model, ema, optimizer), checkpoint_id=new)   # flushes each file to the disk
+            dcp.save(tensors(model, ema, optimizer, step), checkpoint_id=new)                   # flushes each file
         if first:
             files = {file: checksum(os.path.join(new, file)) for file in sorted(os.listdir(new))}
             with whole_file(os.path.join(new, "run.json"), "w") as file:
@@ -163,6 +176,7 @@ def wait_for_all():
 
 def checksum(path):
     """CRC-32 of a file."""
+    check_regular(path)
     value = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 24):
@@ -181,12 +195,13 @@ def describe(folder, step):
     """Return what `newest` returns, of the sharded checkpoint of this step. Raises UserError."""
     path = os.path.join(folder, SHARDED, f"{step:07d}")
     try:
-        with open(os.path.join(path, "run.json")) as file:
+        check_regular(about := os.path.join(path, "run.json"))
+        with open(about) as file:
             state = json.load(file)
-        for name in ("step", "images", "examples"):
-            check_count(state[name], name, path)
-        return dict(path=path, config=config_of(state["config"], path), step=state["step"], images=state["images"],
-                    examples=state["examples"], files=dict(state["files"]))
+        state = dict(path=path, config=config_of(state["config"], path), step=state["step"], images=state["images"],
+                     examples=state["examples"], files=dict(state["files"]))
+        check_counts(state, path)
+        return state
     except UserError as error:
         raise Damaged(str(error)) from None
     except (KeyError, TypeError, ValueError, AttributeError, OSError, MemoryError, RecursionError) as error:
@@ -195,7 +210,8 @@ def describe(folder, step):
 
 
 def check(state):
-    """Compare the files with their checksums. Raises UserError. If the ranks have met, each does its part."""
+    """Compare the files with their checksums, and the list of tensors with the run's settings. Raises UserError. If the
+    ranks have met, each does its part."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     faults = {}                                                           # file: the error of reading it, or None
     for name in sorted(state["files"])[rank()::world]:
@@ -214,6 +230,24 @@ def check(state):
     if faults:
         raise Damaged(f"{state['path']}: damaged ({', '.join(faults)}); remove this folder, and the run continues "
                       "from the checkpoint before it")
+    with reading(state["path"]):
+        check_chunks(Reader(state["path"]).read_metadata(), shapes(state["config"], state["step"]))
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Say in one line, Damaged, what goes wrong with a checkpoint: it fails in many ways, and PyTorch logs each."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (Exception, dcp.api.CheckpointException) as error:
+        error = first_failure(error)
+        blame_machine(path, error)
+        raise Damaged(f"{path}: damaged, or a checkpoint of another model ({reason_of(error)})") from None
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class Metadata(pickle._Unpickler):
@@ -276,7 +310,7 @@ class Planner(DefaultLoadPlanner):
 def check_chunks(metadata, state):
     """Check that the chunks of each tensor cover it; or a part keeps its random start. Raises ValueError.
 
-    Chunks are rows of the tensor: fully_shard splits the first dimension. state: as `tensors` returns it.
+    Chunks are rows of the tensor: fully_shard splits the first dimension. state: as `shapes` returns it.
     """
     for name, tensor in tensors_of(dict(state, optimizer={"state": state["optimizer"]})):
         stored = metadata.state_dict_metadata.get(name)
@@ -298,22 +332,12 @@ def check_chunks(metadata, state):
 def load(state, model, ema, optimizer):
     """Read the checkpoint `state` (from newest) into the three; any number of processes may have written it."""
     check(state)
-    into = tensors(model, ema, optimizer)
-    logging.disable(logging.CRITICAL)                                     # PyTorch logs a traceback; we say a line
-    try:
-        check_chunks(Reader(state["path"]).read_metadata(), into)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.load(into, storage_reader=Reader(state["path"]), planner=Planner())
-    except (Exception, dcp.api.CheckpointException) as error:             # a damaged file fails in many ways
-        error = first_failure(error)
-        blame_machine(state["path"], error)
-        raise UserError(f"{state['path']}: damaged, or a checkpoint of another model ({reason_of(error)})") from None
-    finally:
-        logging.disable(logging.NOTSET)
-    bad = not_finite({**into, "optimizer": {"state": into["optimizer"]}})
-    if any_rank(bad is not None, dist.get_world_size() if dist.is_initialized() else 1):
-        raise UserError(f"{state['path']}: {bad or 'what another process reads'} holds values that are not finite")
+    into = tensors(model, ema, optimizer, state["step"])
+    with reading(state["path"]):
+        dcp.load(into, storage_reader=Reader(state["path"]), planner=Planner())
+    fault = fault_of_values({**into, "optimizer": {"state": into["optimizer"]}}, state["step"])
+    if any_rank(fault is not None, dist.get_world_size() if dist.is_initialized() else 1):
+        raise UserError(f"{state['path']}: {fault or 'what another process reads holds values that cannot be'}")
 
 
 # ------------------------------------------------------------------------------------------ the program

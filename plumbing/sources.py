@@ -1,13 +1,24 @@
-"""The data of a run, found again: in their old place or in another, and still the same or changed."""
+"""The data of a run: opened, found again in their old place or in another, and still the same or changed."""
 import dataclasses
 import os
 
-from data import FontFile, ImageFolder
+from data import FontFile, Glyphs, ImageFolder, open_source
 from plumbing import UserError
 from plumbing.files import fingerprint
 from plumbing.fonts import find_font
+from plumbing.motion import in_motion
 
 LOOKED_INTO = 64                                                          # files of a folder whose contents count
+
+
+def open_run(config, **options):
+    """Open the source that a run with this Config learns from. options: of open_source; they replace the Config's."""
+    options = dict(pairs="seen" if config.withhold else "all", portrait=config.portrait,
+                   characters=config.characters) | options
+    source = open_source(config.data, config.size, config.scenes, config.seed, **options)
+    if config.counts[0] > 1 and not isinstance(source, Glyphs):
+        raise UserError(f"--frames: only drawn scenes move, not --data {config.data}")
+    return in_motion(source, config.counts[0])
 
 
 def add_accept_flag(parser):
@@ -21,8 +32,6 @@ def located(config, args, run):
     A run that accepts changed data forgets what they were. Raises UserError.
     """
     moved_to = getattr(args, "data", None)
-    if moved_to == "":
-        raise UserError("--data is empty")
     if moved_to is None and config.data not in ("", "glyphs") and not os.path.exists(find_font(config.data)):
         raise UserError(f"{run}: its data are not in {config.data}, seen from here; say with --data where they are")
     return dataclasses.replace(config, data=moved_to or config.data,

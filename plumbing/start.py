@@ -10,17 +10,17 @@ import sys
 import torch
 
 from config import PRESETS, Config, build_model, make_levels, make_schedules, numbers, parts
-from data import Glyphs, ImageFolder, batches, open_run, open_source
+from data import Glyphs, ImageFolder, batches, open_source
 from dwt import wavelet_levels
 from nested_unet import grow, mixed_rows
 from plumbing import Damaged, UserError, cost, shard
 from plumbing.captions import faults as caption_faults
-from plumbing.files import hold, writable_folder
-from plumbing.runs import (CHECKPOINT, PREVIOUS, SHARDED, broadcast, check_memory, check_model, choose_precision, cores,
-                           has_checkpoint, image_bytes, is_pretrained, load_optimizer, load_weights, plain_checkpoints,
-                           processes, read_checkpoint, run_of, sharded_steps)
+from plumbing.files import hold, keep_aside, writable_folder
+from plumbing.runs import (CHECKPOINT, PREVIOUS, SHARDED, broadcast, check_memory, check_model, check_whole,
+                           choose_precision, cores, has_checkpoint, image_bytes, is_pretrained, load_optimizer,
+                           load_weights, plain_checkpoints, processes, read_checkpoint, run_of, sharded_steps)
 from plumbing.settings import Parser, add_fields, check_range, override
-from plumbing.sources import add_accept_flag, located, same_data
+from plumbing.sources import add_accept_flag, located, open_run, same_data
 from plumbing.t5 import Encoder, check_moved
 from precondition import band_rms
 
@@ -61,9 +61,6 @@ def parse():
     for option in {"grow_from", "init_from"} & vars(args).keys():
         setattr(args, option, run_of(getattr(args, option)))
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
-    for option in ("resume", "preset", "out", "grow_from", "init_from"):  # an unset variable of a script
-        if getattr(args, option, None) == "":
-            raise UserError(f"--{option.replace('_', '-')} is empty")
     if args.resume and (args.preset or args.out or args.auto_resume):
         raise UserError("--resume continues a run as it is: leave out --preset, --out and --auto-resume")
     if args.auto_resume and not args.out:
@@ -142,7 +139,7 @@ def newest_whole(run):
     machine cannot read one that may be whole.
     """
     whole, damaged = [], {}
-    plain = [(os.path.join(run, name), read_checkpoint, (run, name, True)) for name in plain_checkpoints(run)]
+    plain = [(os.path.join(run, name), whole_plain, (run, name)) for name in plain_checkpoints(run)]
     sharded = [(os.path.join(run, SHARDED, f"{step:07d}"), whole_shards, (run, step))
                for step in reversed(sharded_steps(run))]
     for candidates in (plain, sharded):
@@ -157,6 +154,13 @@ def newest_whole(run):
     return dict(max(whole, key=lambda state: state["step"]), damaged=damaged)
 
 
+def whole_plain(run, name):
+    """Read the checkpoint of this name after a look at all that a run needs to go on. Raises UserError."""
+    state = read_checkpoint(run, name, old=True)
+    check_whole(state)
+    return state
+
+
 def whole_shards(run, step):
     """Describe the sharded checkpoint of this step after a look at all of its bytes. Raises UserError."""
     state = shard.describe(run, step)
@@ -169,9 +173,7 @@ def set_aside(checkpoint):
     one line from which one the run goes on, if it is not the usual one."""
     said = []
     for path in checkpoint.get("damaged", ()):
-        kept = next(name for n in itertools.count(1) if not os.path.lexists(name := f"{path}.damaged-{n}"))
-        os.rename(path, kept)
-        said.append(f"{path} is damaged and kept as {os.path.basename(kept)}; ")
+        said.append(f"{path} is damaged and kept as {keep_aside(path)}; ")
     if said or os.path.basename(checkpoint["path"]) == PREVIOUS:
         print(f"{''.join(said)}going on from {checkpoint['path']}, step {checkpoint['step']}", file=sys.stderr)
 

@@ -234,7 +234,7 @@ def write_part(path, captions, encoder, batch=64):
 
 def main():
     parser = Parser(prog="plumbing.t5", description="Cache the embeddings of all captions of a folder.")
-    parser.add_argument("--data", default="", help="folder of images with captions")
+    parser.add_argument("--data", required=True, help="folder of images with captions")
     parser.add_argument("--text-encoder", help="name or folder of a T5", default="google/t5-v1_1-xxl")
     parser.add_argument("--text-length", type=int, default=128, help="tokens at most (default 128)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")

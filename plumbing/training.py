@@ -8,10 +8,10 @@ import contextlib
 import csv
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 
 from cascade import downsample
-from data import open_run
 from plumbing import UserError, shard
-from plumbing.files import whole_file
+from plumbing.files import keep_aside, whole_file
 from plumbing.images import BrokenImage
 from plumbing.pictures import pyplot, save_picture
 from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, not_finite, save_checkpoint, tell
-from plumbing.sampling import make_conditions, make_sheet
+from plumbing.sampling import make_conditions, make_sheet, what_is_drawn
+from plumbing.sources import open_run
 from plumbing.watch import PAGE, Page, clock, sheet_name
 from sample import image_seeds, sample_run
 
@@ -120,7 +120,7 @@ class Run:
         self.page.write()
         self.log.say(f"watch it: {os.path.join(self.folder, PAGE)}")
         self.log.say(f"{self.folder}: {sum(p.numel() for p in self.model.parameters()):,} parameters, "
-                     f"{config.what}, {len(source):,} examples, {len(source.classes)} classes; "
+                     f"{what_is_drawn(config)}, {len(source):,} examples, {len(source.classes)} classes; "
                      f"{self.world} x {device.type} ({why}), {config.precision}"
                      + (", sharded" if self.sharded else "") + (f"; from step {self.step}" if self.step else ""))
         for message in sorted(self.broken):
@@ -446,7 +446,8 @@ def is_number_row(row):
     """Return whether this is a whole row of log.csv. A crash may leave half of one."""
     try:
         numbers = [row[column] for column in LOG_COLUMNS[:-1]] + [row.get("held_out") or 0]
-        return int(row["step"]) >= 0 and all(math.isfinite(float(number)) for number in numbers)
+        return (0 <= int(row["step"]) and 0 <= float(row["seconds"]) < 1e10              # three hundred years
+                and all(0 <= float(number) < math.inf for number in numbers))
     except (KeyError, ValueError):
         return False
 
@@ -455,7 +456,7 @@ def read_log(path):
     """Return (the whole rows of a log.csv, as dicts of strings; how many of its lines are no rows).
 
     A mark of Windows before the first line, and a header that is missing, change nothing. A crash may leave half of the
-    last line, which does not count.
+    last line, which does not count, unless it is no beginning of a line at all.
     """
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         *lines, half = file.read().split("\n")
@@ -463,6 +464,8 @@ def read_log(path):
     columns, lines = (header, lines[1:]) if "step" in header else (LOG_COLUMNS, lines)
     rows = [dict(zip(columns, line.split(","))) if line.count(",") == len(columns) - 1 else {}
             for line in [*lines, half]]
+    if not (re.fullmatch(r"[\d.,e+-]{0,200}", half) or ",".join(LOG_COLUMNS).startswith(half)):
+        lines.append(half)
     lost = sum(bool(line) and not is_number_row(row) for line, row in zip(lines, rows))
     return [row for row in rows if is_number_row(row)], lost
 
@@ -508,10 +511,8 @@ class Log:
         except OSError as error:
             fault = f"cannot be read ({error.strerror})"
         if fault:
-            names = (f"log_damaged_{step:07d}{'_' * n}.csv" for n in itertools.count())
-            aside = next(name for name in names if not os.path.lexists(os.path.join(self.folder, name)))
-            os.rename(self.path, os.path.join(self.folder, aside))
-            self.say(f"{self.path} {fault}; it is kept as {aside}, and the run goes on with {len(rows):,} of its rows")
+            self.say(f"{self.path} {fault}; it is kept as {keep_aside(self.path)}, and the run goes on with "
+                     f"{len(rows):,} of its rows")
         return [row for row in rows if int(row["step"]) <= step]
 
     def start_clock(self, step):

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import time
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -135,7 +136,7 @@ class Page:
         left = clock(log.pace(step) * (steps - step)) if step > log.first_step else ""
         facts = {"step": f"{step:,} / {steps:,}", **log.newest} | (
             {"time left": left} if running else {"time": clock(log.seconds())})
-        shown = [step for step in sorted(self.sheets, reverse=True) if os.path.exists(self.path(sheet_name(step)))]
+        shown = list(filter(self.size_of, sorted(self.sheets, reverse=True)))
         newest, *earlier = shown or [None]
         world = os.environ.get("LOCAL_WORLD_SIZE")
         launcher = ["torchrun", "--nproc_per_node", world] if world else ["python"]
@@ -159,11 +160,20 @@ class Page:
             f"<footer>Written {time.strftime('%Y-%m-%d %H:%M:%S')}.</footer>\n</body>\n</html>\n"]
         return "\n".join(filter(None, parts))
 
+    def size_of(self, step):
+        """Return (width, height) of a sheet in pixels; None if there is none, or a file that is no picture."""
+        path = self.path(sheet_name(step))
+        try:
+            if os.path.isfile(path):                                      # a pipe would block
+                with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["PNG"]) as picture:
+                    return picture.size
+        except Exception:                                                 # a damaged file fails in many ways
+            pass
+        return None
+
     def figure(self, step, room=0):
         """A sheet with its step and time. A small one is enlarged by a whole number, up to `room` pixels wide."""
-        name = sheet_name(step)
-        with Image.open(self.path(name)) as picture:
-            width, height = picture.size
+        name, (width, height) = sheet_name(step), self.size_of(step)
         zoom, quick = max(1, room // width), " · a quick one" if step in self.quick else ""
         return (f'<figure><a href="{name}"><img src="{name}" alt="samples of step {step:,}" '
                 f'width="{zoom * width}" height="{zoom * height}"{" class=zoomed" if zoom > 1 else ""}></a>'

@@ -60,7 +60,7 @@ def main():
     parser.add_argument("run", type=run_of, metavar="RUN", help="folder of the run")
     parser.add_argument("name", metavar="NAME", help="the weights go to pretrained/NAME")
     args = parser.parse_args()
-    if os.path.basename(args.name) != args.name or args.name in ("", ".", ".."):
+    if os.path.basename(args.name) != args.name or args.name in (".", ".."):
         raise UserError(f"NAME {args.name!r}: want a plain name; the weights go to pretrained/NAME")
     folder = os.path.join("pretrained", args.name)
     size = export(args.run, folder)

@@ -17,7 +17,8 @@ HELP = "take --workers 0, or give the machine more shared memory (df -h /dev/shm
 
 
 class Batches:
-    """The batches of a DataLoader. Waiting for one has an end: when a worker is gone, or after ten minutes.
+    """The batches of a DataLoader. Waiting for one has an end: when a worker is gone, or after ten minutes. Without
+    workers this process reads by itself, and only a signal ends a read that blocks.
 
     heed    called each second while one is awaited; it may raise
     """

@@ -14,9 +14,10 @@ import config as C
 import distill as D
 import sample as P
 import schedule as S
-from data import open_run
 from plumbing import runs, training
+from plumbing.rounds import WEIGHTS
 from plumbing.settings import override
+from plumbing.sources import open_run
 from programs import ROOT, log_column, run_here, stirred
 
 SCHEDULES = [lambda t: S.logsnr_shifted(t, 64, 32), lambda t: S.logsnr_cosine(t)]               # of the two levels
@@ -125,7 +126,7 @@ def test_weights_are_those_of_x(logsnr):
     error = (S.x_from_v(z, v, l) - S.x_from_v(z, target, l)).square()
     snr = math.exp(logsnr)
     weights = {"constant": 1.0, "snr": snr, "truncated_snr": max(snr, 1.0), "snr+1": snr + 1}
-    assert set(weights) == set(D.WEIGHTS)
+    assert set(weights) == set(WEIGHTS)
     losses = {name: D.distillation_loss(v, target, l, name) for name in weights}
     for name, weight in weights.items():
         assert_close(losses[name], (weight * error).mean())

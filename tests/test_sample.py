@@ -180,8 +180,11 @@ def test_seeds_of_images():
     assert P.image_seeds(3, 4) == [3_000_009, 3_000_010, 3_000_011, 3_000_012]
     assert P.image_seeds(3, 2, 2) == P.image_seeds(3, 4)[2:]
     assert not set(P.image_seeds(0, 50_000)) & set(P.image_seeds(1, 50_000))
-    last = [P.image_seeds(seed, 1, 999_999)[0] for seed in (4293, 4294)]  # the generator reads 32 bits
-    assert last[0] < 2 ** 32 <= last[1]
+    assert P.image_seeds(4293, 1, 999_999)[0] < 2 ** 32                   # all that the generator reads
+    moved = 2_021_759_595                                                 # times 1_000_003: 1, modulo 2^32
+    large = P.image_seeds(moved, 100)
+    assert not {seed % 2 ** 32 for seed in large} & set(P.image_seeds(0, 1000))
+    assert large[50:] == P.image_seeds(moved, 50, 50) and len(set(large)) == 100
 
 
 def test_an_unknown_sampler_is_refused():

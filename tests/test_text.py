@@ -17,6 +17,7 @@ import uvit
 from plumbing import t5
 from plumbing.sampling import make_conditions
 from plumbing.settings import override
+from plumbing.sources import open_run
 from programs import page, stirred
 
 SIZE, LENGTH, CHANNELS = (16, 16), 24, 16
@@ -309,7 +310,7 @@ def test_the_portrait_flag_is_a_condition_that_guidance_keeps():
 
 def test_withheld_pairs_never_come_in_training_and_all_their_parts_do():
     config = C.PRESETS["glyphs64_text"]
-    seen, withheld = D.open_run(config), D.open_run(config, pairs="withheld")
+    seen, withheld = open_run(config), open_run(config, pairs="withheld")
     pairs = [(seen.label(i), seen.scene(i)["letter"]) for i in range(4000)]
     assert not any(D.withheld(*pair) for pair in pairs)
     hidden = [(withheld.label(i), withheld.scene(i)["letter"]) for i in range(500)]

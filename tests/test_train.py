@@ -16,9 +16,10 @@ import config as C
 import sample as P
 import schedule as S
 import train as T
-from data import batches, open_run
+from data import batches
 from plumbing import training
 from plumbing.settings import override
+from plumbing.sources import open_run
 from programs import TINY, checkpoint, log_column, run_here, train_tiny
 from unet import at_resolution
 

@@ -15,6 +15,7 @@ import schedule as S
 import train as T
 import video as V
 from data import Glyphs
+from plumbing.motion import in_motion
 from programs import page
 from test_models import small_unet, small_uvit, stir
 from test_nested_unet import nest, noises
@@ -254,10 +255,11 @@ def test_growing_takes_the_lower_levels_as_they_are(config, lower):
 
 def test_a_moving_scene_begins_as_the_scene_and_moves_evenly():
     """A function of (seed, index, frame). Kills: motion that depends on the number of frames, or jumps."""
-    still, four, eight = (Glyphs((32, 32), frames=frames) for frames in (1, 4, 8))
+    still = Glyphs((32, 32))
+    four, eight = (in_motion(still, frames) for frames in (4, 8))
     for i in (3, 50):
         assert torch.equal(eight.image(i)[:12], four.image(i)) and torch.equal(four.image(i)[:3], still.image(i))
-        scenes = [still.scene(i, frame) for frame in range(8)]
+        scenes = [still.scene(i) | eight.motion(i, frame) for frame in range(8)]
         for key in ("angle", "x", "y", "letter_rgb"):
             steps = np.diff([scene[key] for scene in scenes], axis=0)
             assert np.allclose(steps, steps[0]) and np.abs(steps).max() > 1e-4
@@ -269,10 +271,10 @@ def test_a_moving_scene_begins_as_the_scene_and_moves_evenly():
 def test_a_letter_can_be_read_in_each_frame():
     """Kills: a letter that takes the brightness of its ground on the way."""
     from data import luminance
-    scenes = Glyphs()
+    scenes = in_motion(Glyphs(), 16)
     for i in range(300):
         for frame in (0, 7, 15):
-            s = scenes.scene(i, frame)
+            s = scenes.scene(i) | scenes.motion(i, frame)
             assert abs(luminance(s["letter_rgb"]) - luminance(s["ground_rgb"])) > 0.2
 
 

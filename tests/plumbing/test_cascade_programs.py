@@ -15,7 +15,7 @@ import evaluate as E
 import sample as P
 import schedule as S
 import train as T
-from plumbing import UserError, features as X, training
+from plumbing import UserError, drawing, features as X, training
 from plumbing.settings import override
 from programs import TINY, run_here
 
@@ -155,8 +155,8 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
     trained, train = X.Yardstick.trained, X.train_glyph_net
     monkeypatch.setattr(X.Yardstick, "trained", lambda self, config: dict(trained(self, config, 64, 36), accuracy=0.99))
     monkeypatch.setattr(X, "train_glyph_net", lambda images, answers, heads: train(images, answers, heads, 3, 32))
-    drawn, run = [], E.sample_run
-    monkeypatch.setattr(E, "sample_run", lambda model, config, cond, *rest, **kw: drawn.append(
+    drawn, run = [], drawing.sample_run
+    monkeypatch.setattr(drawing, "sample_run", lambda model, config, cond, *rest, **kw: drawn.append(
         (config.size[0], kw.get("stop", 0), cond)) or run(model, config, cond, *rest, **kw))
     common = [chain / "a", chain / "b", "--n", "24", "--n-real", "40", "--device", "cpu"]
     assert run_here(E, [*common, "--handoff", "renoised", "--sweep", "s=0,0.5"]) == (None, "")
@@ -181,8 +181,8 @@ def test_the_search_for_s_draws_the_low_res_images_once(chain, monkeypatch):
 
 def test_settings_are_for_both_stages(chain, monkeypatch):
     """Kills: a --steps that only the upper stage follows."""
-    asked, run = [], E.sample_run
-    monkeypatch.setattr(E, "sample_run", lambda model, config, *rest, **kw: asked.append(
+    asked, run = [], drawing.sample_run
+    monkeypatch.setattr(drawing, "sample_run", lambda model, config, *rest, **kw: asked.append(
         (config.size[0], config.sample_steps, config.sampler)) or run(model, config, *rest, **kw))
     assert run_here(E, [chain / "a", chain / "b", "--n", "8", "--device", "cpu", "--handoff", "clean", "--steps", "3",
                         "--sampler", "ddpm", "--metrics", "none", "--export", chain / "x.npz"]) == (None, "")

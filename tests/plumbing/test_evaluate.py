@@ -16,10 +16,12 @@ from PIL import Image
 import config as C
 import data as D
 import evaluate as E
+from plumbing import drawing
 from plumbing import features as X
 from plumbing import measuring as Q
 from plumbing import runs
 from plumbing.settings import override
+from plumbing.sources import open_run
 from programs import run_here
 
 SMALL = ["--n", "24", "--n-real", "40", "--n-bits", "4", "--device", "cpu"]
@@ -37,7 +39,7 @@ def make_run(folder, seed=0, step=10, **settings):
         torch.nn.init.normal_(parameter, 0, 0.1)
     folder.mkdir(exist_ok=True)
     optimizer = torch.optim.Adam(model.parameters())
-    runs.save_checkpoint(str(folder), model, copy.deepcopy(model), optimizer, step, 4 * step, config)
+    runs.save_checkpoint(str(folder), model, copy.deepcopy(model), optimizer, step, 8 * step, config, 7)
     return folder
 
 
@@ -67,7 +69,7 @@ def test_one_run_gives_every_figure_and_the_second_time_draws_nothing(tmp_path, 
     assert first["n"] == 24 and first["images_seen"] == 40 and first["bits_per_dim"] > 1
     for name in ("loss_by_logsnr.png", "nearest.png"):
         Image.open(run / name).load()
-    monkeypatch.setattr(E, "sample_run", None)                            # whoever draws now fails
+    monkeypatch.setattr(drawing, "sample_run", None)                            # whoever draws now fails
     for n in ("24", "7"):
         again = evaluated(run, "--n", n)
         assert again["n"] == int(n)
@@ -309,7 +311,7 @@ def test_caches_are_named_by_what_they_depend_on(tmp_path, monkeypatch):
     assert new() == ["features", "real", "samples"] and new() == []
     make_run(run, seed=1)
     assert new() == ["samples"]
-    monkeypatch.setattr(Q, "FORMAT", Q.FORMAT + 1)
+    monkeypatch.setattr(drawing, "FORMAT", drawing.FORMAT + 1)
     assert new() == ["samples"]
     monkeypatch.setattr(X, "FORMAT", X.FORMAT + 1)
     assert new() == ["features", "real"]
@@ -385,7 +387,7 @@ def test_captions_are_asked_for_judged_and_composed(tmp_path, monkeypatch):
     """The samples are those of the captions, the answers those of the same scenes. Kills: another order, colours of
     other scenes, withheld pairs among the seen."""
     run = make_run(tmp_path / "a", **TEXT)
-    asked, source = [], D.open_run(override(C.PRESETS["glyphs64_text"], size=(16,)))
+    asked, source = [], open_run(override(C.PRESETS["glyphs64_text"], size=(16,)))
     withheld = D.Glyphs((16, 16), pairs="withheld")
 
     def conditions(config, labels, device, captions, **more):             # what is asked for
@@ -394,14 +396,14 @@ def test_captions_are_asked_for_judged_and_composed(tmp_path, monkeypatch):
         asked.append(scenes)
         return {}
     perfect = lambda *args, **more: torch.stack([asked[-1].image(i) for i in range(24)])        # draws it
-    monkeypatch.setattr(E, "make_conditions", conditions)
-    monkeypatch.setattr(E, "sample_run", perfect)
+    monkeypatch.setattr(drawing, "make_conditions", conditions)
+    monkeypatch.setattr(drawing, "sample_run", perfect)
     result = evaluated(run, "--metrics", "fd,read,words")
     assert len(asked) == 2 and result["letter_colour"] == result["ground_colour"] == 1
     assert result["all_right"] == pytest.approx(result["read_rate"])
     for others in ("withheld_pairs", "real_scenes"):                      # at 16 px a few colours are misread
         assert min(result[others]["letter_colour"], result[others]["ground_colour"]) > 0.9
-    monkeypatch.setattr(E, "sample_run", lambda *args, **more: perfect(*args).flip(0))
+    monkeypatch.setattr(drawing, "sample_run", lambda *args, **more: perfect(*args).flip(0))
     for path in run.glob("samples-*.pt"):
         path.unlink()
     assert evaluated(run, "--metrics", "words")["letter_colour"] < 0.5

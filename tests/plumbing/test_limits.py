@@ -6,13 +6,17 @@ import math
 import os
 import pickle
 import random
+import re
 import shutil
+import signal
 import time
 import zipfile
+import zlib
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from PIL import Image
 
 import config as C
 import distill as D
@@ -20,7 +24,8 @@ import evaluate as E
 import sample as P
 import train as T
 from data import FontFile
-from plumbing import UserError, captions, files, measuring, runs, shard, training
+from plumbing import Damaged, UserError, captions, drawing, files, images, runs, shard, start, t5, training
+from plumbing.features import cached
 from plumbing.fonts import _cached_tile, find_font, open_font
 from plumbing.images import BrokenImage
 from programs import TINY, log_column, run_here
@@ -116,21 +121,38 @@ def test_weights_that_are_not_finite_are_not_loaded(changed, value):
             runs.read_checkpoint(str(folder))
 
 
-@pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
-def test_shards_that_are_not_finite_are_not_loaded(two_steps, tmp_path, part):
-    """Kills: a check that only checkpoint.pt passes."""
-    state = runs.read_checkpoint(str(two_steps))
+def loaded(run):
+    """Return (model, ema, optimizer, state) of a run's checkpoint."""
+    state = runs.read_checkpoint(str(run))
     model = C.build_model(state["config"])
     ema, optimizer = copy.deepcopy(model), C.make_optimizer(model, state["config"])
     for module, key in ((model, "model"), (ema, "ema"), (optimizer, "optimizer")):
         runs.load_weights(module, state[key], "x")
-    if part == "optimizer":
-        next(iter(optimizer.state.values()))["exp_avg"].view(-1)[0] = math.nan
-    else:
-        next((model if part == "model" else ema).parameters()).data.view(-1)[0] = math.nan
+    return model, ema, optimizer, state
+
+
+@pytest.mark.parametrize("part, value, wanted", [
+    ("model", math.nan, "not finite"), ("ema", math.nan, "not finite"), ("exp_avg", math.nan, "not finite"),
+    ("exp_avg_sq", -1, "values below 0"), ("step", -1, "is -1.0 in a checkpoint of step 2"), ("step", 1e30, "is 1.0")])
+def test_shards_of_values_that_cannot_be_are_not_loaded(two_steps, tmp_path, part, value, wanted):
+    """Kills: a check that only checkpoint.pt passes."""
+    model, ema, optimizer, state = loaded(two_steps)
+    spoilt = (next((model if part == "model" else ema).parameters()).data if part in ("model", "ema") else
+              next(iter(optimizer.state.values()))[part])
+    spoilt.view(-1)[0] = value
     shard.save(str(tmp_path), model, ema, optimizer, 2, 8, state["config"], state["examples"])
-    with pytest.raises(UserError, match=f"{part}.* holds values that are not finite"):
+    with pytest.raises(UserError, match=f"{part}.* {wanted}"):
         shard.load(shard.newest(str(tmp_path)), model, ema, optimizer)
+
+
+def test_shards_from_before_the_first_step_hold_no_optimizer_state(two_steps, tmp_path):
+    """PyTorch fills an empty optimizer by a step of its own. Kills: Adam that resumes a step ahead."""
+    model, ema, _, state = loaded(two_steps)
+    optimizer = C.make_optimizer(model, state["config"])
+    shard.save(str(tmp_path), model, ema, optimizer, 0, 0, state["config"], state["examples"])
+    assert not optimizer.state
+    shard.load(shard.newest(str(tmp_path)), model, ema, optimizer)
+    assert not optimizer.state
 
 
 # ---- the fields of a checkpoint
@@ -143,10 +165,25 @@ def group(name, value):
     return lambda state: state["optimizer"]["param_groups"][0].update({name: value})
 
 
+def adam(key, change):
+    """Change the optimizer state of one weight."""
+    return lambda state: (own := state["optimizer"]["state"][1]).update({key: change(own.get(key))})
+
+
 @pytest.mark.parametrize("change, wanted", [
     *[(lambda state, name=name, value=value: state.update({name: value}), f"its {name} is ")
       for name in ("step", "images", "examples") for value in (-1, True, "3", 2.0, 10 ** 30, [1], torch.ones(2))],
     (lambda state: state.update(step=None), "its step is None"),
+    (lambda state: state.update(examples=None), "its examples is None"),
+    (lambda state: state.pop("examples") and None, "lacks examples"),
+    (lambda state: state.update(step=10 ** 9), "contradict each other: step 1,000,000,000 of 2"),
+    (lambda state: state.update(step=3, images=12), "step 3 of 2, batches of 4, 12 images seen"),
+    (lambda state: state.update(images=2 ** 59), "contradict"), (setting("batch", 8), "batches of 8, 8 images seen"),
+    (lambda state: state.update(step=1, images=4), "optimizer.0.step is 2.0 in a checkpoint of step 1"),
+    (adam("step", lambda x: x * 0 + 1e30), "optimizer.1.step is 1.0"), (adam("step", torch.neg), "1.step is -2.0"),
+    (adam("exp_avg_sq", torch.neg), "optimizer.1.exp_avg_sq holds values below 0"),
+    (adam("more", lambda _: torch.ones(1)), "more for a weight, not exp_avg, exp_avg_sq, step"),
+    (lambda state: state["optimizer"]["state"].update({999: state["optimizer"]["state"][0]}), "has state for "),
     (lambda state: [state], "another program"), (lambda state: torch.ones(3), "another program"),
     (lambda state: state.update(config=[1]), "another program"),
     (lambda state: {"step": 1, "config": {}}, "lacks model, ema"),
@@ -220,7 +257,10 @@ def in_line_2(new):
 @pytest.mark.parametrize("damage, steps, aside", [
     (in_line_2(b"1,4,\xff,1,1,1,1,"), "2", True), (in_line_2(b"1," + b"9" * 300_000), "2", True),
     (in_line_2(b"\0" * 50), "2", True), (in_line_2(b"1,4,1,1,1,1,1,nan"), "2", True), (in_line_2(b'"'), "2", True),
-    (in_line_2(b"1,4,1,1,1,1,1,,,,"), "2", True), (rewrite(lambda old: b"\xff\xfe" + old), "12", True),
+    (in_line_2(b"1,4,1,1,1,1,-1e300,"), "2", True), (in_line_2(b"1,4,1,1,1,1,1e300,"), "2", True),
+    (in_line_2(b"1,4,1,1,1,1,1,,,,"), "2", True), (rewrite(lambda old: b"\0" * 3000), "", True),
+    (rewrite(lambda old: old + b"\0" * 3000), "12", True), (rewrite(lambda old: b"step,ima"), "", False),
+    (rewrite(lambda old: b"\xff\xfe" + old), "12", True),
     (rewrite(lambda old: b"\xef\xbb\xbf" + old), "12", False),
     (rewrite(lambda old: old.split(b"\n", 1)[1]), "12", False),
     (rewrite(lambda old: old[:-9]), "1", False), (rewrite(lambda old: old + b"3,12,0."), "12", False),
@@ -238,9 +278,9 @@ def test_a_damaged_log_costs_its_damaged_lines_and_no_run(two_steps, tmp_path, c
     log = training.Log(str(tmp_path), config, active=True, first_step=2)
     log.draw()
     assert "".join(log_column(tmp_path, "step")) == steps == "".join(row["step"] for row in log.rows())
-    kept = [name for name in os.listdir(tmp_path) if name.startswith("log_damaged")]
-    assert kept == ["log_damaged_0000002.csv"] * aside
-    assert ("it is kept as log_damaged_0000002.csv" in capsys.readouterr().out) == aside
+    kept = [name for name in os.listdir(tmp_path) if name.startswith("log.csv.")]
+    assert kept == ["log.csv.damaged-1"] * aside
+    assert ("it is kept as log.csv.damaged-1" in capsys.readouterr().out) == aside
     assert not aside or not damaged or (tmp_path / kept[0]).read_bytes() == damaged
 
 
@@ -259,7 +299,7 @@ def test_what_was_set_aside_stays(two_steps, tmp_path):
     for text in ("a\nb\n", "c\n"):
         (tmp_path / "run" / "log.csv").write_text(text)
         training.Log(str(tmp_path / "run"), config, active=True, first_step=2)
-    texts = {path.read_text() for path in (tmp_path / "run").glob("log_damaged*")}
+    texts = {path.read_text() for path in (tmp_path / "run").glob("log.csv.damaged*")}
     assert texts == {"a\nb\n", "c\n"}
 
 
@@ -311,7 +351,7 @@ def test_tensors_that_repeat_one_number_are_refused(changed):
 def test_a_cache_of_samples_that_holds_something_else_is_drawn_again(tmp_path, capsys, content):
     """Kills: a traceback, or a picture of a stranger that is measured as ours; a bomb in place of a cache."""
     def empty():
-        return measuring.SampleCache(str(tmp_path), ("key",), [0, 1], (8, 8))
+        return drawing.SampleCache(str(tmp_path), ("key",), [0, 1], (8, 8))
     good = empty()
     good.add(torch.ones(2, 8, 8, 3).byte(), 1.0)
     assert len(empty()) == 2 and capsys.readouterr().err == ""
@@ -326,11 +366,7 @@ def test_a_cache_of_samples_that_holds_something_else_is_drawn_again(tmp_path, c
 @pytest.fixture(scope="module")
 def pieces(two_steps, tmp_path_factory):
     """A run with one sharded checkpoint."""
-    folder, state = tmp_path_factory.mktemp("pieces"), runs.read_checkpoint(str(two_steps))
-    model = C.build_model(state["config"])
-    ema, optimizer = copy.deepcopy(model), C.make_optimizer(model, state["config"])
-    for module, key in ((model, "model"), (ema, "ema"), (optimizer, "optimizer")):
-        runs.load_weights(module, state[key], "x")
+    folder, (model, ema, optimizer, state) = tmp_path_factory.mktemp("pieces"), loaded(two_steps)
     shard.save(str(folder), model, ema, optimizer, 2, 8, state["config"], state["examples"])
     return folder
 
@@ -384,6 +420,8 @@ def split_chunk(tensor, first, second):
     (edit_chunks(lambda tensor: setattr(tensor.properties, "dtype", torch.int8)), "is torch.int8"),
     (edit_chunks(lambda tensor: dcp.metadata.BytesStorageMetadata()), "damaged"),
     (lambda metadata: metadata.state_dict_metadata.clear(), "it lacks model."),
+    (lambda metadata: [metadata.state_dict_metadata.pop(name) for name in list(metadata.state_dict_metadata)
+                       if name.startswith("optimizer.")], "it lacks optimizer."),
     (lambda metadata: metadata.storage_data.clear(), "damaged"),
     (lambda metadata: setattr(next(iter(metadata.storage_data.values())), "transform_descriptors", ["zstd"]), "packs"),
     (lambda metadata: setattr(next(iter(metadata.storage_data.values())), "relative_path", ".."), "names .."),
@@ -396,6 +434,9 @@ def test_a_list_of_tensors_that_lacks_some_is_one_line(pieces, tmp_path, edit, w
     edit(metadata)
     rewritten(tmp_path / "run", pickle.dumps(metadata))
     check_refused(shard, [tmp_path / "run"], wanted)
+    if "chunks" in wanted or "lacks" in wanted:                           # so --auto-resume goes on from another one
+        with pytest.raises(Damaged):
+            start.whole_shards(str(tmp_path / "run"), 2)
 
 
 def test_pieces_that_nobody_touched_are_read(pieces, two_steps, tmp_path):
@@ -417,6 +458,9 @@ def test_a_json_file_that_makes_no_sense_is_one_line(pieces, tmp_path, text):
     check_refused(shard, [tmp_path / "run"], "0000002")
     (tmp_path / "evaluation.json").write_text(text)
     assert isinstance(files.read_json(str(tmp_path / "evaluation.json")), dict)
+    kept = tmp_path / ("evaluation.json" if text.startswith('{"') and text.endswith("}") else
+                       "evaluation.json.damaged-1")                       # a dict, or nothing that we replace unseen
+    assert kept.read_text() == text
     (tmp_path / "captions.jsonl").write_text(text + "\n")
     with pytest.raises(UserError, match="line 1: want "):
         list(captions.read_captions(str(tmp_path / "captions.jsonl")))
@@ -442,3 +486,122 @@ def test_a_damaged_font_is_one_line(tmp_path):
             refusals += 1
             assert "font.ttf: " in str(error) and "\n" not in str(error)
     assert refusals > 5
+
+
+# ---- names that others have
+
+@pytest.fixture
+def in_time():
+    """End a test that waits for a pipe."""
+    def end(*args):
+        raise TimeoutError
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def put(folder, name, make):
+    """Make something else in place of a file."""
+    if (folder / name).exists():
+        (folder / name).unlink()
+    make(folder / name)
+
+
+@pytest.mark.parametrize("name, make", [
+    *[(name, make) for name in ("checkpoint.pt", "previous.pt", "checkpoint_0000001.pt", ".lock")
+      for make in (os.mkdir, os.mkfifo)], ("config.json", os.mkdir), ("sharded", os.mkfifo)])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_or_a_pipe_that_a_run_cannot_do_without_is_one_line(two_steps, tmp_path, in_time, name, make, again):
+    """Kills: a run that trains on and cannot be saved; one that waits for a pipe; a line that names another file."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    put(tmp_path / "run", name, make)
+    words = [*TINY, "--auto-resume", "--out"] if again else ["--resume"]
+    check_refused(T, [*words, tmp_path / "run", "--steps", 3, *BRIEF], f"run/{name}: ")
+    assert not (tmp_path / "run" / "samples_0000003.png").exists()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_folder_or_a_pipe_in_place_of_what_the_run_shows_ends_no_run(two_steps, tmp_path, in_time, make):
+    """Kills: a page that ends a run, or waits for a pipe."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    for name in ("log.csv", "loss.png", "index.html", "samples_0000001.png", "samples_0000002.png", "log.csv.1.new",
+                 "checkpoint.pt.1.new"):
+        put(tmp_path / "run", name, make)
+    assert run_here(T, ["--resume", tmp_path / "run", "--steps", 3, *BRIEF]) == (None, "")
+    assert runs.read_checkpoint(str(tmp_path / "run"))["step"] == 3
+
+
+@pytest.mark.parametrize("name", ["run.json", ".metadata", "__0_0.distcp"])
+def test_a_pipe_among_the_shards(pieces, tmp_path, in_time, name):
+    """Kills: a program that waits for it."""
+    shutil.copytree(pieces, tmp_path / "run")
+    write_pipe(tmp_path / "run" / "sharded" / "0000002" / name)
+    check_refused(shard, [tmp_path / "run"], f"{name}: not a regular file")
+
+
+def test_a_pipe_in_place_of_results(tmp_path, in_time):
+    for name in (".evaluation.json.lock", "evaluation.json", "real-1.pt"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="lock: not a regular file"), files.one_at_a_time(tmp_path / "evaluation.json"):
+        pass
+    with pytest.raises(UserError, match="json: not a regular file"):
+        files.read_json(tmp_path / "evaluation.json")
+    with pytest.raises(UserError, match="pt: not a regular file"):
+        cached(tmp_path / "real-1.pt", dict, id)
+
+
+def test_a_sheet_that_is_no_picture_is_left_out_of_the_page(two_steps, tmp_path):
+    """A bomb, an empty file, and what a power loss leaves. Kills: Pillow's error as the end of a run."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    png = (tmp_path / "run" / "samples_0000002.png").read_bytes()
+    head = b"IHDR" + (20_000).to_bytes(4, "big") * 2 + png[24:29]         # width and height, and their checksum
+    bomb = png[:12] + head + zlib.crc32(head).to_bytes(4, "big") + png[33:]
+    for step, content in enumerate((bomb, b"", b"\0" * 300)):
+        (tmp_path / "run" / f"samples_000000{step}.png").write_bytes(content)
+    assert run_here(T, ["--resume", tmp_path / "run", "--steps", 3, *BRIEF]) == (None, "")
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert set(re.findall("samples_[0-9]+.png", page)) == {"samples_0000003.png"}
+
+
+def test_an_icon_is_not_read(tmp_path):
+    """It lists 16 x 16 and holds 10,000 x 10,000. Kills: a decoder that believes the list."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.ico")
+    found, skipped = images.list_images(str(tmp_path))
+    assert not found and "1 of a format that is not read" in skipped[0][1]
+    (tmp_path / "a.ico").rename(tmp_path / "a.png")
+    with pytest.raises(BrokenImage):
+        images.load_image(str(tmp_path / "a.png"), (16, 16))
+
+
+# ---- words of a command line
+
+@pytest.mark.parametrize("module, args, wanted", [
+    *[(P, ["RUN", flag, ""], f"{flag} is empty") for flag in ("--out", "--gif", "--labels", "--prompts")],
+    (P, [""], "RUN is empty"), (E, ["RUN", ""], "RUN is empty"), (shard, [""], "RUN is empty"),
+    *[(E, ["RUN", flag, ""], f"{flag} is empty") for flag in ("--export", "--export-png", "--held-out", "--metrics")],
+    (D, ["RUN", "--out", ""], "--out is empty"), (t5, ["--data", ""], "--data is empty"),
+    *[(T, [flag, ""], f"{flag} is empty") for flag in ("--resume", "--out", "--preset", "--init-from", "--patching")],
+    (P, ["RUN", "--labels", "9" * 5000], "--labels 99999"), (P, ["RUN", "--n", "9" * 5000], "--n: invalid int"),
+    (P, ["RUN", "--labels", "A,,B"], "--labels with an empty name"),
+    *[(P, ["RUN", "--device", name], f"--device {name}") for name in ("cpu:5", "mps:1")]])
+def test_odd_words_are_one_line(two_steps, module, args, wanted):
+    """Kills: a script's unset variable that is taken for "leave it out"; Python's limit on the digits of a number."""
+    check_refused(module, [two_steps if word == "RUN" else word for word in args], wanted)
+
+
+def test_what_means_none_may_be_empty(two_steps, tmp_path):
+    words = ["--preset", "glyphs64_nested", "--outer-channels", "", "--outer-blocks", "", "--held-out", "", "--dry-run"]
+    assert run_here(T, words) == (None, "")
+    check_refused(P, [two_steps, "--text", "", *BRIEF], "was trained without text")             # not: is empty
+
+
+def test_a_container_limits_the_memory(tmp_path, monkeypatch):
+    """Kills: a model that the kernel ends without a word, as the machine outside has more memory."""
+    cpu, paths = torch.device("cpu"), [tmp_path / "max", tmp_path / "bytes", tmp_path / "none"]
+    paths[0].write_text("max\n")
+    monkeypatch.setattr(runs, "CGROUP_LIMITS", paths)
+    whole = runs.memory_of(cpu)
+    paths[1].write_text("1000000\n")
+    assert runs.memory_of(cpu) == 10 ** 6 < whole

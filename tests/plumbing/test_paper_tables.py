@@ -18,10 +18,10 @@ import equal_time
 import paper_tables
 from plumbing import runs, start
 from plumbing.measuring import TrainedRun
+from plumbing.sources import open_run
 import speed
 import text_guidance
 from config import PRESETS, build_model
-from data import open_run
 from schedule import alpha_sigma, v_from_x
 
 
@@ -138,7 +138,7 @@ def finished_run(folder, steps, **settings):
     folder.mkdir(parents=True)
     config = dataclasses.replace(PRESETS["glyphs64_sr"], steps=steps, **settings)
     empty = types.SimpleNamespace(state_dict=dict)
-    runs.save_checkpoint(str(folder), empty, empty, empty, steps, 16 * steps, config)
+    runs.save_checkpoint(str(folder), empty, empty, empty, steps, config.batch * steps, config, 7)
 
 
 def test_the_seed_is_the_runs_own(tmp_path, monkeypatch):

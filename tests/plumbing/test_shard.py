@@ -253,7 +253,7 @@ def test_a_hostile_piece_runs_no_code(pieces, tmp_path):
     folder = tmp_path / "run" / "sharded" / "0000004"
     state = json.load(open(folder / "run.json"))
     model = C.build_model(runs.config_of(state["config"]))
-    into = shard.tensors(model, model, C.make_optimizer(model, runs.config_of(state["config"])))
+    into = shard.tensors(model, model, C.make_optimizer(model, runs.config_of(state["config"])), 4)
     into["model"][next(iter(into["model"]))] = Exploit()                  # bytes under the name of a weight
     shutil.rmtree(folder)
     with warnings.catch_warnings():
@@ -280,7 +280,7 @@ def test_a_piece_of_another_shape_or_type_is_one_line(pieces, tmp_path, part, ch
     state = json.load(open(folder / "run.json"))
     config = runs.config_of(state["config"])
     model, ema = C.build_model(config), C.build_model(config)
-    into = shard.tensors(model, ema, C.make_optimizer(model, config))
+    into = shard.tensors(model, ema, C.make_optimizer(model, config), 4)
     entries = into[part] if part in into else next(iter(into["optimizer"].values()))
     key = next(iter(entries)) if part in into else part
     entries[key] = change(entries[key])

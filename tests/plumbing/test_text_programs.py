@@ -11,6 +11,7 @@ import data as D
 import sample as P
 import train as T
 from plumbing.settings import override
+from plumbing.sources import open_run
 from programs import TINY, run_here
 
 TEXT = ["--text-encoder", "bytes", "--text-channels", 16, "--text-length", 48, "--text-layers", 1]
@@ -60,7 +61,7 @@ def test_captions_come_with_the_image_that_they_describe(monkeypatch, tmp_path):
                                                                                                        *rest))
     args = [*TINY, *TEXT, "--steps", 12, "--batch", 8, "--withhold", "--cond-drop", 0.3, "--out", tmp_path / "r"]
     assert run_here(T, args) == (None, "")
-    source, dropped = D.open_run(override(C.PRESETS["glyphs64_text"], size=(16, 16))), 0
+    source, dropped = open_run(override(C.PRESETS["glyphs64_text"], size=(16, 16))), 0
     by_image = {}
     for i in D.Stream(source, 0).order(0)[:96]:
         by_image[tuple(source.image(int(i)).flatten().tolist())] = source.caption(int(i))
@@ -79,7 +80,7 @@ def test_captions_come_with_the_image_that_they_describe(monkeypatch, tmp_path):
     (["--negative", "grainy", "--guidance", "1"], "--negative: without guidance"),
     (["--portrait"], "--portrait: .* was trained without upright images"),
     (["--text-encoder", "google/t5-v1_1-xxl"], "was trained with bytes"),
-    (["--prompts", ""], "--prompts : No such file"),
+    (["--prompts", ""], "--prompts is empty"),
     (["--text", "a \udce4 A"], "holds characters that are not text"),
 ])
 def test_what_sample_refuses(run_folder, tmp_path, args, message):

@@ -31,7 +31,8 @@ def make_run(folder, **settings):
                precision="bf16", band_rms="0.64,0.08,0.09,0.05"), **settings})
     model = stirred(config)
     folder.mkdir()
-    runs.save_checkpoint(str(folder), model, copy.deepcopy(model), torch.optim.Adam(model.parameters()), 10, 40, config)
+    runs.save_checkpoint(str(folder), model, copy.deepcopy(model), torch.optim.Adam(model.parameters()), 10, 40, config,
+                         7)
     return str(folder)
 
 
@@ -106,7 +107,7 @@ def test_the_exporter_is_one_command_and_refuses_in_one_line(made, tmp_path, mon
     before = content_of(tmp_path)
     assert [path.relative_to(tmp_path).parts for path in before] == [("pretrained", "x", "weights.pt")]
     monkeypatch.setattr(weights, "LARGEST", 1000)
-    cases = [([run, "x"], "at most 1,000"), ([run, "../x"], "want a plain name"), ([run, ""], "want a plain name"),
+    cases = [([run, "x"], "at most 1,000"), ([run, "../x"], "want a plain name"), ([run, ""], "NAME is empty"),
              ([tmp_path / "none", "x"], "no such run"), ([run], "NAME")]
     for args, wanted in cases:
         status, line = run_here(weights, args)
