@@ -15,6 +15,7 @@ sys.path.insert(0, os.path.join(ROOT, "benchmarks"))
 import common
 import distillation
 import equal_time
+import grow_video
 import paper_tables
 from plumbing import runs, start
 from plumbing.measuring import TrainedRun
@@ -127,7 +128,7 @@ def test_a_script_is_called_with_the_minutes_asked_for(tmp_path, monkeypatch):
     (distillation, "judge {} --turns 0", "--turns 0: want 1"), (distillation, "latency --turns 0", "--turns 0: want 1"),
     (distillation, "dance", "'dance'"), (text_guidance, "judge {} --n 0", "--n 0: want 2"),
     (text_guidance, "judge {} --n many", "'many'"), (speed, "--turns 0", "--turns 0: want 1"),
-    (speed, "growth --batch 0", "--batch 0: want 1")])
+    (speed, "growth --batch 0", "--batch 0: want 1"), (grow_video, "train {} --seeds 0", "--seeds 0: want 1")])
 def test_a_mistake_is_one_line_in_every_script(script, args, wanted, tmp_path):
     status, said = run_here(script, args.format(tmp_path).split())
     assert status == 2 and said.count("\n") == 1 and wanted in said
