@@ -76,7 +76,7 @@ def program_here(name, *words):
             else:
                 runpy.run_module(name, run_name="__main__", alter_sys=True)
     except SystemExit as leave:
-        status = leave.code
+        status = leave.code or 0
     finally:
         sys.argv, sys.path[:] = argv, path
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())

@@ -11,7 +11,7 @@ from PIL import Image
 from data import CHARACTERS, Glyphs
 from plumbing.fonts import glyph_tile
 from plumbing.runs import load_run
-from plumbing.sampling import make_conditions
+from plumbing.sampling import DEFAULT, make_conditions
 from plumbing.weights import LARGEST
 from programs import ROOT, program_here
 from sample import image_seeds, sample_run
@@ -57,8 +57,8 @@ def test_the_first_picture_shows_letters(tmp_path):
     assert len(images) == 36 and (read_letters(images) == torch.arange(36)).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_model_draws_its_letters(name):
+@pytest.mark.parametrize("name", [name for name in NAMES if name != DEFAULT])                    # the first picture's
+def test_every_other_model_draws_its_letters(name):
     """Eight steps at most, which is quick. Kills: weights that are damaged, or of another version of the network."""
     device = torch.device("cpu")
     model, config = load_run(os.path.join(ROOT, "pretrained", name))

@@ -267,7 +267,7 @@ def test_workers_end_with_the_run_however_they_start(tmp_path, method, sent):
     (tmp_path / "starting.py").write_text(STARTING)
     run = tmp_path / "r"
     process = subprocess.Popen([sys.executable, tmp_path / "starting.py", method, os.path.join(ROOT, "train.py"), *TINY,
-                                "--workers", "2", "--steps", "100000" if sent else "2", "--out", run],
+                                "--workers", "1", "--steps", "100000" if sent else "2", "--out", run],
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         deadline = time.time() + 180
