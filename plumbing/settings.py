@@ -32,8 +32,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, *args):
         parsed = super().parse_args(*args)
         for action in self._actions:
-            value = getattr(parsed, action.dest, None)
-            if "" in (value if isinstance(value, list) else [value]) and not getattr(action, "may_be_empty", False):
+            value, may_be_empty = getattr(parsed, action.dest, None), getattr(action, "may_be_empty", False)
+            if "" in (value if isinstance(value, list) else [value]) and value != action.default and not may_be_empty:
                 raise UserError(f"{(action.option_strings or [action.metavar])[0]} is empty")
         return parsed
 

@@ -64,7 +64,7 @@ def test_one_run_gives_every_figure_and_the_second_time_draws_nothing(tmp_path, 
                 "texture_distance", "bits_per_dim", "nearest_ratio", "command", "seed", "n", "machine", "commit",
                 "seconds_of_sampling"):
         assert key in first, key
-    assert first["n"] == 24 and first["images_seen"] == 40 and first["bits_per_dim"] > 1
+    assert first["n"] == 24 and first["images_seen"] == 80 and first["bits_per_dim"] > 1
     for name in ("loss_by_logsnr.png", "nearest.png"):
         Image.open(run / name).load()
     monkeypatch.setattr(E, "sample_run", None)                            # whoever draws now fails
@@ -344,7 +344,7 @@ def test_mistakes_of_evaluate(tmp_path):
              ([run, "--n-real", "9" * 99], "want 2"),
              ([run, "--n-bits", str(10 ** 7)], "GiB of memory or more"),
              ([run, "--metrics", ","], "want all, none, or some of"),
-             ([run, "--metrics", ""], "want all, none"),
+             ([run, "--metrics", ""], "--metrics is empty"),
              ([run, "--metrics", "fd,"], "want all, none"), ([run, "--guidance", "1e308"], "--guidance 1e+308: want"),
              ([run, "--sweep", "guidance=2,inf"], "--guidance inf: want"), ([run, "--sweep", "steps=0"], "steps 0"),
              ([run, "--sweep", "lr=1"], "FIELD one of"),
