@@ -23,7 +23,8 @@ from plumbing import UserError
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line (UserError, status 2) instead of a page of usage.
 
-    An empty value, which an unset variable of a script leaves, is a mistake, too, unless the flag `may_be_empty`.
+    An empty value, which an unset variable of a script leaves, is a mistake, too, unless the flag `may_be_empty` or is
+    empty by default.
     """
 
     def error(self, message):
@@ -33,7 +34,8 @@ class Parser(argparse.ArgumentParser):
         parsed = super().parse_args(*args)
         for action in self._actions:
             value = getattr(parsed, action.dest, None)
-            if "" in (value if isinstance(value, list) else [value]) and not getattr(action, "may_be_empty", False):
+            empty = "" in (value if isinstance(value, list) else [value])
+            if empty and value != action.default and not getattr(action, "may_be_empty", False):
                 raise UserError(f"{(action.option_strings or [action.metavar])[0]} is empty")
         return parsed
 
