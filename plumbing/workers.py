@@ -35,8 +35,9 @@ class Batches:
         while time.monotonic() - since < LIMIT:
             try:
                 return next(self.batches)
-            except RuntimeError as error:
-                if re.search("exited unexpectedly|shared memory|</torch_", str(error)):
+            except (RuntimeError, ConnectionError, EOFError) as error:    # the last two: it died as it sent a batch
+                if not isinstance(error, RuntimeError) or re.search("exited unexpectedly|shared memory|</torch_",
+                                                                    str(error)):
                     raise UserError(f"a process that reads the data is gone, or its memory was short: {HELP}") from None
                 if "DataLoader timed out" not in str(error):
                     raise

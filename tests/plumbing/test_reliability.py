@@ -625,6 +625,16 @@ def test_a_worker_that_fails_costs_no_step(tmp_path, monkeypatch, steps, fault, 
     assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == len(steps)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_as_it_sends_a_batch_is_gone_like_any_other(error):
+    """A kill at any moment. Kills: the words of a socket that say nothing to the user."""
+    def broken():
+        raise error
+        yield
+    with pytest.raises(UserError, match="is gone, .* --workers 0"):
+        next(workers.Batches(broken()))
+
+
 def test_data_that_disappear_cost_no_step(tmp_path, monkeypatch):
     """Kills: the step before them that is not saved."""
     (tmp_path / "photos").mkdir()
