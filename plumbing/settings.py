@@ -23,8 +23,7 @@ from plumbing import UserError
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line (UserError, status 2) instead of a page of usage.
 
-    An empty value, which an unset variable of a script leaves, is a mistake, too, unless the flag `may_be_empty` or is
-    empty by default.
+    An empty value, which an unset variable of a script leaves, is a mistake, too, unless the flag `may_be_empty`.
     """
 
     def error(self, message):
@@ -33,9 +32,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, *args):
         parsed = super().parse_args(*args)
         for action in self._actions:
-            value = getattr(parsed, action.dest, None)
-            empty = "" in (value if isinstance(value, list) else [value])
-            if empty and value != action.default and not getattr(action, "may_be_empty", False):
+            value, may_be_empty = getattr(parsed, action.dest, None), getattr(action, "may_be_empty", False)
+            if "" in (value if isinstance(value, list) else [value]) and value != action.default and not may_be_empty:
                 raise UserError(f"{(action.option_strings or [action.metavar])[0]} is empty")
         return parsed
 
@@ -241,11 +239,8 @@ def check_bands(config):
 
 def check_blocks(config):
     """Bound what is built: a network of 10^8 blocks is no network that anybody trains, and takes hours to build."""
-    outer = [numbers(level, ",") for level in parts(config.outer_channels)]
     counts = [numbers(level, ",") for level in parts(config.outer_blocks)]
     want(config, 1 <= len(config.channel_mult) <= MOST_LEVELS, "channel_mult", f"1 to {MOST_LEVELS} widths")
-    want(config, all(len(widths) <= MOST_LEVELS for widths in outer), "outer_channels",
-         f"at most {MOST_LEVELS} widths a level")
     blocks = config.num_transformer_blocks + config.text_layers + 2 * sum(map(sum, counts)) + sum(
         (2 * k + 1) * (1 + 2 * layers) for k, layers in itertools.zip_longest(
             config.num_res_blocks, config.attn_layers[:len(config.num_res_blocks)], fillvalue=0))
@@ -266,7 +261,7 @@ def check_low_res(config):
         return
     want(config, not config.outer_channels, "low_size", "no low-res image for a nested model: it has its levels inside")
     (height, width), low = config.size, config.low_size
-    want(config, len(low) == 2 and min(low) > 0 and height % low[0] == 0 and width % low[1] == 0
+    want(config, len(low) == 2 and height % low[0] == 0 and width % low[1] == 0
          and height // low[0] == width // low[1] > 1, "low_size",
          f"a size that divides {height}x{width}, alike in height and width")
 

@@ -346,7 +346,7 @@ def test_mistakes_of_evaluate(tmp_path):
              ([run, "--n-real", "9" * 99], "want 2"),
              ([run, "--n-bits", str(10 ** 7)], "GiB of memory or more"),
              ([run, "--metrics", ","], "want all, none, or some of"),
-             ([run, "--metrics", ""], "is empty"),
+             ([run, "--metrics", ""], "--metrics is empty"),
              ([run, "--metrics", "fd,"], "want all, none"), ([run, "--guidance", "1e308"], "--guidance 1e+308: want"),
              ([run, "--sweep", "guidance=2,inf"], "--guidance inf: want"), ([run, "--sweep", "steps=0"], "steps 0"),
              ([run, "--sweep", "lr=1"], "FIELD one of"),

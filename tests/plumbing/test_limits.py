@@ -217,6 +217,12 @@ def test_a_field_of_a_checkpoint_that_makes_no_sense_is_one_line(changed, change
     check_refused(T, ["--resume", folder, "--steps", 4, *BRIEF], "checkpoint.pt: ", wanted)
 
 
+def test_a_checkpoint_from_before_the_first_step_is_whole(changed):
+    """It has no optimizer state. Kills: a run that a signal stopped at once and that cannot go on."""
+    folder = changed(lambda state: state.update(step=0, images=0) or state["optimizer"]["state"].clear())
+    runs.check_whole(runs.read_checkpoint(str(folder)))
+
+
 @pytest.mark.parametrize("change", [
     setting("num_transformer_blocks", 450), setting("emb_channels", 65536), setting("base_channels", 60000)])
 def test_a_network_that_is_not_in_the_file_is_never_built(changed, change):

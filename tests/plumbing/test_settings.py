@@ -141,6 +141,8 @@ def test_a_value_of_another_type_is_one_line(field):
     (dict(low_size=(8, 8, 8)), "--low-size 8,8,8: want a size"),
     (dict(NESTED, low_size=(16,)), "--low-size 16,16: want no low-res image for a nested model"),
     (dict(NESTED, multiscale=32), "--multiscale 32: want at most the side of the lowest level, 16"),
+    (dict(NESTED, outer_channels=",".join(["8"] * 17), outer_blocks=",".join(["1"] * 17)), "does not divide by"),
+    (dict(low_size=(24, 32)), "--low-size 24,32: want a size"), (dict(low_size=(32, 24)), "--low-size 32,24: want a"),
     (dict(precondition="none"), "--loss band_mse: want v_mse or eps_mse"),
     (dict(NESTED, outer_channels="/".join(["8"] * 16), outer_blocks="/".join(["1"] * 16)), "want fewer than 16 levels"),
     (dict(NESTED, outer_channels="a"), "--outer-channels a: want whole numbers, 1 or more"),
@@ -160,7 +162,9 @@ def test_settings_that_do_not_fit_together_are_one_line(values, wanted):
 
 
 def test_what_override_sets_by_itself():
-    """One number is a square; a model with text has no classes, whatever its preset says."""
+    """One number is a square; a model with text has no classes, whatever its preset says. Kills, too: a rule of the
+    interpolated schedule for the others."""
+    assert override(C.PRESETS["glyphs64"], schedule="shifted", noise_d=64.0, noise_d_high=32.0).noise_d == 64
     assert override(C.Config(), size=(32,), low_size=(8,)).size == (32, 32)
     assert override(C.Config(), size=(32,), low_size=(8,)).low_size == (8, 8)
     assert override(C.PRESETS["glyphs64"], text_encoder="bytes").num_classes == 0
