@@ -77,8 +77,6 @@ def test_a_copy_has_signatures_and_docstrings_and_no_answers(tmp_path):
         assert f"exercise {e.number}: {e.title}" in ast.unparse(code) and f"### {e.number} {e.title}" in statements
     again = program_here("course", "make", work)
     assert again.returncode == 2 and again.stderr.count("\n") == 1 and "exists already" in again.stderr
-    rows, _ = grade(work, "--chapter", 1)
-    assert [row["status"] for row in rows.values()] == ["not done"] * 4
     itself = inside(work, "-m", "course", "grade", ".", "--chapter", 1)
     assert itself.returncode == 0 and "0 of 10 points" in itself.stdout and not itself.stderr
     check, copy = inside(work, "-m", "course", "check"), inside(work, "-m", "course", "make", tmp_path / "other")

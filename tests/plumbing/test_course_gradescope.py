@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 
 import pytest
-from programs import program, ROOT
+from programs import program, program_here, ROOT
 
 from course import source as S
 from course.exercises import EXERCISES
@@ -94,7 +94,7 @@ def test_the_zip_has_no_answers_and_a_seed_of_its_own(tmp_path):
     """Kills: answers.md in the container where students' code runs; the same seed in every term."""
     seeds = set()
     for name in ("a.zip", "b.zip"):
-        assert program("course", "gradescope-zip", "--chapters", "3", "--out", tmp_path / name).returncode == 0
+        assert program_here("course", "gradescope-zip", "--chapters", 3, "--out", tmp_path / name).returncode == 0
         with zipfile.ZipFile(tmp_path / name) as archive:
             names = archive.namelist()
             seeds.add(archive.read("seed"))
@@ -106,5 +106,5 @@ def test_the_zip_has_no_answers_and_a_seed_of_its_own(tmp_path):
                 assert subprocess.run(["bash", "-n"], input=text).returncode == 0 and b"https:" not in text
             assert b"--chapters 3 " in archive.read("run_autograder")
     assert len(seeds) == 2
-    again = program("course", "gradescope-zip", "--chapters", "3", "--out", tmp_path / "a.zip")
+    again = program_here("course", "gradescope-zip", "--chapters", 3, "--out", tmp_path / "a.zip")
     assert again.returncode == 2 and again.stderr.count("\n") == 1

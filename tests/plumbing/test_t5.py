@@ -191,7 +191,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize("args, message", [
-    ([], "--data : want a folder"),
+    ([], "required: --data"),
     (["--data", "."], "no image"),
     (["--data", ".", "--text-encoder", "bytes"], "is trained with the model"),
     (["--data", ".", "--text-length", "0"], "--text-length 0"),

@@ -20,7 +20,7 @@ from config import PRESETS
 from plumbing import UserError, training
 from plumbing.measuring import draw_comparison
 from precondition import band_rms
-from programs import ROOT, TINY, checkpoint, log_column, program, program_here, run_here, train_tiny
+from programs import ROOT, TINY, checkpoint, log_column, program_here, run_here, train_tiny
 
 
 def write_images(folder, number):
@@ -87,16 +87,14 @@ def test_a_folder_of_images_trains_and_samples_and_counts_what_it_skips(tmp_path
     (data / "c0" / "broken.png").write_text("x")
     done = train_tiny("--steps", 4, "--data", data, "--out", tmp_path / "r")
     assert done.stderr.count("skipped") == 1 and "broken.png" in done.stderr and "1 files skipped" in done.stdout
-    done = program("sample.py", tmp_path / "r", "--labels", "c1", "--n", 2, "--out", tmp_path / "s.png", "--gif",
-                   tmp_path / "s.gif", "--guidance", 2, "--device", "cpu")
-    assert done.returncode == 0, done.stderr
+    assert run_here(P, [tmp_path / "r", "--labels", "c1", "--n", 2, "--out", tmp_path / "s.png", "--gif",
+                        tmp_path / "s.gif", "--guidance", 2, "--device", "cpu"]) == (None, "")
     assert Image.open(tmp_path / "s.png").size[1] == 48 and Image.open(tmp_path / "s.gif").n_frames == 2
     done = train_tiny("--steps", 1, "--data", data / "c1", "--out", tmp_path / "flat")
     assert "done: " in done.stdout and "loss.png" not in done.stdout
-    done = program("sample.py", tmp_path / "flat", "--n", 3, "--out", tmp_path / "f.png", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    done = program("sample.py", tmp_path / "flat", "--labels", "A", "--device", "cpu")
-    assert done.returncode == 2 and "no classes" in done.stderr
+    assert run_here(P, [tmp_path / "flat", "--n", 3, "--out", tmp_path / "f.png", "--device", "cpu"]) == (None, "")
+    status, line = run_here(P, [tmp_path / "flat", "--labels", "A", "--device", "cpu"])
+    assert status == 2 and "no classes" in line
 
 
 def test_odd_names_do_not_end_a_program(tmp_path):
