@@ -191,7 +191,6 @@ def adam(key, change):
     (lambda state: state.update(ema={"a": 1}), "no tensor"), (lambda state: state.update(config=None), "damaged"),
     (lambda state: state["ema"].update(more=torch.ones(2).to_sparse()), "ema.more is no tensor"),
     (lambda state: state["ema"].update(more=torch.ones(2, device="meta")), "ema.more is no tensor"),
-    (lambda state: state["ema"].update(more=torch.ones(2).to_mkldnn()), "no tensor"),
     (lambda state: state.update(optimizer=[]), "another model"),
     (lambda state: state.update(optimizer={}), "groups"),
     (lambda state: state["optimizer"].update(state=7), "damaged"),
