@@ -74,10 +74,12 @@ def test_pack_takes_the_changed_files(work):
     assert inside(work, "-m", "course", "pack").returncode == 2             # nothing has changed
     before = (work / "dwt.py").read_text(), (work / "ANSWERS.md").read_text()
     (work / "dwt.py").write_text(S.read(os.path.join(ROOT, "dwt.py")))
+    assert "not packed, since nothing is written in it yet: ANSWERS.md" in inside(work, "-m", "course", "pack").stdout
     (work / "ANSWERS.md").write_text(before[1] + "Because.")
     (work / "helper.py").write_text("x = 1\n")
     done = inside(work, "-m", "course", "pack")
     assert done.returncode == 0 and "helper.py" in done.stdout.splitlines()[1], done.stderr
+    assert "nothing is written" not in done.stdout
     with zipfile.ZipFile(work / "hand_in.zip") as archive:
         assert sorted(archive.namelist()) == ["ANSWERS.md", "dwt.py"]
     for name, text in zip(("dwt.py", "ANSWERS.md"), before):
