@@ -100,9 +100,10 @@ def of_other_tables():
     for key in ("fd_train", "fd_held_out", "is"):
         yield f"glyphs64_bands, {key}", in_row([row[key] for row in now])
     yield "glyphs64_bands, read", in_row([row["read_rate"] for row in now], 0, 100)
-    box = results("pretrained")
-    for key in ("fd_train", "fd_held_out"):
-        yield f"pretrained, {key}", in_row([box[key], box["real_scenes"][key]])
+    for name in ("pretrained", "pretrained_4steps"):
+        box = results(name)
+        for key in ("fd_train", "fd_held_out"):
+            yield f"{name}, {key}", in_row([box[key], box["real_scenes"][key]])
     text = results("pretrained_text")
     yield "pretrained_text, fd", ", –, ".join(in_row([row["fd_held_out"]]) for row in (text, text["real_scenes"]))
     yield "pretrained_text, read", in_row([row["read_rate"] for row in (text, text["withheld_pairs"],
