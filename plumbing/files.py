@@ -121,11 +121,18 @@ def writable_folder(path, flag):
     return path
 
 
+def open_lock(path):
+    """Open the file that is locked. Raises UserError."""
+    check_regular(path)
+    try:
+        return open(path, "a+")
+    except OSError as error:                                              # a link that leads nowhere
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
 def hold(folder):
     """Hold the folder of a run as long as the returned file is open. Raises UserError if another process holds it."""
-    path = os.path.join(folder, ".lock")
-    check_regular(path)
-    file = open(path, "a+")
+    file = open_lock(os.path.join(folder, ".lock"))
     held = lock(file)
     if held is None:
         print(f"{folder}: there are no locks on this file system; train this run in one process only", file=sys.stderr)
@@ -141,8 +148,7 @@ def hold(folder):
 def one_at_a_time(path):
     """Let one process after the other read `path` and write it anew: none may lose what another one adds."""
     folder, name = os.path.split(path)
-    check_regular(path := os.path.join(folder, f".{name}.lock"))
-    with open(path, "a") as file:
+    with open_lock(os.path.join(folder, f".{name}.lock")) as file:
         lock(file, wait=True)
         yield
 

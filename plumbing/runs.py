@@ -301,7 +301,7 @@ def sharded_steps(folder):
     if os.path.exists(path) and not os.path.isdir(path):
         raise UserError(f"{path}: not a folder")
     names = os.listdir(path) if os.path.isdir(path) else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(name) for name in names if re.fullmatch("[0-9]+", name) and name == f"{int(name):07d}")
 
 
 def kept_checkpoints(folder):
@@ -427,8 +427,9 @@ def check_state(state, wanted, path):
     check_counts(state, path)
     size = 0
     for name, value in tensors_of(state):
-        if not torch.is_tensor(value) or value.layout != torch.strided or value.device.type != "cpu":
-            raise UserError(f"{path}: a checkpoint of another model ({name} is no tensor: {reprlib.repr(value)})")
+        if (not torch.is_tensor(value) or value.layout != torch.strided or value.device.type != "cpu"
+                or value.is_neg()):                                       # a view that Adam's kernel does not take
+            raise UserError(f"{path}: a checkpoint of another model ({name} is no plain tensor: {reprlib.repr(value)})")
         size += value.numel() * value.element_size()
     if size > 4 * os.path.getsize(path):                                  # a student is its own EMA: once in the file
         raise UserError(f"{path}: damaged, or not a checkpoint (its tensors are larger than the file)")

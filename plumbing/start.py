@@ -139,10 +139,12 @@ def newest_whole(run):
     machine cannot read one that may be whole.
     """
     whole, damaged = [], {}
-    plain = [(os.path.join(run, name), whole_plain, (run, name)) for name in plain_checkpoints(run)]
+    usual, kept = [], []                                                  # a kept one may be newer than previous.pt
+    for name in plain_checkpoints(run):
+        (usual if name in (CHECKPOINT, PREVIOUS) else kept).append((os.path.join(run, name), whole_plain, (run, name)))
     sharded = [(os.path.join(run, SHARDED, f"{step:07d}"), whole_shards, (run, step))
                for step in reversed(sharded_steps(run))]
-    for candidates in (plain, sharded):
+    for candidates in (usual, kept, sharded):
         for path, read, args in candidates:
             try:
                 whole.append(read(*args))
@@ -174,7 +176,8 @@ def set_aside(checkpoint):
     said = []
     for path in checkpoint.get("damaged", ()):
         said.append(f"{path} is damaged and kept as {keep_aside(path)}; ")
-    if said or os.path.basename(checkpoint["path"]) == PREVIOUS:
+    name = os.path.basename(checkpoint["path"])
+    if said or name.endswith(".pt") and name != CHECKPOINT:
         print(f"{''.join(said)}going on from {checkpoint['path']}, step {checkpoint['step']}", file=sys.stderr)
 
 

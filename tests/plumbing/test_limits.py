@@ -188,13 +188,14 @@ def adam(key, change):
     (lambda state: state.update(config=[1]), "another program"),
     (lambda state: {"step": 1, "config": {}}, "lacks model, ema"),
     (lambda state: state.update(model=torch.ones(2)), "damaged"),
-    (lambda state: state.update(ema={"a": 1}), "no tensor"), (lambda state: state.update(config=None), "damaged"),
-    (lambda state: state["ema"].update(more=torch.ones(2).to_sparse()), "ema.more is no tensor"),
-    (lambda state: state["ema"].update(more=torch.ones(2, device="meta")), "ema.more is no tensor"),
+    (lambda state: state.update(ema={"a": 1}), "no plain tensor"), (lambda state: state.update(config=None), "damaged"),
+    (lambda state: state["ema"].update(more=torch.ones(2).to_sparse()), "ema.more is no plain tensor"),
+    (lambda state: state["ema"].update(more=torch.ones(2, device="meta")), "ema.more is no plain tensor"),
+    (lambda state: state["ema"].update(more=torch._neg_view(torch.ones(2))), "ema.more is no plain tensor"),
     (lambda state: state.update(optimizer=[]), "another model"),
     (lambda state: state.update(optimizer={}), "groups"),
     (lambda state: state["optimizer"].update(state=7), "damaged"),
-    (lambda state: state["optimizer"].update(state={0: {"step": "x"}}), "is no tensor"),
+    (lambda state: state["optimizer"].update(state={0: {"step": "x"}}), "is no plain tensor"),
     (lambda state: state["optimizer"].update(param_groups=7), "another model"),
     (lambda state: state["optimizer"]["param_groups"].append({}), "2 groups of the optimizer for 1"),
     (group("weight_decay", math.inf), "the optimizer's weight_decay is inf"), (group("betas", (0.9, 7)), "betas"),
@@ -517,7 +518,8 @@ def put(folder, name, make):
 
 @pytest.mark.parametrize("name, make", [
     *[(name, make) for name in ("checkpoint.pt", "previous.pt", "checkpoint_0000001.pt", ".lock")
-      for make in (os.mkdir, os.mkfifo)], ("config.json", os.mkdir), ("sharded", os.mkfifo)])
+      for make in (os.mkdir, os.mkfifo)], ("config.json", os.mkdir), ("sharded", os.mkfifo),
+    (".lock", lambda path: path.symlink_to("/nosuch/lock"))])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_folder_or_a_pipe_that_a_run_cannot_do_without_is_one_line(two_steps, tmp_path, in_time, name, make, again):
     """Kills: a run that trains on and cannot be saved; one that waits for a pipe; a line that names another file."""

@@ -401,6 +401,22 @@ def test_auto_resume_goes_on_from_a_kept_checkpoint(unbroken, tmp_path):
     assert status is None and "checkpoint_0000002.pt, step 2" in line and not soak.differences(unbroken, run)
 
 
+def test_auto_resume_goes_on_from_a_kept_checkpoint_that_is_newer(unbroken, tmp_path):
+    """Kills: previous.pt, which is older, because it is looked at first."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    os.rename(run / "checkpoint.pt", run / "checkpoint_0000003.pt")
+    status, line = restart(run)
+    assert status is None and "going on from" in line and "checkpoint_0000003.pt, step 3" in line
+
+
+def test_sharded_checkpoints_are_the_folders_that_we_name(tmp_path):
+    """Kills: a folder of another name that is renamed as damaged, or not found under ours."""
+    for name in ("0000002", "12345678", "9", "\u0669", "00000002", "0000003.new"):
+        (tmp_path / "sharded" / name).mkdir(parents=True)
+    assert runs.sharded_steps(str(tmp_path)) == [2, 12345678]
+
+
 def test_auto_resume_changes_nothing_where_no_checkpoint_is_whole(unbroken, tmp_path):
     """Kills: a fresh start over what could still be saved; a log that is cut."""
     run = tmp_path / "run"
