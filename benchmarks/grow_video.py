@@ -2,8 +2,8 @@
 
 Paper: Matryoshka Diffusion trains its video model on top of a trained image model.
 
-    python benchmarks/grow_video.py train runs/video             scratch_SEED, image_SEED, grown_SEED: three seeds of each
-    python benchmarks/grow_video.py judge runs/video [--n 72]    -> results/grow_video.json
+    python benchmarks/grow_video.py train runs/video    scratch_SEED, image_SEED, grown_SEED: three seeds of each
+    python benchmarks/grow_video.py judge runs/video [--n 72] -> results/grow_video.json
 
 The pace was measured before: the image model's 2,400 steps take as long as 950 of the video model (one core).
 """
