@@ -182,7 +182,8 @@ def test_the_last_two_checkpoints_are_kept(unbroken):
 @pytest.mark.long
 def test_of_two_trainers_in_one_folder_one_ends_before_it_writes(unbroken, tmp_path):
     """A job is started again while the old one lives. Kills: a log with rows of both, a checkpoint of which each wrote
-    a half, a holder that is not named."""
+    a half. The second may look before the first has written its name: that the holder is named is a law of
+    test_sources.py."""
     words = [sys.executable, os.path.join(ROOT, "train.py"), *TINY, *DROP, "--steps", "60", "--save-every", "1",
              "--auto-resume", "--out", tmp_path / "run"]
     both = [subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
@@ -190,7 +191,8 @@ def test_of_two_trainers_in_one_folder_one_ends_before_it_writes(unbroken, tmp_p
     done = sorted((process.communicate(timeout=240)[1], process.returncode, process.pid) for process in both)
     (quiet, status, pid), (line, refused, _) = done
     assert (quiet, status, refused) == ("", 0, 2), done
-    assert f"process {pid} on {platform.node()}" in line or "holds a run already" in line, done
+    answers = f"process {pid} on {platform.node()}", "it has just begun", "holds a run already"
+    assert any(answer in line for answer in answers), done
     assert line.count("\n") == 1 and runs.read_checkpoint(str(tmp_path / "run"))["step"] == 60
     assert (tmp_path / "run" / "log.csv").read_text().count("\n") == 61
 
