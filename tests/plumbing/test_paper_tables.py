@@ -17,12 +17,14 @@ import distillation
 import equal_time
 import grow_video
 import paper_tables
+import patterns
 from plumbing import runs, start
 from plumbing.measuring import TrainedRun
 from plumbing.sources import open_run
 import speed
 import text_guidance
 from config import PRESETS, build_model
+from data import Glyphs
 from schedule import alpha_sigma, v_from_x
 
 
@@ -128,10 +130,28 @@ def test_a_script_is_called_with_the_minutes_asked_for(tmp_path, monkeypatch):
     (distillation, "judge {} --turns 0", "--turns 0: want 1"), (distillation, "latency --turns 0", "--turns 0: want 1"),
     (distillation, "dance", "'dance'"), (text_guidance, "judge {} --n 0", "--n 0: want 2"),
     (text_guidance, "judge {} --n many", "'many'"), (speed, "--turns 0", "--turns 0: want 1"),
-    (speed, "growth --batch 0", "--batch 0: want 1"), (grow_video, "train {} --seeds 0", "--seeds 0: want 1")])
+    (speed, "growth --batch 0", "--batch 0: want 1"), (grow_video, "train {} --seeds 0", "--seeds 0: want 1"),
+    (patterns, "pretrained/glyphs64 --n 0", "--n 0: want 1"), (patterns, "{}", "not a run"),
+    (patterns, "pretrained/glyphs64_text", "want a plain model of glyphs with classes")])
 def test_a_mistake_is_one_line_in_every_script(script, args, wanted, tmp_path):
     status, said = run_here(script, args.format(tmp_path).split())
     assert status == 2 and said.count("\n") == 1 and wanted in said
+
+
+def test_the_share_of_a_pattern():
+    """Kills: a pattern that is found and counts as missing; scenes that differ by more than their pattern; a bound that
+    knows too little, or that finds a pattern without seeing it."""
+    source = Glyphs((64, 64))
+    for kind in patterns.KINDS:
+        scenes = patterns.draw_scenes(source, kind, 4)
+        x, flat = (torch.stack(column) for column in list(zip(*scenes))[:2])
+        assert 0.05 < (x - flat).square().mean().sqrt() < 0.2 and ((x - flat) == 0).float().mean() > 0.05       # letters
+        for truth, share in ((x, 1), (flat, 0), ((x + flat) / 2, 0.5)):
+            told = patterns.found(lambda z, logsnr, cond: v_from_x(z, truth, logsnr), scenes, -1)
+            assert told.item() == pytest.approx(share, abs=1e-3)
+        few = patterns.draw_patterns(kind, source.size, 400)
+        shares = [patterns.possible(few, scenes, level).item() for level in (-9, -2, 4)]
+        assert abs(shares[0]) < 0.05 < 0.3 < shares[1] < shares[2] < 1
 
 
 def finished_run(folder, steps, **settings):
