@@ -120,7 +120,8 @@ def parse(argv):
 
 
 def make_parser():
-    parser = Parser(prog="evaluate.py", description="Measure the samples of one run or compare several.")
+    parser = Parser(prog="evaluate.py", usage="evaluate.py RUN [RUN ...] [any flag below]",
+                    description="Measure the samples of one run or compare several.")
     parser.add_argument("runs", nargs="+", type=run_of, metavar="RUN", help="folder of a run, or of several")
     parser.add_argument("--n", type=int, default=2000, help="samples (default 2000; the papers use 50,000)")
     parser.add_argument("--n-real", type=int, default=10_000, help="training images, and as many held-out ones "

@@ -24,7 +24,8 @@ def ladder(first, last):
 
 
 def parse(argv):
-    parser = Parser(prog="distill.py", description="Distil a run into one of few steps. Without arguments: explain it.")
+    parser = Parser(prog="distill.py", usage="distill.py [RUN] [any flag below]",
+                    description="Distil a run into one of few steps. Without arguments: explain it.")
     parser.add_argument("run", type=run_of, metavar="RUN", help="folder of the teacher")
     parser.add_argument("--to", type=int, default=4, help="steps of the last student, a power of two (default 4)")
     parser.add_argument("--from", type=int, dest="first", help="steps of the teacher (default 256, or those of a "

@@ -29,7 +29,8 @@ QUICK_STEPS = 10                                                          # samp
 
 def parse(argv, stage=0):
     """Parse the command line of sample.py, as stage `stage` of a cascade sees it. Raises UserError."""
-    parser = Parser(prog="sample.py", description="Draw images from a trained run, or from the runs of a cascade.")
+    parser = Parser(prog="sample.py", usage="sample.py [RUN ...] [any flag below]",
+                    description="Draw images from a trained run, or from the runs of a cascade.")
     parser.add_argument("runs", nargs="*", type=run_of, metavar="RUN", help="folder of a run; for a cascade all, "
                         f"the lowest first (default: pretrained/{DEFAULT}, with captions {DEFAULT_TEXT})")
     parser.add_argument("--n", type=int, help="images of each class or caption (default 4); for a run that has "

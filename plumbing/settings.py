@@ -39,8 +39,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def help_of_fields():
-    """Return {field: the comment behind it in config.py}: one source for the reader and for -h."""
-    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.MULTILINE))
+    """Return {field: (heading above it, comment behind it)} of config.py: one source for the reader and for -h."""
+    helps, heading = {}, ""
+    for line in inspect.getsource(Config).splitlines():
+        if line.startswith("    # "):
+            heading = line[6:]
+        elif field := re.match(r"    (\w+): .*?  # (.*)", line):
+            helps[field[1]] = heading, field[2]
+    return helps
 
 
 def whole_numbers(text):
@@ -50,13 +56,19 @@ def whole_numbers(text):
     return tuple(int(part) for part in re.split("[,x]", text))
 
 
-def add_fields(parser, names, group="settings of the preset, each to be overridden"):
-    """Add a flag for each of these fields of Config. The result has a field only if the user gives it."""
-    group, helps = parser.add_argument_group(group), help_of_fields()
+def add_fields(parser, names, heading=None):
+    """Add a flag for each of these fields of Config. The result has a field only if the user gives it.
+
+    heading: of the flags in -h; None: those of config.py. Underscores do as well as hyphens; -h does not say so twice.
+    """
+    groups, helps = {}, help_of_fields()
     for field in dataclasses.fields(Config):
         if field.name not in names:
             continue
-        options = dict(default=argparse.SUPPRESS, help=helps[field.name].replace("%", "%%"))
+        title, text = helps[field.name]
+        if (title := heading or title) not in groups:
+            groups[title] = parser.add_argument_group(title)
+        options = dict(dest=field.name, default=argparse.SUPPRESS)
         if get_origin(field.type) is Literal:
             options.update(choices=get_args(field.type))
         elif field.type is bool:
@@ -65,9 +77,11 @@ def add_fields(parser, names, group="settings of the preset, each to be overridd
             options.update(type=whole_numbers, metavar="N,N")
         else:
             options.update(type=field.type, metavar=field.type.__name__.upper())
-        flags = dict.fromkeys(["--" + field.name.replace("_", "-"), "--" + field.name])
-        flag = group.add_argument(*flags, dest=field.name, **options)
-        flag.may_be_empty = field.default == "" and field.name not in ("grow_from", "init_from")
+        flags = {flag_of(field.name): text.replace("%", "%%")}
+        flags.setdefault("--" + field.name, argparse.SUPPRESS)
+        for flag, shown in flags.items():
+            action = groups[title].add_argument(flag, help=shown, **options)
+            action.may_be_empty = field.default == "" and field.name not in ("grow_from", "init_from")
 
 
 # ------------------------------------------------------------------------------------------ the ranges

@@ -33,12 +33,14 @@ def refused(preset="glyphs64", **values):
 def test_every_field_has_a_flag_with_its_comment(monkeypatch):
     """Kills: a comment that stands on a line of its own, or a field without one: -h would lack it."""
     assert set(help_of_fields()) == set(FIELDS)
-    assert all(len(text) > 5 for text in help_of_fields().values())
+    assert all(heading and len(text) > 5 for heading, text in help_of_fields().values())
     monkeypatch.setenv("COLUMNS", "400")
     page = program_here("train.py", "-h").stdout
-    for name, text in help_of_fields().items():
+    for name, (heading, text) in help_of_fields().items():
         if name not in start.SET_ELSEWHERE:
-            assert f"--{name.replace('_', '-')}" in page and text in page, name
+            assert f"--{name.replace('_', '-')}" in page and text in page and f"\n{heading}:\n" in page, name
+    assert page.index("\nprocess") < page.index("--noise-d ") < page.index("\nloss") and "--noise_d" not in page
+    assert page.startswith("usage: train.py [--preset") and page.index("options:") < 300    # no page of brackets first
     assert "--no-flip" in page and "paper 32" in page and "{cosine,shifted,interpolated}" in page
 
 
@@ -231,7 +233,7 @@ def test_compile_auto_is_on_where_many_steps_are_to_come(device, steps, first, s
     help text of another number."""
     config = override(C.PRESETS["glyphs64"], steps=steps, compile=said)
     assert start.resolve_machine(config, torch.device(device), 1, first).compile == wanted
-    assert f"{start.COMPILE_FROM:,} steps" in help_of_fields()["compile"]
+    assert f"{start.COMPILE_FROM:,} steps" in help_of_fields()["compile"][1]
     assert max(preset.steps for preset in C.PRESETS.values() if preset.data) < start.COMPILE_FROM
 
 
