@@ -50,8 +50,8 @@ def parse():
                     description="Train a diffusion model. Without arguments: letters at 64 x 64, ten minutes. With "
                     "--dry-run: show every setting of the preset.")
     of = lambda laptop: ", ".join(name for name, preset in PRESETS.items() if bool(preset.data) == laptop)
-    parser.add_argument("--preset", help=f"named settings (default glyphs64). A laptop's: {of(True)}. The papers', which "
-                        f"need --data: {of(False)}")
+    parser.add_argument("--preset", help=f"named settings (default glyphs64). A laptop's: {of(True)}. The papers', "
+                        f"which need --data: {of(False)}")
     parser.add_argument("--out", help="folder of the run (default runs/PRESET; with --init-from runs/NAME-tuned)")
     parser.add_argument("--resume", type=run_of, metavar="RUN", help="folder of the run to continue")
     parser.add_argument("--auto-resume", action="store_true", help="with --out: continue the run there, or start it if "
