@@ -9,6 +9,7 @@ import errno
 import glob
 import math
 import os
+import pickletools
 import re
 import reprlib
 import shlex
@@ -431,10 +432,28 @@ def load_file(path):
             raise ValueError("its parts are larger than the file")
         if wrong := file.testzip():
             raise ValueError(wrong)
+        for entry in file.infolist():
+            if entry.filename.endswith("data.pkl"):
+                check_references(file.read(entry))
     mapped = path.encode(errors="replace") == os.fsencode(path)           # PyTorch maps no name that is not UTF-8
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                                   # of odd tensors; we refuse them
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)      # mapped: read where it is used
+
+
+def check_references(content):
+    """Raise ValueError if a pickle repeats what is neither a string nor a name 20 times; our own files hardly do it.
+
+    Forty pairs, each of them twice in the next, are 200 bytes, and to hash or print them takes 2^40 steps.
+    """
+    plain, repeats, before = set(), 0, ""
+    for opcode, place, _ in pickletools.genops(content):
+        if "PUT" in opcode.name:
+            (plain.add if before in ("BINUNICODE", "GLOBAL") else plain.discard)(place)
+        repeats += "GET" in opcode.name and place not in plain
+        before = opcode.name
+    if repeats > 20:
+        raise ValueError("its objects repeat each other")
 
 
 def check_state(state, wanted, path):
