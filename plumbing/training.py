@@ -7,6 +7,7 @@ index.html that shows them (watch.py), checkpoint.pt and the one before it, prev
 import contextlib
 import csv
 import dataclasses
+import datetime
 import functools
 import json
 import math
@@ -178,20 +179,32 @@ class Run:
             raise WaitingStopped
 
     def save_alone(self):
-        """Save a step that is not saved yet, if this process can do so without the others: they are elsewhere."""
-        if self.saved == self.step or self.sharded or self.rank:
+        """Save a step that is not saved yet, if this process can do so without the others: they may be elsewhere. For
+        shards they must come here, too."""
+        if self.saved == self.step or self.rank and not self.sharded:
             return
-        if self.world == 1:
-            return self.save()
-        save_checkpoint(*self.what())
-        self.saved = self.step
+        if self.world == 1 or self.sharded and self.others_come():
+            self.save()
+        elif not self.sharded:
+            save_checkpoint(*self.what())
+            self.saved = self.step
+
+    def others_come(self):
+        """Return True if all processes call this within some seconds. They meet in the store: a collective would hang."""
+        store, name = dist.distributed_c10d._get_default_store(), f"step {self.step}, rank "
+        store.set(f"{name}{self.rank}", "")
+        try:
+            store.wait([f"{name}{rank}" for rank in range(self.world)], datetime.timedelta(seconds=PATIENCE))
+        except dist.DistError:                                            # one is in a step, or gone
+            return False
+        return True
 
     def rescue(self, error):
         """Save the last whole step, as an error ends the run. Note at the error which checkpoint is there.
 
         Half a step is never saved: weights, EMA weights and optimizer state belong to one step.
         """
-        if self.step and self.tried != self.step and not self.updating:
+        if self.step and self.tried != self.step and not (self.updating or self.sharded):
             try:
                 self.save_alone()
             except Exception as another:

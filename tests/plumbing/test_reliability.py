@@ -743,11 +743,12 @@ runs.main_program(train.main)
 
 @pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
-def test_several_processes_that_wait_hear_sigterm(tmp_path):
+@pytest.mark.parametrize("more", [(), ("--shard",)])
+def test_several_processes_that_wait_hear_sigterm(tmp_path, more):
     """All wait for data, and torchrun is told to stop. Kills: a kill after 30 seconds that takes the last steps."""
     (tmp_path / "blocked.py").write_text(BLOCKED)
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
-             tmp_path / "blocked.py", ROOT, *WAIT, "--workers", 1, "--out", tmp_path / "r"]
+             tmp_path / "blocked.py", ROOT, *WAIT, *more, "--workers", 1, "--out", tmp_path / "r"]
     process = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         log, deadline = tmp_path / "r" / "log.csv", time.time() + 120
@@ -755,7 +756,8 @@ def test_several_processes_that_wait_hear_sigterm(tmp_path):
             time.sleep(0.5)
         process.terminate()
         process.wait(60)
-        assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == 5     # of two scenes each: after ten they block
+        saved = start.newest_checkpoint(str(tmp_path / "r"))
+        assert saved["step"] == 5 and ("files" in saved) == bool(more)    # of two scenes each: after ten they block
     finally:
         process.kill()
 
