@@ -190,7 +190,7 @@ class Run:
             self.saved = self.step
 
     def others_come(self):
-        """Return True if all processes call this within some seconds. They meet in the store: a collective would hang."""
+        """Return True if all processes call this within some seconds. They meet in the store: a collective may hang."""
         store, name = dist.distributed_c10d._get_default_store(), f"step {self.step}, rank "
         store.set(f"{name}{self.rank}", "")
         try:
