@@ -46,7 +46,7 @@ from plumbing.measuring import (TrainedRun, checked_configs, draw_loss_by_logsnr
                                 save_scores, save_sweep, trained_run, variants_of)
 from plumbing.motion import motion_scores
 from plumbing.pictures import to_uint8
-from plumbing.runs import choose_device, kept_checkpoints, main_program, progress, read_checkpoint
+from plumbing.runs import choose_device, kept_checkpoints, main_program, progress, read_checkpoint, tell
 from plumbing.sources import open_run
 from plumbing.t5 import Encoder
 
@@ -257,7 +257,7 @@ def sweep(run, args, yardstick):
         scores, _ = measure(variant, yardstick, metrics, args.first_seed)
         titles.append(title)
         rows.append(values | scores)
-        print(f"{title}: sampled in {scores['seconds_of_sampling']:g} s", flush=True)
+        tell(f"{title}: sampled in {scores['seconds_of_sampling']:g} s", sys.stdout)
     print_table(list(zip(titles, rows)), yardstick.distance_name, lines=True)
     save_sweep(field, rows, run, args, yardstick)
 
@@ -271,8 +271,8 @@ def curve(run, yardstick, seed):
         if "fd_train" not in scores:                                      # not finite
             continue
         points.append((state["images"], scores["fd_train"]))
-        print(f"{run.folder}: {state['images']:,} images seen: {yardstick.distance_name} {scores['fd_train']:.2f}",
-              flush=True)
+        tell(f"{run.folder}: {state['images']:,} images seen: {yardstick.distance_name} {scores['fd_train']:.2f}",
+             sys.stdout)
     return points
 
 

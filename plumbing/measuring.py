@@ -16,11 +16,11 @@ from config import Config
 from data import Stream
 from plumbing import UserError
 from plumbing.features import MIN_ACCURACY, GlyphFeatures, distances
-from plumbing.files import one_at_a_time, read_json, whole_file, write_json
+from plumbing.files import check_regular, one_at_a_time, read_json, whole_file, write_json
 from plumbing.images import BrokenImage
 from plumbing.pictures import grid, label, pyplot, save_figure, save_picture
 from plumbing.runs import (check_memory, choose_precision, ema_model, kept_checkpoints, made_by, results_folder,
-                           run_of)
+                           run_of, tell)
 from plumbing.sampling import (add_settings, check_chain, check_levels, check_student, given_settings, with_settings,
                                words_of)
 from plumbing.settings import Parser, add_fields, check_range, override
@@ -67,11 +67,14 @@ def trained_run(folder, state, config, device, **cascade):
 
 
 def open_results(run):
-    """Return the folder for the results of a run: its own, or a new one for pretrained weights, which is named."""
+    """Return the folder for the results of a run: its own, or a new one for pretrained weights, which is named.
+    Raises UserError if the scores cannot be written there: now, not after the work."""
     folder = results_folder(run)
     if folder != run:
         os.makedirs(folder, exist_ok=True)
-        print(f"the results of {run} go to {folder}")
+        tell(f"the results of {run} go to {folder}", sys.stdout)
+    with one_at_a_time(path := os.path.join(folder, "evaluation.json")):
+        check_regular(path)
     return folder
 
 
@@ -265,9 +268,9 @@ def variants_of(run, text, yardstick):
 def introduce(run, args, yardstick, why):
     """Print what is measured, and the warnings."""
     config, guidance = run.config, run.config.guidance if run.config.guidable else 1
-    print(f"{run.folder}: step {run.step:,}, {run.images_seen:,} images seen, on {run.device} ({why})\n"
-          f"{args.n:,} samples, seed {args.first_seed}, {config.sampler}, {config.sample_steps} steps, guidance "
-          f"{guidance:g}", flush=True)
+    tell(f"{run.folder}: step {run.step:,}, {run.images_seen:,} images seen, on {run.device} ({why})\n"
+         f"{args.n:,} samples, seed {args.first_seed}, {config.sampler}, {config.sample_steps} steps, guidance "
+         f"{guidance:g}", sys.stdout)
     if "bits" in args.metrics and not has_bits(config):
         print("bits per dimension: left out; " + (
             "a distilled model knows only the times of its steps" if config.distilled_from else

@@ -9,12 +9,14 @@ import errno
 import glob
 import math
 import os
+import pickletools
 import re
 import reprlib
 import shlex
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 import zipfile
 
@@ -33,8 +35,14 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 # ------------------------------------------------------------------------------------------ programs
 
+rescues = []                                                              # functions of the error that ends a program
+
+
 def main_program(main):
-    """Run a program's main(). A user's mistake is one line on stderr and exit status 2, never a traceback."""
+    """Run a program's main(). A user's mistake is one line on stderr and exit status 2, never a traceback.
+
+    First the run that takes steps saves the last one: see Run.rescue. What it notes at the error ends the line.
+    """
     program = os.path.basename(sys.argv[0])
     if program == "__main__.py":                                          # python -m package
         program = os.path.basename(os.path.dirname(sys.argv[0]))
@@ -45,11 +53,20 @@ def main_program(main):
             sys.stdout.flush()
         except OSError:                                                   # Python would try it once more as it ends
             silence(sys.stdout)
-        tell(f"{program}: {message}", sys.stderr)
+        tell("; ".join([f"{program}: {message}", *getattr(sys.exception(), "__notes__", ())]), sys.stderr)
         sys.exit(status)
 
     try:
-        status = main()
+        try:
+            status = main()
+        except Exception as error:
+            if short_of_memory(error):
+                traceback.clear_frames(error.__traceback__)               # let go of the images and activations
+            for rescue in rescues:
+                rescue(error)
+            raise
+        finally:
+            rescues.clear()
         if dist.is_initialized():                                         # DDP is gone by now; the group goes last, on
             dist.barrier()                                                # all ranks together, or one of them hangs
             dist.destroy_process_group()
@@ -57,10 +74,8 @@ def main_program(main):
         sys.exit(status)
     except UserError as error:
         leave(" ".join(str(error).split()), 2)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        leave(out_of_memory(error), 2)
-    except RuntimeError as error:
-        if re.search("out of memory|(can't|Cannot) allocate memory", str(error)):  # CUDA's own calls; the CPU
+    except (RuntimeError, MemoryError) as error:
+        if short_of_memory(error):
             leave(out_of_memory(error), 2)
         if re.search(r"No working C\+\+ compiler|Failed to find C compiler", str(error)):
             leave("torch.compile finds no C++ compiler here: go without (train.py: --compile off)", 2)
@@ -76,7 +91,7 @@ def main_program(main):
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
-                               errno.EISDIR, errno.ENOTDIR, errno.EIO):
+                               errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.ESTALE, errno.EIO):
             raise
         leave(f"{error.filename or 'writing'}: {error.strerror}", 2)
 
@@ -94,6 +109,13 @@ def tell(text, stream, end="\n"):
             return False
         tell(f"stdout: {error.strerror}; nothing more is printed there", sys.stderr)
     return True
+
+
+def short_of_memory(error):
+    """Return True if memory is what an error lacks. A CPU and CUDA's own calls say it in a RuntimeError."""
+    said = isinstance(error, RuntimeError) and re.search("(out of|not enough|(can't|Cannot) allocate) memory",
+                                                         str(error))
+    return bool(said) or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def out_of_memory(error):
@@ -410,10 +432,28 @@ def load_file(path):
             raise ValueError("its parts are larger than the file")
         if wrong := file.testzip():
             raise ValueError(wrong)
+        for entry in file.infolist():
+            if entry.filename.endswith("data.pkl"):
+                check_references(file.read(entry))
     mapped = path.encode(errors="replace") == os.fsencode(path)           # PyTorch maps no name that is not UTF-8
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                                   # of odd tensors; we refuse them
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)      # mapped: read where it is used
+
+
+def check_references(content):
+    """Raise ValueError if a pickle repeats what is neither a string nor a name 20 times; our own files hardly do it.
+
+    Forty pairs, each of them twice in the next, are 200 bytes, and to hash or print them takes 2^40 steps.
+    """
+    plain, repeats, before = set(), 0, ""
+    for opcode, place, _ in pickletools.genops(content):
+        if "PUT" in opcode.name:
+            (plain.add if before in ("BINUNICODE", "GLOBAL") else plain.discard)(place)
+        repeats += "GET" in opcode.name and place not in plain
+        before = opcode.name
+    if repeats > 20:
+        raise ValueError("its objects repeat each other")
 
 
 def check_state(state, wanted, path):

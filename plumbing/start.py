@@ -323,6 +323,7 @@ COMPILE_FROM = 20_000
 def resolve_machine(config, device, world, first_step):
     """Decide each "auto" for this machine. Not saved with the run: it may continue on another one.
 
+    world: all processes. torchrun says how many of them share this machine's cores; without it all do.
     Workers: on a CPU half of the cores train. With CUDA all cores but one may draw or decode images. Of 16 cores, 15
     draw 6,250 scenes of 64 px a second (2.4 ms each): 780 steps of 8 images, more than a card takes of a small preset.
     At 128 px (5.5 ms each) it is 2,700 scenes, 21 steps of 128 images.
@@ -330,7 +331,9 @@ def resolve_machine(config, device, world, first_step):
     cuda = device.type == "cuda"
     sharded = config.shard and world > 1                                  # a single process holds every shard
     on = lambda setting, worth: "on" if setting == "on" or (setting == "auto" and worth) else "off"
-    free = min(16, cores() // world - 1) if cuda else min(8, cores() // (2 * world))
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")                         # of torchrun, or left by another job
+    here = int(here) if here.isdecimal() and 0 < int(here) <= world else world
+    free = min(16, cores() // here - 1) if cuda else min(8, cores() // (2 * here))
     return dataclasses.replace(config, workers=config.workers if config.workers >= 0 else max(1, free), shard=sharded,
                                compile=on(config.compile, cuda and config.steps - first_step >= COMPILE_FROM),
                                channels_last="off" if sharded else on(config.channels_last, cuda))

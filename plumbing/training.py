@@ -7,6 +7,7 @@ index.html that shows them (watch.py), checkpoint.pt and the one before it, prev
 import contextlib
 import csv
 import dataclasses
+import datetime
 import functools
 import json
 import math
@@ -23,10 +24,10 @@ import torch.distributed as dist
 
 from cascade import downsample
 from plumbing import UserError, shard
-from plumbing.files import keep_aside, whole_file
+from plumbing.files import keep_aside, reason_of, whole_file
 from plumbing.images import BrokenImage
 from plumbing.pictures import pyplot, save_picture
-from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, not_finite, save_checkpoint, tell
+from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, not_finite, rescues, save_checkpoint, tell
 from plumbing.sampling import make_conditions, make_sheet, what_is_drawn
 from plumbing.sources import open_run
 from plumbing.watch import PAGE, Page, clock, sheet_name
@@ -112,6 +113,7 @@ class Run:
         self.early = EarlySheets(config, self.log.seconds_before) if world == 1 and sheet else None
         self.broken = {f"{path}: {reason}" for path, reason in getattr(source, "skipped", [])}  # files named so far
         self.saved = step or None                                         # the step of the last checkpoint
+        self.tried, self.updating = self.saved, False                     # the last that we tried to save; half a step?
         self.sharded = config.shard and world > 1                         # then every rank takes part in a forward pass
 
     def print_header(self, device, why):
@@ -129,6 +131,8 @@ class Run:
     def steps(self, stream):
         """Yield (step, batch) until the run is complete or stopped."""
         self.log.start_clock(self.step)
+        if self.rank == 0:
+            rescues[:] = [self.rescue]
         self.make_up_for_sheet()
         stream.heed = self.leave_the_others
         while self.step < self.config.steps and not self.stopped:
@@ -175,13 +179,38 @@ class Run:
             raise WaitingStopped
 
     def save_alone(self):
-        """Save a step that is not saved yet, if this process can do so without the others: they are elsewhere."""
-        if self.saved == self.step or self.sharded or self.rank:
+        """Save a step that is not saved yet, if this process can do so without the others: they may be elsewhere. For
+        shards they must come here, too."""
+        if self.saved == self.step or self.rank and not self.sharded:
             return
-        if self.world == 1:
-            return self.save()
-        save_checkpoint(*self.what())
-        self.saved = self.step
+        if self.world == 1 or self.sharded and self.others_come():
+            self.save()
+        elif not self.sharded:
+            save_checkpoint(*self.what())
+            self.saved = self.step
+
+    def others_come(self):
+        """Return True if all processes call this within some seconds. They meet in the store: a collective may hang."""
+        store, name = dist.distributed_c10d._get_default_store(), f"step {self.step}, rank "
+        store.set(f"{name}{self.rank}", "")
+        try:
+            store.wait([f"{name}{rank}" for rank in range(self.world)], datetime.timedelta(seconds=PATIENCE))
+        except dist.DistError:                                            # one is in a step, or gone
+            return False
+        return True
+
+    def rescue(self, error):
+        """Save the last whole step, as an error ends the run. Note at the error which checkpoint is there.
+
+        Half a step is never saved: weights, EMA weights and optimizer state belong to one step.
+        """
+        if self.step and self.tried != self.step and not (self.updating or self.sharded):
+            try:
+                self.save_alone()
+            except Exception as another:
+                error.add_note(f"step {self.step} could not be saved: {reason_of(another)}")
+        if self.last_saved not in str(error):
+            error.add_note(self.last_saved)
 
     @property
     def last_saved(self):
@@ -194,7 +223,8 @@ class Run:
 
     def finite(self, grad_norm):
         """Return whether the norm of the gradient is finite. Call it before the optimizer changes the weights."""
-        return bool(torch.isfinite(grad_norm))
+        self.updating = bool(torch.isfinite(grad_norm))
+        return self.updating
 
     def fail(self):
         """Stop at a gradient that is not finite. Save the weights before this step as failed.pt. Return the status."""
@@ -210,6 +240,7 @@ class Run:
     def after_step(self, loss, grad_norm, lr):
         """Count the step. Log, measure, save, draw what is due."""
         self.step = self.page.step = self.step + 1
+        self.updating = False
         config, last = self.config, self.step == self.config.steps
         measured = self.held_out_loss is not None and self.due(config.held_out_every)
         if self.due(config.log_every) or measured or last:
@@ -245,6 +276,7 @@ class Run:
     def save(self, failed=False):
         """Write a checkpoint, on every rank together. Raises UserError if it holds values that are not finite, or if it
         cannot be written and the run shall stop for that."""
+        self.tried = self.step
         bad = None if failed else not_finite(dict(model=self.model.state_dict(), ema=self.ema.state_dict(),
                                                   optimizer=self.optimizer.state_dict()))
         if any_rank(bad is not None, self.world):

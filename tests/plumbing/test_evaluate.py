@@ -332,6 +332,27 @@ def test_descriptions_are_of_the_images_that_are_there(tmp_path):
     assert not torch.equal(before, colours())
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
+def test_a_full_disk_under_stdout_loses_no_score(tmp_path, monkeypatch):
+    """`evaluate.py RUN > log`. Kills: an end at the first line, before anything is measured."""
+    run, real = make_run(tmp_path / "a"), contextlib.redirect_stdout
+    monkeypatch.setattr(contextlib, "redirect_stdout", lambda _: real(open("/dev/full", "w")))
+    for words, name in (((), "evaluation.json"), (("--sweep", "steps=1,2"), "sweep_steps.json")):
+        assert run_here(E, [run, *SMALL, "--metrics", "fd", *words]) == (
+            None, "stdout: No space left on device; nothing more is printed there\n")
+        assert "fd_train" in (run / name).read_text()
+
+
+@pytest.mark.parametrize("name", [".evaluation.json.lock", "evaluation.json"])
+def test_scores_that_cannot_be_written_are_not_measured(tmp_path, name):
+    """Kills: a line about it after an hour of work."""
+    run = make_run(tmp_path / "a")
+    (run / name).mkdir()
+    status, error = run_here(E, [run, *SMALL])
+    assert status == 2 and f"{name}: not a regular file" in error and error.count("\n") == 1
+    assert not list(run.glob("samples-*.pt"))
+
+
 def test_mistakes_of_evaluate(tmp_path):
     run, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", class_names=("x", "y"), num_classes=2)
     (tmp_path / "png").mkdir()

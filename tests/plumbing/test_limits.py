@@ -1,5 +1,6 @@
 """Limits: what is larger, stranger or less finite than anybody needs is refused in one line, before it costs much."""
 import copy
+import functools
 import io
 import json
 import math
@@ -349,6 +350,29 @@ def test_tensors_that_repeat_one_number_are_refused(changed):
     """Kills: a tensor of 10^12 values in a file of a megabyte: one number with a stride of 0."""
     folder = changed(lambda state: state["ema"].update(more=torch.zeros(1).expand(10 ** 12)))
     check_refused(P, [folder, *BRIEF], "its tensors are larger than the file")
+
+
+PAIRS = functools.reduce(lambda pair, _: (pair, pair), range(40), ())    # 2^40 of them; never hash or print it
+
+
+@pytest.mark.parametrize("place", ["a key", "a setting", "a list", "the only thing"])
+def test_pairs_in_pairs_are_refused_before_they_are_read(changed, monkeypatch, place):
+    """200 bytes that take for ever to hash or to print. Kills: a look at them when they are there."""
+    def change(state):
+        state["config"]["size"] = PAIRS if place == "a setting" else (16, 16)
+        state["optimizer"] = functools.reduce(lambda pair, _: [pair, pair], range(40), []) if place == "a list" else {}
+        return PAIRS if place == "the only thing" else state
+    folder = changed(change)
+    if place == "a key":                                                  # torch.save cannot write it: it would hash
+        with zipfile.ZipFile(folder / "checkpoint.pt") as file:
+            parts = {entry.filename: file.read(entry) for entry in file.infolist()}
+        with zipfile.ZipFile(folder / "checkpoint.pt", "w") as file:
+            for name, content in parts.items():
+                key = b"\x80\x02})" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(40)) + b"K\x01s."
+                file.writestr(name, key if name.endswith("data.pkl") else content)
+    monkeypatch.setattr(torch, "load", None)                              # nobody reads it
+    for module in (P, D, E):
+        check_refused(module, [folder, *BRIEF], "damaged, or not a checkpoint (its objects repeat each other)")
 
 
 @pytest.mark.parametrize("content", [

@@ -579,6 +579,58 @@ def test_a_gradient_that_is_not_finite_leaves_the_state_before_it(tmp_path, monk
                for i, values in state["optimizer"]["state"].items() for k in values)
 
 
+# ---- an error within a step
+
+ERRORS = {"CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+          "CPU": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 14400000000 bytes."),
+          "file": FileNotFoundError(errno.ENOENT, "No such file or directory", "words.npy"),
+          "ours": UserError("words.npy: cannot be read: Input/output error"), "bug": TypeError("a bug")}
+
+
+def fails_in(monkeypatch, owner, name, error, call):
+    """Let a function raise this error at its n-th call."""
+    real, calls = getattr(owner, name), []
+
+    def function(*args, **more):
+        calls.append(1)
+        if len(calls) == call:
+            raise error
+        return real(*args, **more)
+    monkeypatch.setattr(owner, name, function)
+
+
+@pytest.mark.parametrize("kind, name", [*((kind, "simple_loss") for kind in ERRORS), ("file", "conditions")])
+def test_an_error_within_a_step_costs_no_step_before(unbroken, tmp_path, monkeypatch, kind, name):
+    """Memory is short, a cache vanishes, we made a mistake. Kills: the steps since the last save; a bug that hides."""
+    words = [*TINY, *DROP, "--steps", 3, "--held-out-every", 0, "--out", tmp_path / "r"]
+    kept = f"the checkpoint of step 2 is in {tmp_path / 'r'}"
+    with monkeypatch.context() as patch:
+        fails_in(patch, T, name, copy.copy(ERRORS[kind]), 3)
+        if kind == "bug":
+            with pytest.raises(TypeError) as left:
+                run_here(T, words)
+            assert left.value.__notes__ == [kept] and left.traceback[-1].name == "function"     # where it was
+        else:
+            status, line = run_here(T, words)
+            assert status == 2 and line.endswith(f"; {kept}\n") and line.count("\n") == 1
+            assert ("--accumulate, --recompute, --batch" if kind in ("CUDA", "CPU") else "words.npy: ") in line
+    assert run_here(T, ["--resume", tmp_path / "r", "--device", "cpu", "--save-every", 1]) == (None, "")
+    assert not soak.differences(unbroken, tmp_path / "r")
+
+
+@pytest.mark.parametrize("owner, name", [(torch.optim.Adam, "step"), (T, "update_ema")])
+def test_half_a_step_is_not_saved(tmp_path, monkeypatch, owner, name):
+    """Kills: weights of a step beside EMA weights or optimizer state of another."""
+    fails_in(monkeypatch, owner, name, copy.copy(ERRORS["CUDA"]), 3)
+    status, line = run_here(T, [*TINY, "--steps", 3, "--save-every", 1, "--out", tmp_path / "r"])
+    assert status == 2 and line.endswith(f"; the checkpoint of step 2 is in {tmp_path / 'r'}\n")
+    shutil.rmtree(tmp_path / "r")
+    fails_in(monkeypatch, owner, name, copy.copy(ERRORS["CUDA"]), 3)
+    status, line = run_here(T, [*TINY, "--steps", 3, "--out", tmp_path / "r"])
+    assert status == 2 and line.endswith("; no checkpoint was written yet\n") and line.count("\n") == 1
+    assert not runs.has_checkpoint(tmp_path / "r")
+
+
 # ---- waiting for data, and nobody who listens
 
 WAIT = [*TINY, "--steps", 100, "--save-every", 50, "--held-out-every", 0]
@@ -691,11 +743,12 @@ runs.main_program(train.main)
 
 @pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
-def test_several_processes_that_wait_hear_sigterm(tmp_path):
+@pytest.mark.parametrize("more", [(), ("--shard",)])
+def test_several_processes_that_wait_hear_sigterm(tmp_path, more):
     """All wait for data, and torchrun is told to stop. Kills: a kill after 30 seconds that takes the last steps."""
     (tmp_path / "blocked.py").write_text(BLOCKED)
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
-             tmp_path / "blocked.py", ROOT, *WAIT, "--workers", 1, "--out", tmp_path / "r"]
+             tmp_path / "blocked.py", ROOT, *WAIT, *more, "--workers", 1, "--out", tmp_path / "r"]
     process = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         log, deadline = tmp_path / "r" / "log.csv", time.time() + 120
@@ -703,7 +756,8 @@ def test_several_processes_that_wait_hear_sigterm(tmp_path):
             time.sleep(0.5)
         process.terminate()
         process.wait(60)
-        assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == 5     # of two scenes each: after ten they block
+        saved = start.newest_checkpoint(str(tmp_path / "r"))
+        assert saved["step"] == 5 and ("files" in saved) == bool(more)    # of two scenes each: after ten they block
     finally:
         process.kill()
 
@@ -833,7 +887,7 @@ def test_when_a_process_dies_the_others_end_and_say_why(tmp_path):
     assert done.returncode != 0 and time.time() - since < 60
     assert "another process of this run is gone" in done.stderr and "SIGKILL" in done.stderr
     assert "main_program(main)" not in done.stderr                        # no traceback of ours
-    assert runs.read_checkpoint(str(tmp_path / "run"))["step"] == 2
+    assert runs.read_checkpoint(str(tmp_path / "run"))["step"] == 3       # rank 0 had taken it before it noticed
 
 
 @pytest.mark.parametrize("said", ("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx",
@@ -881,7 +935,7 @@ def test_runs_that_start_together_have_folders_of_their_own(tmp_path, monkeypatc
 def test_torchrun_starts_it_again_and_it_goes_on_by_itself(tmp_path):
     done = mortal(tmp_path, "--max-restarts", "2")
     assert done.returncode == 0, done.stderr
-    assert "from step 2" in done.stdout
+    assert "from step 3" in done.stdout
     whole = program("train.py", *TINY, "--steps", 5, "--out", tmp_path / "whole")
     assert whole.returncode == 0
     a, b = (runs.read_checkpoint(str(tmp_path / name)) for name in ("run", "whole"))

@@ -246,3 +246,15 @@ def test_workers_are_chosen_so_that_a_card_need_not_wait(device, cores, world, w
     assert start.resolve_machine(C.PRESETS["glyphs64"], torch.device(device), world, 0).workers == wanted
     config = override(C.PRESETS["glyphs64"], workers=0)
     assert start.resolve_machine(config, torch.device(device), world, 0).workers == 0
+
+
+@pytest.mark.parametrize("here, world, wanted", [("8", 32, 7), ("8", 8, 7), ("4", 32, 15), (None, 8, 7), ("", 8, 7),
+                                                 ("0", 8, 7), ("x", 8, 7), ("8", 1, 16)])
+def test_workers_share_the_cores_of_their_own_machine(monkeypatch, here, world, wanted):
+    """Four machines of eight processes and 64 cores. Kills: one worker a process there, 32 GPUs that wait for data;
+    a variable of another job that is believed."""
+    monkeypatch.setattr(start, "cores", lambda: 64)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if here is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    assert start.resolve_machine(C.PRESETS["glyphs64"], torch.device("cuda"), world, 0).workers == wanted
