@@ -222,7 +222,8 @@ class Run:
         tell(f"\n{text}", sys.stderr)
 
     def finite(self, grad_norm):
-        """Return whether the norm of the gradient is finite. Call it before the optimizer changes the weights."""
+        """Return whether the norm of the gradient is finite. Call it before the optimizer changes the weights: until
+        after_step() they are half a step's, and an error saves nothing."""
         self.updating = bool(torch.isfinite(grad_norm))
         return self.updating
 
