@@ -39,7 +39,7 @@ from data import Glyphs, batches
 from plumbing import UserError, shard
 from plumbing.features import tensor_bytes
 from plumbing.files import fingerprint, hold
-from plumbing.pictures import pyplot, save_figure, show_image
+from plumbing.pages import draw_panels
 from plumbing.rounds import parse, plan, read_round
 from plumbing.runs import (autocast, choose_device, cores, ema_model, load_optimizer, load_weights, main_program,
                            read_checkpoint)
@@ -279,10 +279,8 @@ def explain():
     panels = [("z at t = 1", z[0]), ("teacher's x there", x_hat[0]), ("its step: z at 3/4", z[1]),
               ("teacher's x there", x_hat[1]), ("its step: z at 1/2", z[2]), ("x for the student", target),
               ("its one step: z at 1/2", landed)]
-    figure, axes = pyplot().subplots(1, len(panels), figsize=(1.8 * len(panels), 2.2))
-    for axis, (title, image) in zip(axes, panels):
-        show_image(axis, image[0], title)
-    save_figure(figure, "figures/distill.png", dpi=110)
+    titles, images = zip(*panels)
+    draw_panels("figures/distill.png", [[image[0] for image in images]], titles, size=(1.8, 2.2), dpi=110)
     print("wrote figures/distill.png (the teacher here is the closed-form denoiser of 24 scenes)")
 
 

@@ -44,9 +44,8 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from plumbing.pictures import pyplot, save_figure, show_image
+from plumbing.pages import draw_nest, draw_panels, gflops, millions
 from schedule import alpha_sigma, diffuse, logsnr_shifted
 from unet import UNet, initialise, starting_at
 
@@ -213,19 +212,12 @@ def draw_levels(path):
     generator = torch.Generator().manual_seed(0)
     eps = [torch.randn(level.shape, generator=generator) for level in x]
     base = lambda t: logsnr_shifted(t, 64, 64)
-    rows = list(zip(["1024 px", "256 px", "64 px"], x, eps, level_schedules(base, sizes)))
-    rows.append(("1024 px,\nno shift", x[0], eps[0], base))
+    levels = [*zip(x, eps, level_schedules(base, sizes)), (x[0], eps[0], base)]
     times = torch.linspace(0.1, 0.9, 9)
-    figure, axes = pyplot().subplots(len(rows), len(times), figsize=(1.25 * len(times), 5.4))
-    for row, (name, x_r, eps_r, schedule) in zip(axes, rows):
-        for axis, t in zip(row, times):
-            show_image(axis, view(x_r, eps_r, schedule(t), 64), interpolation="nearest")
-        row[0].set_ylabel(name, fontsize=9)
-    for axis, t in zip(axes[0], times):
-        axis.set_title(f"t = {float(t):.1f}", fontsize=9)
-    figure.suptitle("z_t at three levels, averaged to 64 px, at one contrast; the log-SNR of a level is 2 log k below "
-                    "the lowest's", fontsize=10)
-    save_figure(figure, path)
+    rows = [[view(x_r, eps_r, schedule(t), 64) for t in times] for x_r, eps_r, schedule in levels]
+    draw_panels(path, rows, [f"t = {t:.1f}" for t in times], ["1024 px", "256 px", "64 px", "1024 px,\nno shift"],
+                "z_t at three levels, averaged to 64 px, at one contrast; the log-SNR of a level is 2 log k below "
+                "the lowest's", size=(1.25, 1.35), interpolation="nearest")
 
 
 def outer_level(size, emb_channels, widths, blocks, shift, **options):
@@ -268,40 +260,13 @@ def print_costs(name, model):
     totals = []
     for r, network in enumerate(nests_in(model)):
         z = [torch.zeros(1, 3, *size) for size in model.sizes[r:]]
-        with FlopCounterMode(display=False) as counter:
-            denoise(network, z, [torch.zeros(1)] * len(z), *innermost(network).embed.of_cond({}, 1))
-        totals.append((sum(p.numel() for p in network.parameters()) / 1e6, counter.get_total_flops() / 1e9))
+        condition = innermost(network).embed.of_cond({}, 1)
+        totals.append((millions(network), gflops(denoise, network, z, [torch.zeros(1)] * len(z), *condition)))
     (parameters, flops), below = totals[0], totals[1:] + [(0, 0)]
     print(f"{name}\nlevel        parameters, M          forward pass of one image, GFLOP")
     for (height, width), (p, f), (q, g) in zip(model.sizes, totals, below):
         print(f"{height:4d}x{width:<4d} {p - q:11.2f} {(p - q) / parameters:8.1%} {f - g:14.1f} {(f - g) / flops:8.1%}")
     print()
-
-
-def draw_architecture(model, title, path):
-    """Draw the maps of a nest of U-Nets as boxes, one colour a level: down, inwards, and up again."""
-    plt = pyplot()
-    levels = [network.outer if isinstance(network, NestedUNet) else network for network in nests_in(model)]
-    boxes = [(level, i, "down") for level in levels for i in range(len(level.widths))]
-    boxes += [(level, i, "up") for level in reversed(levels) for i in reversed(range(len(level.widths)))]
-    figure, axis = plt.subplots(figsize=(11, 4))
-    for x, (level, i, way) in enumerate(boxes):
-        color, side = f"C{levels.index(level)}", level.first_map[0] >> i
-        blocks = len(level.down[i] if way == "down" else level.up[-1 - i])
-        height = 0.25 * math.log2(side)
-        axis.add_patch(plt.Rectangle((x, -height / 2), 0.8, height, color=color, alpha=0.6))
-        axis.text(x + 0.4, 0, f"{side}²\n{level.widths[i]}\n×{blocks}", ha="center", va="center", fontsize=8)
-        if i == 0:                                                        # z goes in here, or v comes out
-            (start, end), name = ((-2.0, -height / 2), "z") if way == "down" else ((-height / 2, -2.0), "v")
-            axis.annotate("", (x + 0.4, end), (x + 0.4, start), arrowprops=dict(arrowstyle="->", color=color))
-            axis.text(x + 0.4, -2.2, f"{name}, {level.size[0]} px", ha="center", fontsize=8, color=color)
-        if x and boxes[x - 1][0] is not level:
-            axis.plot([x - 0.1] * 2, [-1.5, 1.5], ":", color="grey")
-            axis.text(x - 0.1, 1.6, "adapter\nfrom 0", ha="center", fontsize=8, color="grey")
-    axis.set(xlim=(-0.4, len(boxes)), ylim=(-2.4, 2.2))
-    axis.axis("off")
-    axis.set_title(f"{title}: side of the maps, width, number of blocks; a level's skips stay inside it", fontsize=10)
-    save_figure(figure, path)
 
 
 def main():
@@ -310,7 +275,8 @@ def main():
         print_costs("mdm1024", paper)
         print_costs("glyphs64_nested", glyphs64_nested())
     draw_levels("figures/nested_levels.png")
-    draw_architecture(paper, "mdm1024", "figures/nested_unet.png")
+    levels = [network.outer if isinstance(network, NestedUNet) else network for network in nests_in(paper)]
+    draw_nest("figures/nested_unet.png", levels, "mdm1024")
     print("wrote figures/nested_levels.png (z_t of all levels) and figures/nested_unet.png (the network)")
 
 

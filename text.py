@@ -32,6 +32,7 @@ import sys
 import torch
 import torch.nn as nn
 
+from plumbing.pages import millions
 from unet import Attention, CrossAttention, starting_at
 
 
@@ -143,12 +144,11 @@ def print_costs():
         models = {"glyphs64_text": (small, "48 bytes"), "t2i256_uvit": text_to_image((256, 256), "dwt_1"),
                   "t2i512_uvit": text_to_image((512, 512), "dwt_2"),
                   "t2i384x640_uvit": text_to_image((384, 640), "dwt_2")}
-    millions = lambda model, kind: sum(p.numel() for module in model.modules() if isinstance(module, kind)
-                                       for p in module.parameters()) / 1e6
+    size_of = lambda model, kind: millions(*(module for module in model.modules() if isinstance(module, kind)))
     print("preset                parameters, M   cross-attention, M   its own encoder, M   text comes as")
     for name, (model, source) in models.items():
-        print(f"{name:20s} {millions(model, UViT):14.1f} {millions(model, CrossAttention):20.1f} "
-              f"{millions(model, ByteEncoder):20.1f}   {source}")
+        print(f"{name:20s} {size_of(model, UViT):14.1f} {size_of(model, CrossAttention):20.1f} "
+              f"{size_of(model, ByteEncoder):20.1f}   {source}")
 
 
 def main():

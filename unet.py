@@ -31,6 +31,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from dwt import EmbedInput, ProjectOutput, patch_factor
+from plumbing.pages import draw_features, millions
 
 
 def starting_at(scale, layer):
@@ -462,52 +463,34 @@ def table_1():
         print(f"{name:28s} {a:13.3g} {b:12.3g}     {paper}")
 
 
-def print_levels():
-    """Build B.1's U-Net for ImageNet 128 and print where its parameters are."""
-    shift = 2 * math.log(64 / 128)                                        # of the schedule's end points: eq. 5
-    with torch.device("meta"):                                            # shapes only: no memory, no numbers
-        model = UNet((128, 128), 128, 1024, (1, 2, 4, 8, 8), (3, 4, 4, 12, 4), attn_resolutions=(8, 16), num_heads=4,
-                     dropout=0.1, dropout_from_resolution=16, num_classes=1000, logsnr_min=-15 + shift,
-                     logsnr_max=15 + shift)
-    count = lambda *modules: sum(p.numel() for module in modules for p in module.parameters()) / 1e6
+def print_levels(model):
+    """Print where the parameters of B.1's U-Net for ImageNet 128 are."""
     print("\nimagenet128_unet: where the parameters are (\"scaling the architecture\")")
     print("level   side   width   blocks down + up   attention   dropout   parameters, M")
     for i, (down, up) in enumerate(zip(model.down, reversed(model.up))):
         block, attention = down[0]
         print(f"{i:5d}   {128 >> i:4d}   {model.widths[i]:5d}   {f'{len(down)} + {len(up)}':>16s}   "
               f"{'yes' if isinstance(attention, MapAttention) else 'no':>9s}   {block.dropout.p:7.1f}   "
-              f"{count(down, up):13.1f}")
-    other = count(model.embed, model.input, model.downsample, model.upsample, model.output)
-    print(f"{'middle: block, attention, block':62s} {count(model.middle):13.1f}")
-    print(f"{'embedding, down- and upsampling, input, output':62s} {other:13.1f}")
-    print(f"{'in all':62s} {count(model):13.1f}")
-
-
-def draw_features(path):
-    """Draw the feature map of each level in an untrained network, as the RMS over its channels. At initialisation every
-    block is the identity. So the picture shows only the first convolution and those between the levels."""
-    from data import Glyphs
-    from plumbing.pictures import pyplot, save_figure, show_image
-    torch.manual_seed(0)
-    net = UNet((64, 64), 32, 64, (1, 2, 4), (1, 1, 1), attn_resolutions=(16,)).eval()
-    image, maps = Glyphs((64, 64)).image(10), []
-    for level in (*net.down, *net.up):
-        level[-1][1].register_forward_hook(lambda module, args, output: maps.append(output[0]))
-    with torch.no_grad():
-        net(image[None], torch.zeros(1), {})
-    figure, axes = pyplot().subplots(1, 1 + len(maps), figsize=(2 * (1 + len(maps)), 2.3))
-    show_image(axes[0], image, "image")
-    for axis, features, way in zip(axes[1:], maps, ["down"] * 3 + ["up"] * 3):
-        axis.imshow(features.square().mean(0).sqrt().numpy(), cmap="magma")
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(f"{way} {features.shape[1]}x{features.shape[2]}x{features.shape[0]}", fontsize=9)
-    save_figure(figure, path, dpi=110)
+              f"{millions(down, up):13.1f}")
+    other = millions(model.embed, model.input, model.downsample, model.upsample, model.output)
+    for what, count in (("middle: block, attention, block", millions(model.middle)),
+                        ("embedding, down- and upsampling, input, output", other), ("in all", millions(model))):
+        print(f"{what:62s} {count:13.1f}")
 
 
 def main():
     table_1()
-    print_levels()
-    draw_features("figures/unet_features.png")
+    shift = 2 * math.log(64 / 128)                                        # of the schedule's end points: eq. 5
+    with torch.device("meta"):                                            # shapes only: no memory, no numbers
+        print_levels(UNet((128, 128), 128, 1024, (1, 2, 4, 8, 8), (3, 4, 4, 12, 4), attn_resolutions=(8, 16),
+                          num_heads=4, dropout=0.1, dropout_from_resolution=16, num_classes=1000,
+                          logsnr_min=-15 + shift, logsnr_max=15 + shift))
+
+    # At initialisation every block is the identity. So the maps show only the first convolution and those in between.
+    from data import Glyphs                                               # imported here: only main() needs an image
+    torch.manual_seed(0)
+    network = UNet((64, 64), 32, 64, (1, 2, 4), (1, 1, 1), attn_resolutions=(16,)).eval()
+    draw_features("figures/unet_features.png", network, Glyphs((64, 64)).image(10))
     print("wrote figures/unet_features.png (RMS of the features of each level, at initialisation)")
 
 
