@@ -2,7 +2,7 @@
 
 Paper: Cascaded Diffusion Models (Ho, Saharia, Chan, Fleet, Norouzi, Salimans 2021, arXiv 2106.15282), sections 2 and 3.
 We did not have its full text. This file follows detailed notes on it. "Unverified" marks what the notes leave open.
-Needs: schedule.py, unet.py. Next: precondition.py, or train.py.
+Needs: schedule.py, unet.py. Next: precondition.py.
 
 Each stage is a diffusion model of its own and trains on its own. The super-resolution stage gets its noisy z_t and a
 low-resolution image of the same scene. That image is up-sampled and concatenated to z_t over the channels:

@@ -1,7 +1,7 @@
 """Every setting with its unit and its source, the named presets, and what is built from them.
 
 Paper: simple diffusion, appendix B (settings); Matryoshka's released configurations; Cascaded Diffusion, appendix B.
-Needs: unet.py, uvit.py, text.py, nested_unet.py, video.py, cascade.py, precondition.py. Next: train.py.
+Needs: unet.py, uvit.py, text.py, nested_unet.py, video.py, cascade.py, precondition.py. Next: data.py.
 
 `Config` is one flat block. A field is a flag of train.py (--lr 1e-4), and the comment behind it is the help of that
 flag; nine fields are set from the data or by distill.py. A preset is a Config: `PRESETS` has one for each row of the
@@ -277,9 +277,8 @@ def text_condition(config):
     """Return the module that reads the captions, None for a model without text. A T5 stays outside of the model."""
     if not config.text_encoder:
         return None
-    encoder = None
-    if config.text_encoder == "bytes":
-        encoder = ByteEncoder(config.text_channels, config.text_length, config.text_layers, config.num_heads)
+    encoder = (ByteEncoder(config.text_channels, config.text_length, config.text_layers, config.num_heads)
+               if config.text_encoder == "bytes" else None)
     return TextCondition(config.text_channels, config.emb_channels, encoder, config.text_pooled)
 
 
@@ -298,15 +297,14 @@ def outer_network(config, level):
 def parameter_groups(model, config):
     """Return the parameters for Adam. Those that read the text (text.py) are a group with a rate of their own, text_lr.
 
-    The papers' models have one rate. The laptop's models learn the text's layers at a tenth of it: at first words are
-    only noise to the network, and at the full rate these layers, which all words share, learn within a few hundred
-    steps to output nothing (benchmarks/NOTEBOOK.md). A table of classes has no such layers.
+    The papers' models have one rate. The laptop's models learn the text's layers at a tenth of it. At first words are
+    only noise to the network. All words share these layers, so at the full rate they learn within a few hundred steps
+    to output nothing (benchmarks/NOTEBOOK.md). A table of classes has no such layers.
     """
-    readers = [module for module in model.modules() if isinstance(module, TextCondition)]
-    reading = {id(p) for module in readers for p in module.parameters()}
-    groups = [dict(params=[p for p in model.parameters() if id(p) not in reading])]
-    if reading:
-        groups.append(dict(params=[p for p in model.parameters() if id(p) in reading], share=config.text_lr))
+    of_text = {id(p) for module in model.modules() if isinstance(module, TextCondition) for p in module.parameters()}
+    groups = [dict(params=[p for p in model.parameters() if id(p) not in of_text])]
+    if of_text:
+        groups.append(dict(params=[p for p in model.parameters() if id(p) in of_text], share=config.text_lr))
     return groups
 
 

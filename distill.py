@@ -37,19 +37,16 @@ import torch
 from config import PRESETS, build_model, make_levels, make_optimizer, make_schedules, numbers
 from data import Glyphs, batches
 from plumbing import UserError, shard
-from plumbing.features import tensor_bytes
-from plumbing.files import fingerprint, hold
+from plumbing.files import hold
 from plumbing.pages import draw_panels
-from plumbing.rounds import parse, plan, read_round
-from plumbing.runs import (autocast, choose_device, cores, ema_model, load_optimizer, load_weights, main_program,
-                           read_checkpoint)
-from plumbing.sources import located, open_run, same_data
-from plumbing.start import check_room, set_aside
-from plumbing.t5 import Encoder
+from plumbing.rounds import parse, prepare, print_rounds, read_round
+from plumbing.runs import autocast, cores, load_optimizer, load_weights, main_program
+from plumbing.sampling import derive_seed
+from plumbing.start import set_aside
 from plumbing.training import Interrupt, Run
-from sample import ddim_step, derive_seed, guide, null_condition
+from sample import ddim_step, guide, null_condition
 from schedule import alpha_sigma_for, diffuse, v_from_x, x_from_v
-from train import conditions, draw, draw_augmentation, low_res_conditions, micro_batches, noise_shapes, select
+from train import conditions, draw, low_res_conditions, micro_batches, noise_shapes, select
 
 
 # ------------------------------------------------------------------------------------------ targets and loss
@@ -172,7 +169,7 @@ def teach(folder, config, source, teacher, student, steps, device, interrupt, en
         if config.guidance_max:
             cond["guidance"] = 1 + (config.guidance_max - 1) * u
         if config.low_size:
-            cond |= low_res_conditions(config, x, noises[-1], draw_augmentation(seed, step, places, device))
+            cond |= low_res_conditions(config, x, noises[-1], seed, step, places)
         levels = zip(make_levels(config, x), noises, schedules)
         z = [diffuse(x_r, eps_r, schedule(t)) for x_r, eps_r, schedule in levels]
 
@@ -217,20 +214,10 @@ def main():
     if len(sys.argv) == 1:
         return explain()
     args = parse(sys.argv[1:])
-    run = os.path.normpath(args.run)
-    device, why = choose_device(args.device)
-    state = read_checkpoint(run)
-    config, teacher = located(state["config"], args, run), ema_model(state, run, device)
-    source = open_run(config)
-    config = same_data(config, source, None if args.accept_changed_data else state.get("examples"))
-    check_room(config, device, world=1)
-    weights = fingerprint(*tensor_bytes(teacher.parameters()))
-    todo = plan(args, config, f"{run}, step {state['step']}, weights {weights}", device)
-    encoder = Encoder(config, device, cached=True) if config.text_encoder else None
+    device, teacher, source, encoder, rounds, headline = prepare(args)
     interrupt, rows = Interrupt(), []
-    names = [str(steps or "guided") for *_, steps in todo]
-    print(f"{run} -> {' -> '.join(names)}, on {device} ({why}); rounds in {os.path.dirname(todo[0][0])}", flush=True)
-    for folder, config, steps in todo:
+    print(headline, flush=True)
+    for folder, config, steps in rounds:
         start = time.monotonic()
         with device:
             student = copy.deepcopy(teacher) if steps else with_guidance(teacher, config)
@@ -243,10 +230,7 @@ def main():
         rows.append((folder, loss, time.monotonic() - start))
         print(f"{folder}: done", flush=True)
         teacher = student.eval().requires_grad_(False)
-    print(f"{'round':10s} {'loss':>10s} {'seconds':>8s}   draw with")
-    for folder, loss, seconds in rows:
-        loss = "earlier" if math.isnan(loss) else f"{loss:.5f}"
-        print(f"{os.path.basename(folder):10s} {loss:>10s} {seconds:8.0f}   python sample.py {folder}")
+    print_rounds(rows)
 
 
 # ------------------------------------------------------------------------------------------ the page of the lecture

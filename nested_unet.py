@@ -2,7 +2,7 @@
 
 Paper: Matryoshka Diffusion Models (Gu, Zhai, Zhang, Susskind, Jaitly 2023, arXiv 2310.15111), section 3. We did not
 have its full text. The equations and steps here follow the released code and other people's notes on the paper.
-Needs: schedule.py, unet.py. Next: train.py, sample.py.
+Needs: schedule.py, unet.py. Next: video.py, or cascade.py.
 
 An image has R levels, from level R, the full image, to level 1, the smallest (eq. 2). Our lists are HIGHEST FIRST:
 

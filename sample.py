@@ -21,7 +21,6 @@ import plumbing  # first: from here on Ctrl-C shows no traceback
 import functools
 import sys
 
-import numpy as np
 import torch
 
 from cascade import hand_over
@@ -29,8 +28,8 @@ from config import make_low_schedule, make_schedule
 from plumbing.pictures import side_by_side
 from plumbing.runs import autocast, choose_device, choose_precision, load_run, main_program, progress
 from plumbing.sampling import (BATCH, apply_settings, check_cascade, choose_captions, choose_sheet, compile_model,
-                               count_predictions, introduce, make_conditions, open_film, parse, parse_handoffs,
-                               write_pictures)
+                               count_predictions, derive_seed, image_seeds, introduce, make_conditions, open_film,
+                               parse, parse_handoffs, write_pictures)
 from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
 
 
@@ -270,32 +269,12 @@ def sample_chain(models, configs, conds, seeds, device, precisions, handoff="ren
     return images
 
 
-def derive_seed(seed, *use):
-    """Derive a seed for another use of the same seed, named by integers: a later stage, or the noise of a handoff.
-
-    PyTorch's CPU generator reads only the low 32 bits of a seed. If a stage added a large number to the seed instead,
-    two stages could start from the same noise.
-    """
-    return int(np.random.SeedSequence((seed, *use)).generate_state(1)[0])
-
-
 def handoff_noise(shape, seeds, stage):
     """Draw the noise of the handoff to `stage`: N(0, I) of shape (B, 3, h, w). Image i depends on seeds[i] alone."""
     return draw_noise(shape[1:], make_generators(derive_seed(int(seed), stage, 1) for seed in seeds))
 
 
 # ------------------------------------------------------------------------------------------ runs
-
-def image_seeds(seed, n, first=0):
-    """Return n image seeds of the set `seed`, beginning at image number `first`.
-
-    Sets of up to a million images share no seed if their `seed` is below 4294. Above, an image seed would need more
-    than the 32 bits that the generator reads, and a set could be another one moved by some images. So we hash it.
-    """
-    if seed < 4294:
-        return [seed * 1_000_003 + i for i in range(first, first + n)]
-    return [derive_seed(seed, 0, 0, i) for i in range(first, first + n)]
-
 
 def sample_run(model, config, cond, seeds, device, precision, on_step=None, negative=None, stop=0.0, lowest_idx=1,
                levels=False):

@@ -1,7 +1,7 @@
 """Captions in: how they become embeddings, and how the network reads them.
 
 Paper: simple diffusion, section 3.6: "the T5 XXL text encoder as conditioning", frozen, after Imagen; 5.2:
-cross-attention in the transformer. Needs: unet.py (it holds CrossAttention), uvit.py. Next: train.py.
+cross-attention in the transformer. Needs: unet.py (it holds CrossAttention), uvit.py. Next: nested_unet.py.
 
 There are two encoders (--text-encoder):
 
@@ -52,9 +52,9 @@ def to_bytes(captions, length):
 class ByteEncoder(nn.Module):
     """The small encoder: text (B, T) long in 0..255, mask (B, T) -> words (B, T, c), their mask (B, T).
 
-    Each byte sees `reach` neighbours on both sides. The mean over a word's bytes is a token. A transformer runs over
-    the words, not over the bytes: a single letter can decide the image. It is one of
-    forty bytes but one of seven words, so attention finds it more easily among words.
+    Each byte sees `reach` neighbours on both sides. The mean over a word's bytes is a token. The transformer runs over
+    words, not over bytes, since a single letter can decide the image. It is one of forty bytes but one of seven words,
+    so attention finds it more easily among words.
     """
 
     def __init__(self, channels, length, layers, num_heads, reach=3):
@@ -70,17 +70,19 @@ class ByteEncoder(nn.Module):
 
     def forward(self, text, mask):
         x = self.byte(text) * mask[:, :, None]                            # (B, T, c), zero where padded
-        near = nn.functional.pad(x, (0, 0, self.reach, self.reach))
-        x = x + self.near(torch.cat([near[:, i:i + x.shape[1]] for i in range(2 * self.reach + 1)], 2))
-        letter = mask & (text != ord(" "))
-        word = ((text == ord(" ")) & mask).cumsum(1)                      # (B, T) number of the word that a byte is in
-        belongs = (word[:, None] == torch.arange(text.shape[1], device=text.device)[:, None]) & letter[:, None]
-        count = belongs.sum(2)                                            # (B, T) bytes of each word
-        x = (belongs / count.clamp(min=1)[:, :, None]).to(x.dtype) @ x + self.position[:text.shape[1]]
+        T, padded = x.shape[1], nn.functional.pad(x, (0, 0, self.reach, self.reach))
+        x = x + self.near(torch.cat([padded[:, i:i + T] for i in range(2 * self.reach + 1)], 2))
+
+        # From bytes to words: word w is the mean of its bytes. A byte's word is the number of spaces before it.
+        is_space = text == ord(" ")
+        number = (is_space & mask).cumsum(1)                              # (B, T) of the word that a byte is in
+        in_word = (number[:, None] == torch.arange(T, device=text.device)[:, None]) & (mask & ~is_space)[:, None]
+        count = in_word.sum(2)                                            # (B, T) bytes of each word; in_word (B, T, T)
+        x = (in_word / count.clamp(min=1)[:, :, None]).to(x.dtype) @ x + self.position[:T]      # (B, T, c)
         mask = count > 0
-        some = mask | ~mask.any(1, keepdim=True)                          # no word: attend to all, softmax needs one
+        attended = mask | ~mask.any(1, keepdim=True)                      # no word: attend to all, softmax needs one
         for attention, mlp in self.layers:
-            x = attention(x, some)
+            x = attention(x, attended)
             x = x + mlp(x)
         return x, mask
 

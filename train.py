@@ -10,11 +10,12 @@ One step of the loop in main(), at the end of this file:
     the network predicts v from z_t; the loss is the mean square error of v, or of the eps that v implies
     clip the gradient, take a step of Adam, update the EMA weights
 
-README.md has the same loop in ten lines. What makes this one longer: micro-batches, several processes, a cascade.
+README.md has the same loop in ten lines. This one is longer, since it has micro-batches, several processes, a cascade.
 
-An example's t, eps and dropped condition depend only on the seed, the step and its place in the global batch. So a
-resumed run gives the same weights, to the bit on a CPU, and any number of processes trains on the same noise. Dropout
-masks, and which images --mixed-ratio leaves without a high level, depend on the process and its micro-batches.
+The seed, the step and the place of an example in the global batch give its t, its eps and whether its condition is
+dropped. So a resumed run gives the same weights, to the bit on a CPU, and any number of processes trains on the same
+noise. Two things depend on the process and its micro-batches: dropout masks, and which images --mixed-ratio leaves
+without a high level.
 
     python train.py                                      letters at 64 x 64, about ten minutes on two cores
     python train.py --data photos/ --size 64             your own folder of images
@@ -126,10 +127,9 @@ def training_loss(config, model, x, cond, t, noises):
     if config.loss == "band_mse":
         measure = functools.partial(band_loss, bands=dict(zip(config.shapes, config.rms)), multiscale=config.multiscale)
     if config.is_nested:
-        level_counts = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
+        rows = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
         weights = numbers(config.level_weights, ":") or None
-        levels = make_levels(config, x)
-        return nested_loss(model, levels, cond, t, noises, schedule, measure, weights, level_counts)
+        return nested_loss(model, make_levels(config, x), cond, t, noises, schedule, measure, weights, rows)
     if config.is_super_resolution:
         cond = dict(cond)
         low_res, aug_logsnr = cond.pop("low_res"), cond.pop("aug_logsnr")
@@ -139,8 +139,7 @@ def training_loss(config, model, x, cond, t, noises):
 
 # ------------------------------------------------------------------------------------------ what a step needs
 
-HELD_OUT = 2 ** 62                                                        # `step` in `draw` for the held-out images;
-                                                                          # no training step is that large
+HELD_OUT = 2 ** 62                                                        # a `step` for `draw` that no training reaches
 
 
 def draw(seed, step, places, shapes, device):
@@ -169,8 +168,8 @@ def draw_augmentation(seed, step, places, device):
 
 
 def noise_shapes(config):
-    """Return the shape of each noise: of the image; of a nested model, of each level, highest first; of a
-    super-resolution model, of the image and the low-res image."""
+    """Return the shape of each noise: one a level, highest first; a super-resolution model has one of its low-res
+    image, too."""
     return config.shapes + ([(3, *config.low_size)] if config.is_super_resolution else [])
 
 
@@ -186,13 +185,13 @@ def conditions(config, batch, dropped, encoder=None):
     return cond
 
 
-def low_res_conditions(config, x, noise, uniform):
+def low_res_conditions(config, x, noise, seed, step, places):
     """Cascaded Diffusion 3: return the augmented low-res images of x and their noise level.
 
-    noise: N(0, 1) of their size, (B, 3, h, w). uniform (4, B): the time s of the noise; who gets noise; who gets blur;
-    how much blur.
+    noise: N(0, 1) of their size, (B, 3, h, w). The four numbers of an example are the time s of its noise, whether it
+    gets noise, whether it gets blur, and how much blur.
     """
-    s, *draws = uniform
+    s, *draws = draw_augmentation(seed, step, places, x.device)           # (B,) each
     low_res, aug_logsnr = augment(downsample(x, config.low_size), s, noise, make_low_schedule(config), draws,
                                   config.aug_noise, config.aug_blur, (config.blur_low, config.blur_high))
     return {"low_res": low_res, "aug_logsnr": aug_logsnr}
@@ -237,7 +236,7 @@ def make_held_out_loss(config, ema, batch, encoder, device):
     _, noises, u = draw(config.seed, HELD_OUT, places, noise_shapes(config), device)
     cond = conditions(config, batch, torch.zeros_like(u).bool(), encoder)
     if config.is_super_resolution:
-        cond |= low_res_conditions(config, x, noises[1], draw_augmentation(config.seed, HELD_OUT, places, device))
+        cond |= low_res_conditions(config, x, noises[1], config.seed, HELD_OUT, places)
     config = dataclasses.replace(config, mixed_ratio="")                  # all images at all levels
 
     @torch.no_grad()
@@ -295,7 +294,7 @@ def main():
         t, noises, u = draw(config.seed, step, places, noise_shapes(config), device)
         cond = conditions(config, batch, u < config.cond_drop, encoder)
         if config.is_super_resolution:
-            cond |= low_res_conditions(config, x, noises[1], draw_augmentation(config.seed, step, places, device))
+            cond |= low_res_conditions(config, x, noises[1], config.seed, step, places)
         torch.manual_seed(config.seed * 1_000_003 + step * world + rank)  # dropout: no random state to be saved
 
         lr = config.lr * min(1, (step + 1) / max(1, config.warmup),       # linear warm-up, linear fall at the end

@@ -57,9 +57,9 @@ def sinusoid(x, channels):
 class Embedding(nn.Module):
     """Embed logsnr and the conditions: -> emb (B, E), from which every block takes its scale and shift.
 
-    The input is the place of logsnr between logsnr_min and logsnr_max, the end points of the SHIFTED schedule: a shift
-    moves them (appendix A warns of it). Note: (logsnr - logsnr_min) / (logsnr_max - logsnr_min), in [0, 1]. With -15
-    and 15, the input would leave [0, 1].
+    The input is the place of logsnr between logsnr_min and logsnr_max. These are the end points of the SHIFTED
+    schedule, since a shift moves them (appendix A warns of it). Note: (logsnr - logsnr_min) /
+    (logsnr_max - logsnr_min), in [0, 1]. With -15 and 15, the input would leave [0, 1].
     # Paper: B.2 says only 'linear', B.1 nothing, and get_logsnr_emb is not printed. This scaling, the sinusoidal
     # embedding and two layers are our reading, for both networks.
 
@@ -103,7 +103,8 @@ class Embedding(nn.Module):
         label, text = cond.get("label"), None
         if label is None:
             label = torch.full((batch_size,), -1, device=self.label.weight.device)
-        # The last row is the null embedding. A label that is too large must not find it, so it moves on, out of range.
+        # Negative labels get the last row, the null embedding. Labels that are too large must not find it: + 1 takes
+        # them past it, so they raise IndexError.
         label = torch.where(label < 0, self.num_classes, label + (label >= self.num_classes))
         condition = self.label(label)                                     # (B, E)
         if self.portrait is not None and "portrait" in cond:
@@ -376,12 +377,12 @@ class UNet(nn.Module):
             return ResBlock(widths[level], emb_channels, level_dropout, skip)
 
         def attention(level, in_middle):
+            channels, layers = widths[level], []
             if not attn_layers:                                           # simple diffusion
                 has_attention = any(at_resolution(*sizes[level], r) for r in attn_resolutions)
-                return MapAttention(widths[level], num_heads, text_channels) if has_attention else MapSequence()
-            layers = []                                                   # Matryoshka
-            for _ in range(1 if in_middle else attn_layers[level]):
-                layers += [MapAttention(widths[level], num_heads, text_channels), FeedForward(widths[level])]
+                return MapAttention(channels, num_heads, text_channels) if has_attention else MapSequence()
+            for _ in range(1 if in_middle else attn_layers[level]):       # Matryoshka
+                layers += [MapAttention(channels, num_heads, text_channels), FeedForward(channels)]
             return MapSequence(*layers)
 
         def block_and_attention(level, skip=False, in_middle=False):

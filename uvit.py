@@ -1,7 +1,7 @@
 """The U-ViT: a small convolutional U-Net around a large transformer.
 
 Paper: simple diffusion, sections 3.5, 3.6 and 5.2 (text), appendix B.2 and B.2.1 (pseudo-code), figure 7.
-Needs: unet.py (embedding, ResBlock, attention). Next: text.py, or train.py.
+Needs: unet.py (embedding, ResBlock, attention). Next: text.py, or for images alone train.py.
 
 The coarsest level of the U-ViT (16 x 16 in the paper) has only transformer blocks, without U-Net skips. The finer
 levels have ResBlocks with skips, as before. The result is easy to scale (36 blocks of width 2048, 2 billion parameters)

@@ -2,13 +2,31 @@
 import dataclasses
 import os
 
-from data import FontFile, Glyphs, ImageFolder, open_source
+from data import FontFile, Glyphs, ImageFolder
 from plumbing import UserError
 from plumbing.files import fingerprint
-from plumbing.fonts import find_font
+from plumbing.fonts import find_font, matplotlib_fonts
 from plumbing.motion import in_motion
 
 LOOKED_INTO = 64                                                          # files of a folder whose contents count
+
+
+def open_source(data, size, count=100_000, seed=0, held_out=False, pairs="all", portrait=False, characters=""):
+    """Open what --data names: "glyphs", a font file, or a folder of images. Raises UserError."""
+    if data == "glyphs":
+        return Glyphs(size, count, seed, held_out, pairs, portrait, characters)
+    path = find_font(data)
+    if os.path.isfile(path):
+        if not data.lower().endswith((".ttf", ".otf", ".ttc", ".otc")):
+            raise UserError(f"--data {data}: want glyphs, a font file (.ttf, .otf, .ttc) or a folder of images")
+        return FontFile(path, size, characters, count=count, seed=seed, held_out=held_out, pairs=pairs,
+                        portrait=portrait)
+    if characters:
+        raise UserError(f"--characters: want a font file, or glyphs, not --data {data}")
+    if os.path.isdir(data):
+        return ImageFolder(data, size, portrait)
+    fonts = ", ".join(sorted(os.listdir(matplotlib_fonts()))[:4])
+    raise UserError(f"--data {data}: no such file or folder, and no font of matplotlib (which has {fonts}, ...)")
 
 
 def open_run(config, **options):

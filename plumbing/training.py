@@ -27,10 +27,10 @@ from plumbing.files import keep_aside, whole_file
 from plumbing.images import BrokenImage
 from plumbing.pictures import pyplot, save_picture
 from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, not_finite, save_checkpoint, tell
-from plumbing.sampling import make_conditions, make_sheet, what_is_drawn
+from plumbing.sampling import image_seeds, make_conditions, make_sheet, what_is_drawn
 from plumbing.sources import open_run
 from plumbing.watch import PAGE, Page, clock, sheet_name
-from sample import image_seeds, sample_run
+from sample import sample_run
 
 LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "seconds", "held_out"]
 
