@@ -83,7 +83,7 @@ class Config:
     grow_from: str = ""                  # run whose weights initialise the inner network
     init_from: str = ""                  # run, or pretrained/NAME, whose EMA weights initialise the whole network
     # a super-resolution stage of a cascade (CDM 3)
-    low_size: tuple[int, ...] = ()       # px: height,width of the low-res image to start from; empty = none
+    low_size: tuple[int, ...] = ()       # px: height,width of the low-res image to start from; empty = no such stage
     low_upsample: Literal["bilinear", "bicubic"] = "bilinear"  # interpolation of the low-res image to full size
     aug_noise: float = 0.9               # share of examples whose low-res image gets noise, of a level s ~ U(0, 1)
     aug_blur: float = 0.0                # share of examples whose low-res image is blurred; paper: 0.5 from 128 px up
@@ -152,11 +152,6 @@ class Config:
         return [[float(s) for s in level.split(",")] for level in parts(self.band_rms)]
 
     @property
-    def is_super_resolution(self):
-        """True if the model is a later stage of a cascade (cascade.py)."""
-        return bool(self.low_size)
-
-    @property
     def counts(self):
         """[T, ...] of the levels, highest first: the frames of a video; an image has one."""
         return numbers(self.frames, ":") or [1] * (1 + len(parts(self.outer_channels)))
@@ -215,12 +210,12 @@ def make_schedules(config):
         "interpolated": partial(logsnr_interpolated, image_d=image_d, noise_d_low=config.noise_d,
                                 noise_d_high=config.noise_d_high, **ends),
     }[config.schedule]
-    return level_schedules(base, config.sizes, config.level_power) if config.outer_channels else [base]
+    return level_schedules(base, config.sizes, config.level_power) if config.is_nested else [base]
 
 
 def make_schedule(config):
     """Return what the loss and sample() take: one schedule for a plain model, a list for a nested one."""
-    return make_schedules(config) if config.outer_channels else make_schedules(config)[0]
+    return make_schedules(config) if config.is_nested else make_schedules(config)[0]
 
 
 def make_levels(config, x):

@@ -39,7 +39,7 @@ from data import Glyphs, batches
 from plumbing import UserError, shard
 from plumbing.files import hold
 from plumbing.pages import draw_panels
-from plumbing.rounds import parse, prepare, print_rounds, read_round
+from plumbing.rounds import parse, prepare, read_round
 from plumbing.runs import autocast, cores, load_optimizer, load_weights, main_program
 from plumbing.sampling import derive_seed
 from plumbing.start import set_aside
@@ -123,14 +123,13 @@ def round_loss(config, teacher, student, schedules, z, t, cond, steps):
     cond holds the guidance scale of each example if the student is given one.
     """
     logsnr = [schedule(t) for schedule in schedules]
+    given = cond if steps else {key: value for key, value in cond.items() if key != "guidance"}
+
+    def predict(z, logsnr, dropped=False):
+        return on_levels(teacher, z, logsnr, null_condition(given) if dropped else given)
     with torch.no_grad():
-        if steps:
-            target = two_step_target(lambda z, logsnr: on_levels(teacher, z, logsnr, cond), schedules, z, t, steps)
-        else:
-            given = {key: value for key, value in cond.items() if key != "guidance"}
-            target = guided_target(
-                lambda z, logsnr, dropped: on_levels(teacher, z, logsnr, null_condition(given) if dropped else given),
-                z, logsnr, cond["guidance"])
+        target = (two_step_target(predict, schedules, z, t, steps) if steps
+                  else guided_target(predict, z, logsnr, cond["guidance"]))
     v = on_levels(student, z, logsnr, cond)
     losses = [distillation_loss(*level, config.distill_weight) for level in zip(v, target, logsnr)]
     weights = numbers(config.level_weights, ":") or [1.0] * len(losses)
@@ -138,10 +137,11 @@ def round_loss(config, teacher, student, schedules, z, t, cond, steps):
 
 
 def teach(folder, config, source, teacher, student, steps, device, interrupt, encoder=None):
-    """Train `student` in place for config.steps updates, into the run `folder`; continue if it has a checkpoint.
+    """Train `student` in place for config.steps updates, into the run `folder`. Continue if it has a checkpoint.
 
     source: the training images, opened once: a class that comes or goes between two rounds would shift the labels.
-    Return (exit status, last loss). The status is None if the round is complete; the loss is nan if it was before.
+    Return (exit status, last loss). The status is None if the round is complete. The loss is nan if the round was
+    complete before, or did not end.
     """
     os.makedirs(folder, exist_ok=True)
     lock = hold(folder)                                                   # as long as this function runs
@@ -230,7 +230,10 @@ def main():
         rows.append((folder, loss, time.monotonic() - start))
         print(f"{folder}: done", flush=True)
         teacher = student.eval().requires_grad_(False)
-    print_rounds(rows)
+    print(f"{'round':10s} {'loss':>10s} {'seconds':>8s}   draw with")
+    for folder, loss, seconds in rows:
+        loss = "earlier" if math.isnan(loss) else f"{loss:.5f}"
+        print(f"{os.path.basename(folder):10s} {loss:>10s} {seconds:8.0f}   python sample.py {folder}")
 
 
 # ------------------------------------------------------------------------------------------ the page of the lecture

@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from plumbing.pictures import pyplot, save_figure, show_image
+from plumbing.pages import draw_panels
 
 
 def _split(x):
@@ -199,12 +199,8 @@ def draw_bands(x, level_1, level_2, path):
         return torch.cat([torch.cat([ll, 4 * hl], -1), torch.cat([4 * lh, 4 * hh], -1)], -2)
 
     corner = mosaic(*level_2)                                             # the second level, in place of the first's LL
-    figure, axes = pyplot().subplots(1, 2, figsize=(9, 4.8))
-    for axis, image in zip(axes, (x, mosaic(corner, *level_1[1:]))):
-        show_image(axis, image[0])
-    axes[0].set_title("image, 512 x 512")
-    axes[1].set_title("two levels of the 5/3 DWT (details x 4)")
-    save_figure(figure, path)
+    draw_panels(path, [[x[0], mosaic(corner, *level_1[1:])[0]]],
+                ["image, 512 x 512", "two levels of the 5/3 DWT (details x 4)"], size=(4.5, 4.8))
 
 
 def main():

@@ -159,8 +159,8 @@ def denoise(network, z, logsnr, condition, text=None, f=None):
     condition   (B, E), added at every level
     text        for the cross-attention. Only the innermost network has it
     f           the map that comes down from the level above. This level adds it to its input
-    In a mixed batch a level above has only the first B_r rows. The other images have no
-    higher level: their f is zero, and their output is not used there.
+    In a mixed batch a level above has only the first B_r rows. The other images have no higher level. So their f is
+    zero, and the level above does not use their output.
     """
     if not isinstance(network, NestedUNet):                               # the innermost network
         h = network.features(z[0], network.embed.of_logsnr(logsnr[0], len(z[0])) + condition, text, f)
@@ -254,8 +254,8 @@ def nests_in(model):
 def print_costs(name, model):
     """Print the parameters and the FLOPs of each level of a model on device meta.
 
-    The cost of a level is that of its network minus that of the network inside. So the adapters count as part
-    of the outer level.
+    The cost of a level is that of its network minus that of the network inside. So the adapters belong to the outer
+    level.
     """
     totals = []
     for r, network in enumerate(nests_in(model)):

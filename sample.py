@@ -250,8 +250,9 @@ def sample_chain(models, configs, conds, seeds, device, precisions, handoff="ren
     """Draw n images by a cascade (cascade.py). Return those of each stage, [(n, 3, H, W), ...], lowest stage first.
 
     models, configs, conds, precisions, negatives: one for each stage. A single run is a cascade of one stage.
-    handoff_times: for each handoff the time s in [0, 1) of its noise. on_step: called as on_step(stage, first, k, z),
-    see sample_run. last_stage_options: arguments of sample_run for the last stage alone.
+    handoff_times: for each handoff, the time s in [0, 1) of its noise.
+    on_step: called as on_step(stage, first, k, z), see sample_run.
+    last_stage_options: arguments of sample_run for the last stage alone.
     """
     images, last = [], len(models) - 1
     for stage, (model, config, cond, precision) in enumerate(zip(models, configs, conds, precisions)):
@@ -289,14 +290,10 @@ def sample_run(model, config, cond, seeds, device, precision, on_step=None, nega
                    clip=config.clip_x, device=device, guidance=config.guidance if config.evaluations == 2 else 1.0)
     if config.guidance_max:                                               # this distilled model takes w as a condition
         cond = dict(cond, guidance=torch.full((len(seeds),), config.guidance))
-    sample_batch, shape, to_images = sample, config.shapes[0], lambda z: z
+    options |= dict(stop=stop) if stop else dict(lowest_idx=lowest_idx)
+    draw, shape, to_images = sample_truncated if stop else sample, config.shapes[0], lambda z: z
     if config.is_nested:                                                  # here z is a list, one entry for each level
-        sample_batch, shape = sample_levels, config.shapes
-        to_images = side_by_side if levels else lambda z: z[0]
-    if stop:
-        sample_batch = functools.partial(sample_truncated, stop=stop)
-    else:
-        options["lowest_idx"] = lowest_idx
+        draw, shape, to_images = sample_levels, config.shapes, side_by_side if levels else lambda z: z[0]
     images = []
     for first in range(0, len(seeds), BATCH):
         rows = slice(first, first + BATCH)
@@ -304,7 +301,7 @@ def sample_run(model, config, cond, seeds, device, precision, on_step=None, nega
         options["negative"] = negative and {key: values[rows] for key, values in negative.items()}
         options["on_step"] = on_step and (lambda k, z, x_hat: on_step(first, k, to_images(z)))
         with torch.no_grad(), autocast(precision, device):
-            z = sample_batch(model, make_schedule(config), batch_cond, shape, seeds[rows], **options)
+            z = draw(model, make_schedule(config), batch_cond, shape, seeds[rows], **options)
         images.append(to_images(z).cpu())
     return torch.cat(images)
 

@@ -135,20 +135,20 @@ def print_costs():
     """Print the parameters that text adds to a small model with its own encoder, and to the three models of 3.6."""
     from uvit import UViT
 
-    def text_to_image(size, patching):
+    def of_the_paper(size, patching):
         return UViT(size, 128, 1024, (1, 2, 4, 16), (2, 2, 2), 36, num_heads=4, patching=patching,
                     transformer_resolutions=(32,), text=TextCondition(4096, 1024), text_channels=4096,
-                    portrait=size[0] != size[1]), "128 tokens x 4096 of google/t5-v1_1-xxl"
+                    portrait=size[0] != size[1])
 
     with torch.device("meta"):                                            # shapes only: no memory, no numbers
+        models = {"t2i256_uvit": of_the_paper((256, 256), "dwt_1"), "t2i512_uvit": of_the_paper((512, 512), "dwt_2"),
+                  "t2i384x640_uvit": of_the_paper((384, 640), "dwt_2")}
         small = UViT((64, 64), 32, 256, (1, 3, 6), (1, 1), 4, num_heads=4, patching="dwt_1",
                      text=TextCondition(128, 256, ByteEncoder(128, 48, layers=2, num_heads=4)), text_channels=128)
-        models = {"glyphs64_text": (small, "48 bytes"), "t2i256_uvit": text_to_image((256, 256), "dwt_1"),
-                  "t2i512_uvit": text_to_image((512, 512), "dwt_2"),
-                  "t2i384x640_uvit": text_to_image((384, 640), "dwt_2")}
     size_of = lambda model, kind: millions(*(module for module in model.modules() if isinstance(module, kind)))
     print("preset                parameters, M   cross-attention, M   its own encoder, M   text comes as")
-    for name, (model, source) in models.items():
+    for name, model in {"glyphs64_text": small, **models}.items():
+        source = "48 bytes" if model is small else "128 tokens x 4096 of google/t5-v1_1-xxl"
         print(f"{name:20s} {size_of(model, UViT):14.1f} {size_of(model, CrossAttention):20.1f} "
               f"{size_of(model, ByteEncoder):20.1f}   {source}")
 

@@ -19,12 +19,8 @@ without a high level.
 
     python train.py                                      letters at 64 x 64, about ten minutes on two cores
     python train.py --data photos/ --size 64             your own folder of images
-    python train.py --preset imagenet128_unet --data imagenet/train --dry-run
     python train.py --resume runs/glyphs64               continue exactly where the run stopped
     python train.py --preset glyphs64_nested --grow-from runs/glyphs16      add a 64 px level to a trained 16 px model
-    python train.py --init-from pretrained/glyphs64 --data photos/          start from trained weights
-    python train.py --preset glyphs64_text               captions instead of classes
-    python train.py --preset glyphs64_sr                 super-resolution 16 -> 64, the second stage of a cascade
     torchrun --nproc_per_node 8 train.py --preset ...    data parallel; the global batch is split over the processes
     torchrun --nproc_per_node 8 train.py --preset ... --shard     weights and optimizer state are sharded too
 
@@ -130,7 +126,7 @@ def training_loss(config, model, x, cond, t, noises):
         rows = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
         weights = numbers(config.level_weights, ":") or None
         return nested_loss(model, make_levels(config, x), cond, t, noises, schedule, measure, weights, rows)
-    if config.is_super_resolution:
+    if config.low_size:                                                   # a stage of a cascade
         cond = dict(cond)
         low_res, aug_logsnr = cond.pop("low_res"), cond.pop("aug_logsnr")
         return super_resolution_loss(model, x, low_res, aug_logsnr, cond, t, noises[0], schedule, measure)
@@ -170,7 +166,7 @@ def draw_augmentation(seed, step, places, device):
 def noise_shapes(config):
     """Return the shape of each noise: one a level, highest first; a super-resolution model has one of its low-res
     image, too."""
-    return config.shapes + ([(3, *config.low_size)] if config.is_super_resolution else [])
+    return config.shapes + ([(3, *config.low_size)] if config.low_size else [])
 
 
 def conditions(config, batch, dropped, encoder=None):
@@ -235,7 +231,7 @@ def make_held_out_loss(config, ema, batch, encoder, device):
     t = (torch.arange(n, device=device) + 0.5) / n
     _, noises, u = draw(config.seed, HELD_OUT, places, noise_shapes(config), device)
     cond = conditions(config, batch, torch.zeros_like(u).bool(), encoder)
-    if config.is_super_resolution:
+    if config.low_size:
         cond |= low_res_conditions(config, x, noises[1], config.seed, HELD_OUT, places)
     config = dataclasses.replace(config, mixed_ratio="")                  # all images at all levels
 
@@ -293,7 +289,7 @@ def main():
         x = batch["image"].to(device, non_blocking=True, memory_format=layout)                  # (B, 3, H, W)
         t, noises, u = draw(config.seed, step, places, noise_shapes(config), device)
         cond = conditions(config, batch, u < config.cond_drop, encoder)
-        if config.is_super_resolution:
+        if config.low_size:
             cond |= low_res_conditions(config, x, noises[1], config.seed, step, places)
         torch.manual_seed(config.seed * 1_000_003 + step * world + rank)  # dropout: no random state to be saved
 

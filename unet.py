@@ -167,8 +167,8 @@ def attend(q, k, v, mask=None):
 class Attention(nn.Module):
     """The paper's self_attention (B.2.1), with its residual: tokens (B, N, C) -> (B, N, C).
 
-    Layer norm (with bias) normalises q and k per head. The paper also has the scale d^-1/2: `attend` applies it. Raises
-    ValueError if num_heads does not divide channels. Note: so the product of q and k stays bounded, however large the
+    The paper also has the scale d^-1/2: `attend` applies it. Raises ValueError if num_heads does not divide channels.
+    Layer norm (with bias) normalises q and k per head. Note: so the product of q and k stays bounded, however large the
     weights of qkv grow. Only the learned gains and biases of the two norms can change the bound.
     # Paper: "Normalize" (without bias) is not defined. We take layer norm with a scale and no bias.
     # Paper: the printed function takes text_emb and never uses it. Cross-attention (5.2) is not printed.
@@ -294,7 +294,7 @@ def initialise(network):
 
     Weights are normal with variance 1 / fan_in, biases zero. Flax, whose layer names B.2.1 uses, has this variance by
     default ("lecun normal", a TRUNCATED normal; ours is not truncated). PyTorch's default is a third of it. That would
-    weaken log-SNR by sqrt(3) in each of its two layers before the blocks. The class passes none: it is a table row.
+    weaken log-SNR by sqrt(3) in each of the two layers of its embedding, but not the class, a row of a table.
     """
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
@@ -349,8 +349,8 @@ class UNet(nn.Module):
 
     For later files:
     in_channels              6 for super-resolution (cascade.py)
-    attn_layers              for Matryoshka, one number per level: how many pairs of attention and feed-forward follow
-                             each block. The middle has one. attn_resolutions is then not used. (): only it counts
+    attn_layers              for Matryoshka, in place of attn_resolutions: one number per level, how many pairs of
+                             attention and feed-forward follow each block. The middle has one pair
     middle                   False: no middle (block, attention, block), for the outer levels of nested_unet.py
     zero_head                True, for Matryoshka: norm, swish, a last layer that starts at zero; so at first v_hat = 0
     text_channels            width c of the tokens of the captions; 0: no cross-attention
@@ -420,7 +420,7 @@ class UNet(nn.Module):
         return self.ascend(h, skips, emb, text)                           # (B, C0, H, W)
 
     def descend(self, z, emb, text=None, f=None):
-        """Run the way down. Return the coarsest map and the skips. Note: k + 1 a level, its input and block outputs."""
+        """Run the way down. Return the coarsest map and the skips. Note: k + 1 a level, its input and k outputs."""
         check_input(z, self.size)
         h = self.input(z)                                                 # (B, C0, H, W)
         h = h if f is None else h + f

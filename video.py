@@ -217,9 +217,9 @@ def main():
     from data import Glyphs                                               # only the page needs scenes
     scenes, frames = Glyphs((64, 64)), [dict(angle=0.05 * frame, x=0.008 * frame) for frame in range(8)]
     videos = torch.stack([torch.cat([scenes.image(i, **frame) for frame in frames]) for i in range(10, 26)])
-    average = lambda x: x.unflatten(1, (8, 3)).mean(1)
-    ways = {"keep one frame in 8": lambda x: to_videos(keep_frames(to_frames(x, 8), 8, 1), 1),
-            "average 8 frames": average, "average 2 x 2 pixels": lambda x: F.avg_pool2d(x, 2)}
+    ways = {"keep one frame in 8": lambda x: keep_frames(to_frames(x, 8), 8, 1),
+            "average 8 frames": lambda x: x.unflatten(1, (8, 3)).mean(1),
+            "average 2 x 2 pixels": lambda x: F.avg_pool2d(x, 2)}
     print("level down              SNR of the noise, times     its log   variance of the frames that is left")
     for name, down in ways.items():
         gain, left = snr_gain(videos.shape, down), float(down(videos).var() / videos.var())

@@ -34,8 +34,8 @@ def draw_panels(path, rows, titles=(), names=(), caption="", size=(1.25, 1.45), 
 
 def draw_features(path, network, image):
     """Draw an image and the feature map after each level of a U-Net, down and up, as the RMS over its channels."""
-    maps, levels = [], [*network.down, *network.up]
-    for level in levels:                                                  # its last pair (block, attention)
+    maps = []
+    for level in (*network.down, *network.up):                            # after its last pair (block, attention)
         level[-1][1].register_forward_hook(lambda module, args, output: maps.append(output[0]))
     with torch.no_grad():
         network(image[None], torch.zeros(1), {})
@@ -44,16 +44,15 @@ def draw_features(path, network, image):
     for i, (axis, features) in enumerate(zip(axes[1:], maps)):
         axis.imshow(features.square().mean(0).sqrt().numpy(), cmap="magma")
         axis.set(xticks=[], yticks=[])
-        channels, height, width = features.shape
-        axis.set_title(f"{'down' if i < len(network.down) else 'up'} {height}x{width}x{channels}", fontsize=9)
+        way, (channels, height, width) = "down" if i < len(network.down) else "up", features.shape
+        axis.set_title(f"{way} {height}x{width}x{channels}", fontsize=9)
     save_figure(figure, path, dpi=110)
 
 
 def draw_nest(path, levels, title):
     """Draw the maps of a nest of U-Nets as boxes, one colour a level: down, inwards, and up again. Highest first."""
-    plt = pyplot()
-    boxes = [(level, i, "down") for level in levels for i in range(len(level.widths))]
-    boxes += [(level, i, "up") for level in reversed(levels) for i in reversed(range(len(level.widths)))]
+    plt, boxes = pyplot(), [(level, i, "down") for level in levels for i in range(len(level.widths))]
+    boxes += [(level, i, "up") for level, i, _ in reversed(boxes)]
     figure, axis = plt.subplots(figsize=(11, 4))
     for x, (level, i, way) in enumerate(boxes):
         color, side = f"C{levels.index(level)}", level.first_map[0] >> i

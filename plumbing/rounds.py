@@ -129,11 +129,3 @@ def read_round(folder, config):
         raise UserError(f"{folder}: holds a round of another distillation; continue it with its own settings, or "
                         "choose another --out")
     return state
-
-
-def print_rounds(rows):
-    """Print a table of the rounds [(folder, loss, seconds), ...]. A loss of nan: complete before this program began."""
-    print(f"{'round':10s} {'loss':>10s} {'seconds':>8s}   draw with")
-    for folder, loss, seconds in rows:
-        loss = "earlier" if math.isnan(loss) else f"{loss:.5f}"
-        print(f"{os.path.basename(folder):10s} {loss:>10s} {seconds:8.0f}   python sample.py {folder}")

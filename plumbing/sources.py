@@ -11,16 +11,15 @@ from plumbing.motion import in_motion
 LOOKED_INTO = 64                                                          # files of a folder whose contents count
 
 
-def open_source(data, size, count=100_000, seed=0, held_out=False, pairs="all", portrait=False, characters=""):
-    """Open what --data names: "glyphs", a font file, or a folder of images. Raises UserError."""
+def open_source(data, size, portrait=False, characters="", **scenes):
+    """Open what --data names: "glyphs", a font file, or a folder of images. scenes: of Glyphs. Raises UserError."""
     if data == "glyphs":
-        return Glyphs(size, count, seed, held_out, pairs, portrait, characters)
+        return Glyphs(size, portrait=portrait, characters=characters, **scenes)
     path = find_font(data)
     if os.path.isfile(path):
         if not data.lower().endswith((".ttf", ".otf", ".ttc", ".otc")):
             raise UserError(f"--data {data}: want glyphs, a font file (.ttf, .otf, .ttc) or a folder of images")
-        return FontFile(path, size, characters, count=count, seed=seed, held_out=held_out, pairs=pairs,
-                        portrait=portrait)
+        return FontFile(path, size, characters, portrait=portrait, **scenes)
     if characters:
         raise UserError(f"--characters: want a font file, or glyphs, not --data {data}")
     if os.path.isdir(data):
@@ -33,7 +32,7 @@ def open_run(config, **options):
     """Open the source that a run with this Config learns from. options: of open_source; they replace the Config's."""
     options = dict(pairs="seen" if config.withhold else "all", portrait=config.portrait,
                    characters=config.characters) | options
-    source = open_source(config.data, config.size, config.scenes, config.seed, **options)
+    source = open_source(config.data, config.size, count=config.scenes, seed=config.seed, **options)
     if config.counts[0] > 1 and not isinstance(source, Glyphs):
         raise UserError(f"--frames: only drawn scenes move, not --data {config.data}")
     return in_motion(source, config.counts[0])

@@ -322,7 +322,7 @@ class Run:
     def next_commands(self):
         """Return what the user may type when the run is complete."""
         stages = [self.folder]
-        if self.config.is_super_resolution:
+        if self.config.low_size:
             stages = ["RUN-OF-LOW-RES-IMAGES", self.folder, "--handoff", "clean"]
         join = [["-m", "plumbing.shard", self.folder]] if self.config.shard else []
         return [shlex.join(["python", *words]) for words in (*join, ["sample.py", *stages], ["evaluate.py", *stages])]
