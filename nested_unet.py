@@ -269,14 +269,19 @@ def print_costs(name, model):
     print()
 
 
+def draw_architecture(model, path):
+    """Draw the maps of a nest of U-Nets as boxes, one colour a level: down, inwards, and up again."""
+    levels = [network.outer if isinstance(network, NestedUNet) else network for network in nests_in(model)]
+    draw_nest(path, levels, "mdm1024")
+
+
 def main():
     with torch.device("meta"):                                            # shapes only: no memory, no numbers
         paper = mdm1024()
         print_costs("mdm1024", paper)
         print_costs("glyphs64_nested", glyphs64_nested())
     draw_levels("figures/nested_levels.png")
-    levels = [network.outer if isinstance(network, NestedUNet) else network for network in nests_in(paper)]
-    draw_nest("figures/nested_unet.png", levels, "mdm1024")
+    draw_architecture(paper, "figures/nested_unet.png")
     print("wrote figures/nested_levels.png (z_t of all levels) and figures/nested_unet.png (the network)")
 
 

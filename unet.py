@@ -479,6 +479,15 @@ def print_levels(model):
         print(f"{what:62s} {count:13.1f}")
 
 
+def draw_maps(path):
+    """Draw the feature map of each level in an untrained network, as the RMS over its channels. At initialisation every
+    block is the identity. So the picture shows only the first convolution and those between the levels."""
+    from data import Glyphs                                               # imported here: only the picture needs one
+    torch.manual_seed(0)
+    network = UNet((64, 64), 32, 64, (1, 2, 4), (1, 1, 1), attn_resolutions=(16,)).eval()
+    draw_features(path, network, Glyphs((64, 64)).image(10))
+
+
 def main():
     table_1()
     shift = 2 * math.log(64 / 128)                                        # of the schedule's end points: eq. 5
@@ -486,12 +495,7 @@ def main():
         print_levels(UNet((128, 128), 128, 1024, (1, 2, 4, 8, 8), (3, 4, 4, 12, 4), attn_resolutions=(8, 16),
                           num_heads=4, dropout=0.1, dropout_from_resolution=16, num_classes=1000,
                           logsnr_min=-15 + shift, logsnr_max=15 + shift))
-
-    # At initialisation every block is the identity. So the maps show only the first convolution and those in between.
-    from data import Glyphs                                               # imported here: only main() needs an image
-    torch.manual_seed(0)
-    network = UNet((64, 64), 32, 64, (1, 2, 4), (1, 1, 1), attn_resolutions=(16,)).eval()
-    draw_features("figures/unet_features.png", network, Glyphs((64, 64)).image(10))
+    draw_maps("figures/unet_features.png")
     print("wrote figures/unet_features.png (RMS of the features of each level, at initialisation)")
 
 
