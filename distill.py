@@ -140,8 +140,7 @@ def teach(folder, config, source, teacher, student, steps, device, interrupt, en
     """Train `student` in place for config.steps updates, into the run `folder`. Continue if it has a checkpoint.
 
     source: the training images, opened once: a class that comes or goes between two rounds would shift the labels.
-    Return (exit status, last loss). The status is None if the round is complete. The loss is nan if the round was
-    complete before, or did not end.
+    Return (exit status, last loss). The status is None if the round is complete; the loss is nan if it was before.
     """
     os.makedirs(folder, exist_ok=True)
     lock = hold(folder)                                                   # as long as this function runs

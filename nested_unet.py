@@ -254,8 +254,7 @@ def nests_in(model):
 def print_costs(name, model):
     """Print the parameters and the FLOPs of each level of a model on device meta.
 
-    The cost of a level is that of its network minus that of the network inside. So the adapters belong to the outer
-    level.
+    The cost of a level is that of its network minus that of the network inside. So adapters belong to the outer one.
     """
     totals = []
     for r, network in enumerate(nests_in(model)):

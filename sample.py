@@ -7,9 +7,7 @@ Needs: schedule.py, train.py; nested_unet.py for levels, cascade.py for stages. 
 The program reads the folder of a run and writes a PNG, or a PNG and a GIF:
 
     python sample.py                                     letters, by the weights that come with the project
-    python sample.py runs/glyphs64                       a sheet, four images of each class
     python sample.py runs/glyphs64 --labels A,B,7 --n 8 --guidance 4 --gif letters.gif
-    python sample.py runs/glyphs64_text --text "a blue serif Q on striped yellow" --text "a white 7 on red"
     python sample.py runs/glyphs64_nested --levels --gif levels.gif         every level of a nested model
     python sample.py runs/glyphs16 runs/glyphs64_sr --handoff renoised --s 0.3 --labels A,B,7        a cascade
 

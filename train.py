@@ -12,10 +12,9 @@ One step of the loop in main(), at the end of this file:
 
 README.md has the same loop in ten lines. This one is longer, since it has micro-batches, several processes, a cascade.
 
-The seed, the step and the place of an example in the global batch give its t, its eps and whether its condition is
-dropped. So a resumed run gives the same weights, to the bit on a CPU, and any number of processes trains on the same
-noise. Two things depend on the process and its micro-batches: dropout masks, and which images --mixed-ratio leaves
-without a high level.
+Seed, step and place in the global batch give an example its t, its eps and its dropped condition. So a resumed run
+gives the same weights, to the bit on a CPU, and any number of processes trains on the same noise. Only dropout masks,
+and which images --mixed-ratio leaves without a high level, depend on the process and its micro-batches.
 
     python train.py                                      letters at 64 x 64, about ten minutes on two cores
     python train.py --data photos/ --size 64             your own folder of images
@@ -164,8 +163,7 @@ def draw_augmentation(seed, step, places, device):
 
 
 def noise_shapes(config):
-    """Return the shape of each noise: one a level, highest first; a super-resolution model has one of its low-res
-    image, too."""
+    """Return the shapes of the noises: one a level, highest first; of a cascade's stage also its low-res image."""
     return config.shapes + ([(3, *config.low_size)] if config.low_size else [])
 
 
