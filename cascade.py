@@ -2,7 +2,7 @@
 
 Paper: Cascaded Diffusion Models (Ho, Saharia, Chan, Fleet, Norouzi, Salimans 2021, arXiv 2106.15282), sections 2 and 3.
 We did not have its full text. This file follows detailed notes on it. "Unverified" marks what the notes leave open.
-Needs: schedule.py, unet.py. Next: precondition.py, or train.py.
+Needs: schedule.py, unet.py. Next: precondition.py.
 
 Each stage is a diffusion model of its own and trains on its own. The super-resolution stage gets its noisy z_t and a
 low-resolution image of the same scene. That image is up-sampled and concatenated to z_t over the channels:
@@ -38,7 +38,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from plumbing.pictures import pyplot, save_figure, show_image
+from plumbing.pages import draw_panels
 from schedule import diffuse, logsnr_shifted
 from unet import initialise, sinusoid
 
@@ -191,14 +191,11 @@ def draw_augmentations(low_res, times, low_schedule, size, path):
     panels = [("low-res", low_res)]
     panels += [(f"blur, σ {sigma}", blur_augment(low_res, torch.tensor([sigma]))) for sigma in (0.4, 0.6)]
     panels += [(f"s = {s}", gaussian_augment(low_res, low_schedule(torch.tensor([s])), noise)) for s in times]
-    figure, axes = pyplot().subplots(2, len(panels), figsize=(1.5 * len(panels), 3.4))
-    for (above, below), (title, image) in zip(axes.T, panels):
-        show_image(above, image[0], title, interpolation="nearest")
-        show_image(below, upsample(image, size)[0], interpolation="nearest")
-    axes[0, 0].set_ylabel("16 px", fontsize=9)
-    axes[1, 0].set_ylabel("as the model\nsees it, 64 px", fontsize=9)
-    figure.suptitle("One low-res image under each augmentation: noise and blur at 16 px, then up-sampled", fontsize=10)
-    save_figure(figure, path)
+    titles, images = zip(*panels)
+    rows = [[image[0] for image in images], [upsample(image, size)[0] for image in images]]
+    draw_panels(path, rows, titles, ["16 px", "as the model\nsees it, 64 px"],
+                "One low-res image under each augmentation: noise and blur at 16 px, then up-sampled",
+                size=(1.5, 1.7), interpolation="nearest")
 
 
 def main():

@@ -1,7 +1,7 @@
 """Every setting with its unit and its source, the named presets, and what is built from them.
 
 Paper: simple diffusion, appendix B (settings); Matryoshka's released configurations; Cascaded Diffusion, appendix B.
-Needs: unet.py, uvit.py, text.py, nested_unet.py, video.py, cascade.py, precondition.py. Next: train.py.
+Needs: unet.py, uvit.py, text.py, nested_unet.py, video.py, cascade.py, precondition.py. Next: data.py.
 
 `Config` is one flat block. A field is a flag of train.py (--lr 1e-4), and the comment behind it is the help of that
 flag; nine fields are set from the data or by distill.py. A preset is a Config: `PRESETS` has one for each row of the
@@ -83,7 +83,7 @@ class Config:
     grow_from: str = ""                  # run whose weights initialise the inner network
     init_from: str = ""                  # run, or pretrained/NAME, whose EMA weights initialise the whole network
     # a super-resolution stage of a cascade (CDM 3)
-    low_size: tuple[int, ...] = ()       # px: height,width of the low-res image to start from; empty = none
+    low_size: tuple[int, ...] = ()       # px: height,width of the low-res image to start from; empty = no such stage
     low_upsample: Literal["bilinear", "bicubic"] = "bilinear"  # interpolation of the low-res image to full size
     aug_noise: float = 0.9               # share of examples whose low-res image gets noise, of a level s ~ U(0, 1)
     aug_blur: float = 0.0                # share of examples whose low-res image is blurred; paper: 0.5 from 128 px up
@@ -152,11 +152,6 @@ class Config:
         return [[float(s) for s in level.split(",")] for level in parts(self.band_rms)]
 
     @property
-    def is_super_resolution(self):
-        """True if the model is a later stage of a cascade (cascade.py)."""
-        return bool(self.low_size)
-
-    @property
     def counts(self):
         """[T, ...] of the levels, highest first: the frames of a video; an image has one."""
         return numbers(self.frames, ":") or [1] * (1 + len(parts(self.outer_channels)))
@@ -215,12 +210,12 @@ def make_schedules(config):
         "interpolated": partial(logsnr_interpolated, image_d=image_d, noise_d_low=config.noise_d,
                                 noise_d_high=config.noise_d_high, **ends),
     }[config.schedule]
-    return level_schedules(base, config.sizes, config.level_power) if config.outer_channels else [base]
+    return level_schedules(base, config.sizes, config.level_power) if config.is_nested else [base]
 
 
 def make_schedule(config):
     """Return what the loss and sample() take: one schedule for a plain model, a list for a nested one."""
-    return make_schedules(config) if config.outer_channels else make_schedules(config)[0]
+    return make_schedules(config) if config.is_nested else make_schedules(config)[0]
 
 
 def make_levels(config, x):
@@ -277,9 +272,8 @@ def text_condition(config):
     """Return the module that reads the captions, None for a model without text. A T5 stays outside of the model."""
     if not config.text_encoder:
         return None
-    encoder = None
-    if config.text_encoder == "bytes":
-        encoder = ByteEncoder(config.text_channels, config.text_length, config.text_layers, config.num_heads)
+    encoder = (ByteEncoder(config.text_channels, config.text_length, config.text_layers, config.num_heads)
+               if config.text_encoder == "bytes" else None)
     return TextCondition(config.text_channels, config.emb_channels, encoder, config.text_pooled)
 
 
@@ -298,15 +292,14 @@ def outer_network(config, level):
 def parameter_groups(model, config):
     """Return the parameters for Adam. Those that read the text (text.py) are a group with a rate of their own, text_lr.
 
-    The papers' models have one rate. The laptop's models learn the text's layers at a tenth of it: at first words are
-    only noise to the network, and at the full rate these layers, which all words share, learn within a few hundred
-    steps to output nothing (benchmarks/NOTEBOOK.md). A table of classes has no such layers.
+    The papers' models have one rate. The laptop's models learn the text's layers at a tenth of it. At first words are
+    only noise to the network. All words share these layers, so at the full rate they learn within a few hundred steps
+    to output nothing (benchmarks/NOTEBOOK.md). A table of classes has no such layers.
     """
-    readers = [module for module in model.modules() if isinstance(module, TextCondition)]
-    reading = {id(p) for module in readers for p in module.parameters()}
-    groups = [dict(params=[p for p in model.parameters() if id(p) not in reading])]
-    if reading:
-        groups.append(dict(params=[p for p in model.parameters() if id(p) in reading], share=config.text_lr))
+    of_text = {id(p) for module in model.modules() if isinstance(module, TextCondition) for p in module.parameters()}
+    groups = [dict(params=[p for p in model.parameters() if id(p) not in of_text])]
+    if of_text:
+        groups.append(dict(params=[p for p in model.parameters() if id(p) in of_text], share=config.text_lr))
     return groups
 
 

@@ -1,6 +1,6 @@
 """The images to learn from: drawn letters (the default, nothing to download), a font file, or a folder of images.
 
-Not from a paper: the papers use ImageNet. Needs: nothing. Next: train.py.
+Not from a paper: the papers use ImageNet. Needs: nothing of the lecture. Next: train.py.
 
 There are three sources with one small interface:
 
@@ -31,8 +31,7 @@ from PIL import Image
 
 from plumbing import UserError
 from plumbing.captions import Captions
-from plumbing.fonts import (check_characters, drawings, drawn_characters, find_font, glyph_tile, matplotlib_fonts,
-                            open_font)
+from plumbing.fonts import check_characters, drawings, drawn_characters, glyph_tile, matplotlib_fonts, open_font
 from plumbing.images import BrokenImage, list_images, load_image
 from plumbing.workers import load
 
@@ -74,11 +73,12 @@ def withheld(label, colour):
 class Glyphs:
     """Letters and digits on coloured grounds, drawn on demand.
 
-    size: (height, width) in px, 16 to 1024 each. count: number of scenes. seed: all scenes depend on it.
-    held_out: the scenes after the training scenes (indices count, count + 1, ...). No run trains on them.
-    pairs: which pairs of character and colour occur: "all", "seen" (without the `withheld` ones) or "withheld" (only
-    these). portrait: for each character, every second scene is upright, (width, height). characters: the classes, some
-    of CHARACTERS; empty: all.
+    size         (height, width) in px, 16 to 1024 each
+    count, seed  number of scenes; all scenes depend on the seed
+    held_out     the scenes after the training scenes (indices count, count + 1, ...). No run trains on them
+    pairs        pairs of character and colour that occur: "all", "seen" (all but the `withheld` ones) or "withheld"
+    portrait     for each character, every second scene is upright, (width, height)
+    characters   the classes, some of CHARACTERS; empty: all
     """
 
     def __init__(self, size=(64, 64), count=100_000, seed=0, held_out=False, pairs="all", portrait=False,
@@ -277,24 +277,6 @@ def turned(image):
 def turned_back(image):
     """Invert `turned`: what a model draws with the flag stands upright again."""
     return torch.rot90(image, -1, (-2, -1))
-
-
-def open_source(data, size, count=100_000, seed=0, held_out=False, pairs="all", portrait=False, characters=""):
-    """Open what --data names: "glyphs", a font file, or a folder of images. Raises UserError."""
-    if data == "glyphs":
-        return Glyphs(size, count, seed, held_out, pairs, portrait, characters)
-    path = find_font(data)
-    if os.path.isfile(path):
-        if not data.lower().endswith((".ttf", ".otf", ".ttc", ".otc")):
-            raise UserError(f"--data {data}: want glyphs, a font file (.ttf, .otf, .ttc) or a folder of images")
-        return FontFile(path, size, characters, count=count, seed=seed, held_out=held_out, pairs=pairs,
-                        portrait=portrait)
-    if characters:
-        raise UserError(f"--characters: want a font file, or glyphs, not --data {data}")
-    if os.path.isdir(data):
-        return ImageFolder(data, size, portrait)
-    fonts = ", ".join(sorted(os.listdir(matplotlib_fonts()))[:4])
-    raise UserError(f"--data {data}: no such file or folder, and no font of matplotlib (which has {fonts}, ...)")
 
 
 @functools.lru_cache(maxsize=4)                                           # a worker asks for it at every example

@@ -37,19 +37,16 @@ import torch
 from config import PRESETS, build_model, make_levels, make_optimizer, make_schedules, numbers
 from data import Glyphs, batches
 from plumbing import UserError, shard
-from plumbing.features import tensor_bytes
-from plumbing.files import fingerprint, hold
-from plumbing.pictures import pyplot, save_figure, show_image
-from plumbing.rounds import parse, plan, read_round
-from plumbing.runs import (autocast, choose_device, cores, ema_model, load_optimizer, load_weights, main_program,
-                           read_checkpoint)
-from plumbing.sources import located, open_run, same_data
-from plumbing.start import check_room, set_aside
-from plumbing.t5 import Encoder
+from plumbing.files import hold
+from plumbing.pages import draw_panels
+from plumbing.rounds import parse, prepare, read_round
+from plumbing.runs import autocast, cores, load_optimizer, load_weights, main_program
+from plumbing.sampling import derive_seed
+from plumbing.start import set_aside
 from plumbing.training import Interrupt, Run
-from sample import ddim_step, derive_seed, guide, null_condition
+from sample import ddim_step, guide, null_condition
 from schedule import alpha_sigma_for, diffuse, v_from_x, x_from_v
-from train import conditions, draw, draw_augmentation, low_res_conditions, micro_batches, noise_shapes, select
+from train import conditions, draw, low_res_conditions, micro_batches, noise_shapes, select
 
 
 # ------------------------------------------------------------------------------------------ targets and loss
@@ -126,14 +123,13 @@ def round_loss(config, teacher, student, schedules, z, t, cond, steps):
     cond holds the guidance scale of each example if the student is given one.
     """
     logsnr = [schedule(t) for schedule in schedules]
+    given = cond if steps else {key: value for key, value in cond.items() if key != "guidance"}
+
+    def predict(z, logsnr, dropped=False):
+        return on_levels(teacher, z, logsnr, null_condition(given) if dropped else given)
     with torch.no_grad():
-        if steps:
-            target = two_step_target(lambda z, logsnr: on_levels(teacher, z, logsnr, cond), schedules, z, t, steps)
-        else:
-            given = {key: value for key, value in cond.items() if key != "guidance"}
-            target = guided_target(
-                lambda z, logsnr, dropped: on_levels(teacher, z, logsnr, null_condition(given) if dropped else given),
-                z, logsnr, cond["guidance"])
+        target = (two_step_target(predict, schedules, z, t, steps) if steps
+                  else guided_target(predict, z, logsnr, cond["guidance"]))
     v = on_levels(student, z, logsnr, cond)
     losses = [distillation_loss(*level, config.distill_weight) for level in zip(v, target, logsnr)]
     weights = numbers(config.level_weights, ":") or [1.0] * len(losses)
@@ -141,7 +137,7 @@ def round_loss(config, teacher, student, schedules, z, t, cond, steps):
 
 
 def teach(folder, config, source, teacher, student, steps, device, interrupt, encoder=None):
-    """Train `student` in place for config.steps updates, into the run `folder`; continue if it has a checkpoint.
+    """Train `student` in place for config.steps updates, into the run `folder`. Continue if it has a checkpoint.
 
     source: the training images, opened once: a class that comes or goes between two rounds would shift the labels.
     Return (exit status, last loss). The status is None if the round is complete; the loss is nan if it was before.
@@ -172,7 +168,7 @@ def teach(folder, config, source, teacher, student, steps, device, interrupt, en
         if config.guidance_max:
             cond["guidance"] = 1 + (config.guidance_max - 1) * u
         if config.low_size:
-            cond |= low_res_conditions(config, x, noises[-1], draw_augmentation(seed, step, places, device))
+            cond |= low_res_conditions(config, x, noises[-1], seed, step, places)
         levels = zip(make_levels(config, x), noises, schedules)
         z = [diffuse(x_r, eps_r, schedule(t)) for x_r, eps_r, schedule in levels]
 
@@ -217,20 +213,10 @@ def main():
     if len(sys.argv) == 1:
         return explain()
     args = parse(sys.argv[1:])
-    run = os.path.normpath(args.run)
-    device, why = choose_device(args.device)
-    state = read_checkpoint(run)
-    config, teacher = located(state["config"], args, run), ema_model(state, run, device)
-    source = open_run(config)
-    config = same_data(config, source, None if args.accept_changed_data else state.get("examples"))
-    check_room(config, device, world=1)
-    weights = fingerprint(*tensor_bytes(teacher.parameters()))
-    todo = plan(args, config, f"{run}, step {state['step']}, weights {weights}", device)
-    encoder = Encoder(config, device, cached=True) if config.text_encoder else None
+    device, teacher, source, encoder, rounds, headline = prepare(args)
     interrupt, rows = Interrupt(), []
-    names = [str(steps or "guided") for *_, steps in todo]
-    print(f"{run} -> {' -> '.join(names)}, on {device} ({why}); rounds in {os.path.dirname(todo[0][0])}", flush=True)
-    for folder, config, steps in todo:
+    print(headline, flush=True)
+    for folder, config, steps in rounds:
         start = time.monotonic()
         with device:
             student = copy.deepcopy(teacher) if steps else with_guidance(teacher, config)
@@ -279,10 +265,8 @@ def explain():
     panels = [("z at t = 1", z[0]), ("teacher's x there", x_hat[0]), ("its step: z at 3/4", z[1]),
               ("teacher's x there", x_hat[1]), ("its step: z at 1/2", z[2]), ("x for the student", target),
               ("its one step: z at 1/2", landed)]
-    figure, axes = pyplot().subplots(1, len(panels), figsize=(1.8 * len(panels), 2.2))
-    for axis, (title, image) in zip(axes, panels):
-        show_image(axis, image[0], title)
-    save_figure(figure, "figures/distill.png", dpi=110)
+    titles, images = zip(*panels)
+    draw_panels("figures/distill.png", [[image[0] for image in images]], titles, size=(1.8, 2.2), dpi=110)
     print("wrote figures/distill.png (the teacher here is the closed-form denoiser of 24 scenes)")
 
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from plumbing.pictures import pyplot, save_figure, show_image
+from plumbing.pages import draw_panels
 
 
 def _split(x):
@@ -161,7 +161,8 @@ def adjoint(y, levels):
     """Return W^T y for the matrix W of dwt: (B, C 4^levels, h, w) -> (B, C, h 2^levels, w 2^levels).
 
     For all x and y, sum(dwt(x) y) = sum(x adjoint(y)). If e is 1 at one coefficient and 0 elsewhere, then W^T e is the
-    row of W that computes this coefficient. Note: W is not orthogonal, so W^T is not the inverse.
+    row of W that computes this coefficient. An exercise of the course; no other file uses it. Note: W is not
+    orthogonal, so W^T is not the inverse.
     """
     factor = 2 ** levels
     x = y.new_zeros(y.shape[0], y.shape[1] // factor ** 2, y.shape[2] * factor, y.shape[3] * factor, requires_grad=True)
@@ -197,13 +198,9 @@ def draw_bands(x, level_1, level_2, path):
     def mosaic(ll, lh, hl, hh):
         return torch.cat([torch.cat([ll, 4 * hl], -1), torch.cat([4 * lh, 4 * hh], -1)], -2)
 
-    bands = mosaic(mosaic(*level_2), *level_1[1:])                        # the second level in the corner of the first
-    figure, axes = pyplot().subplots(1, 2, figsize=(9, 4.8))
-    for axis, image in zip(axes, (x, bands)):
-        show_image(axis, image[0])
-    axes[0].set_title("image, 512 x 512")
-    axes[1].set_title("two levels of the 5/3 DWT (details x 4)")
-    save_figure(figure, path)
+    corner = mosaic(*level_2)                                             # the second level, in place of the first's LL
+    draw_panels(path, [[x[0], mosaic(corner, *level_1[1:])[0]]],
+                ["image, 512 x 512", "two levels of the 5/3 DWT (details x 4)"], size=(4.5, 4.8))
 
 
 def main():
@@ -214,10 +211,10 @@ def main():
 
     level_1 = _analyse(x)
     level_2 = _analyse(level_1[0])
-    bands = level_2 + level_1[1:]
-    energy = sum(band.pow(2).sum() for band in bands)
+    maps = level_2 + level_1[1:]
+    energy = sum(band.pow(2).sum() for band in maps)
     print("band        size   mean square   share of energy   variance of white noise")
-    for name, band, variance in zip(["LL2", "LH2", "HL2", "HH2", "LH1", "HL1", "HH1"], bands, band_noise_variances(2)):
+    for name, band, variance in zip(["LL2", "LH2", "HL2", "HH2", "LH1", "HL1", "HH1"], maps, band_noise_variances(2)):
         print(f"{name}    {band.shape[-2]:4d}x{band.shape[-1]:<4d} {band.pow(2).mean():11.5f}   "
               f"{band.pow(2).sum() / energy:15.2%} {variance:25.3f}")
 

@@ -56,22 +56,23 @@ from plumbing.t5 import Encoder
 def score(samples, yardstick, metrics):
     """Return the scores of a set of samples, or of real images in their place: a flat dict.
 
-    samples    what `describe` returns, and labels; for captions of scenes also images and answers, the colours that the
-               captions ask for [(letter, ground), ...]
+    samples    a dict: what Yardstick.describe returns, and `labels`. For captions of scenes also `images` and
+               `answers`, the colours that the captions ask for, [(letter, ground), ...]
     A key that ends in _pm is half a 95 % interval. For the inception score it is one standard deviation over ten parts
     of the set, as the field reports it.
     """
     scores, reference, n = {}, yardstick.held_out or yardstick.train, len(samples["labels"])
-    has_features = "features" in samples
+    has_features, network = "features" in samples, yardstick.network
+    can_read = bool(network) and network.can_read                         # characters, well enough to grade samples
     if "fd" in metrics and has_features:
         scores |= frechet_distances(samples, yardstick)
     if "is" in metrics and "character" in samples:
         scores["is"], scores["is_pm"] = inception_score(samples["character"])
-    for name, right in right_answers(samples, yardstick, metrics).items():
+    for name, right in right_answers(samples, can_read, metrics).items():
         scores[name] = right.mean().item()
         scores[name + "_pm"] = bootstrap(lambda i: right[i].mean().item(), n, 1000)
     if "motion" in metrics and "turns" in samples:
-        scores |= motion_scores(samples, reads(yardstick))
+        scores |= motion_scores(samples, can_read)
     if "pr" in metrics and has_features:
         k, i, features = min(5000, len(reference["features"]), n), torch.arange(n), by_sample(samples)
         features = features[i, i % features.shape[1]]                     # of a video one frame: they are too alike
@@ -82,11 +83,6 @@ def score(samples, yardstick, metrics):
     if "memory" in metrics and has_features:
         scores |= memorisation(samples, yardstick)
     return finite(scores)
-
-
-def reads(yardstick):
-    """Return True if the network reads characters well enough to grade samples."""
-    return bool(yardstick.network) and yardstick.network.can_read
 
 
 def by_sample(samples):
@@ -108,10 +104,10 @@ def frechet_distances(samples, yardstick):
     return scores
 
 
-def right_answers(samples, yardstick, metrics):
+def right_answers(samples, can_read, metrics):
     """Return for each sample 1 if it shows what was asked for, else 0: {name: (n,) float64}."""
     labels, right = torch.tensor(samples["labels"]), {}
-    if "read" in metrics and reads(yardstick) and labels.min() >= 0:
+    if "read" in metrics and can_read and labels.min() >= 0:
         letters = samples["character"].argmax(1).reshape(len(labels), -1)
         right["read_rate"] = (letters == labels[:, None]).double().mean(1)
     if "words" in metrics and "answers" in samples:
@@ -268,11 +264,10 @@ def curve(run, yardstick, seed):
     for name in kept_checkpoints(run.folder):
         state = read_checkpoint(run.folder, name)
         scores, _ = measure(trained_run(run.folder, state, run.config, run.device), yardstick, ("fd",), seed)
-        if "fd_train" not in scores:                                      # not finite
-            continue
-        points.append((state["images"], scores["fd_train"]))
-        tell(f"{run.folder}: {state['images']:,} images seen: {yardstick.distance_name} {scores['fd_train']:.2f}",
-             sys.stdout)
+        if "fd_train" in scores:                                          # else it was not finite
+            points.append((state["images"], scores["fd_train"]))
+            tell(f"{run.folder}: {state['images']:,} images seen: {yardstick.distance_name} {scores['fd_train']:.2f}",
+                 sys.stdout)
     return points
 
 

@@ -2,7 +2,7 @@
 
 Paper: Matryoshka Diffusion Models (Gu, Zhai, Zhang, Susskind, Jaitly 2023, arXiv 2310.15111), section 3. We did not
 have its full text. The equations and steps here follow the released code and other people's notes on the paper.
-Needs: schedule.py, unet.py. Next: train.py, sample.py.
+Needs: schedule.py, unet.py. Next: video.py, or cascade.py.
 
 An image has R levels, from level R, the full image, to level 1, the smallest (eq. 2). Our lists are HIGHEST FIRST:
 
@@ -44,9 +44,8 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from plumbing.pictures import pyplot, save_figure, show_image
+from plumbing.pages import draw_nest, draw_panels, gflops, millions
 from schedule import alpha_sigma, diffuse, logsnr_shifted
 from unet import UNet, initialise, starting_at
 
@@ -160,8 +159,8 @@ def denoise(network, z, logsnr, condition, text=None, f=None):
     condition   (B, E), added at every level
     text        for the cross-attention. Only the innermost network has it
     f           the map that comes down from the level above. This level adds it to its input
-    In a mixed batch a level above has only the first B_r rows. The other images have no
-    higher level: their f is zero, and their output is not used there.
+    In a mixed batch a level above has only the first B_r rows. The other images have no higher level. So their f is
+    zero, and the level above does not use their output.
     """
     if not isinstance(network, NestedUNet):                               # the innermost network
         h = network.features(z[0], network.embed.of_logsnr(logsnr[0], len(z[0])) + condition, text, f)
@@ -213,19 +212,12 @@ def draw_levels(path):
     generator = torch.Generator().manual_seed(0)
     eps = [torch.randn(level.shape, generator=generator) for level in x]
     base = lambda t: logsnr_shifted(t, 64, 64)
-    rows = list(zip(["1024 px", "256 px", "64 px"], x, eps, level_schedules(base, sizes)))
-    rows.append(("1024 px,\nno shift", x[0], eps[0], base))
+    levels = [*zip(x, eps, level_schedules(base, sizes)), (x[0], eps[0], base)]
     times = torch.linspace(0.1, 0.9, 9)
-    figure, axes = pyplot().subplots(len(rows), len(times), figsize=(1.25 * len(times), 5.4))
-    for row, (name, x_r, eps_r, schedule) in zip(axes, rows):
-        for axis, t in zip(row, times):
-            show_image(axis, view(x_r, eps_r, schedule(t), 64), interpolation="nearest")
-        row[0].set_ylabel(name, fontsize=9)
-    for axis, t in zip(axes[0], times):
-        axis.set_title(f"t = {float(t):.1f}", fontsize=9)
-    figure.suptitle("z_t at three levels, averaged to 64 px, at one contrast; the log-SNR of a level is 2 log k below "
-                    "the lowest's", fontsize=10)
-    save_figure(figure, path)
+    rows = [[view(x_r, eps_r, schedule(t), 64) for t in times] for x_r, eps_r, schedule in levels]
+    draw_panels(path, rows, [f"t = {t:.1f}" for t in times], ["1024 px", "256 px", "64 px", "1024 px,\nno shift"],
+                "z_t at three levels, averaged to 64 px, at one contrast; the log-SNR of a level is 2 log k below "
+                "the lowest's", size=(1.25, 1.35), interpolation="nearest")
 
 
 def outer_level(size, emb_channels, widths, blocks, shift, **options):
@@ -262,15 +254,13 @@ def nests_in(model):
 def print_costs(name, model):
     """Print the parameters and the FLOPs of each level of a model on device meta.
 
-    The cost of a level is that of its network minus that of the network inside. So the adapters count as part
-    of the outer level.
+    The cost of a level is that of its network minus that of the network inside. So adapters belong to the outer one.
     """
     totals = []
     for r, network in enumerate(nests_in(model)):
         z = [torch.zeros(1, 3, *size) for size in model.sizes[r:]]
-        with FlopCounterMode(display=False) as counter:
-            denoise(network, z, [torch.zeros(1)] * len(z), *innermost(network).embed.of_cond({}, 1))
-        totals.append((sum(p.numel() for p in network.parameters()) / 1e6, counter.get_total_flops() / 1e9))
+        condition = innermost(network).embed.of_cond({}, 1)
+        totals.append((millions(network), gflops(denoise, network, z, [torch.zeros(1)] * len(z), *condition)))
     (parameters, flops), below = totals[0], totals[1:] + [(0, 0)]
     print(f"{name}\nlevel        parameters, M          forward pass of one image, GFLOP")
     for (height, width), (p, f), (q, g) in zip(model.sizes, totals, below):
@@ -278,30 +268,10 @@ def print_costs(name, model):
     print()
 
 
-def draw_architecture(model, title, path):
+def draw_architecture(model, path):
     """Draw the maps of a nest of U-Nets as boxes, one colour a level: down, inwards, and up again."""
-    plt = pyplot()
     levels = [network.outer if isinstance(network, NestedUNet) else network for network in nests_in(model)]
-    boxes = [(level, i, "down") for level in levels for i in range(len(level.widths))]
-    boxes += [(level, i, "up") for level in reversed(levels) for i in reversed(range(len(level.widths)))]
-    figure, axis = plt.subplots(figsize=(11, 4))
-    for x, (level, i, way) in enumerate(boxes):
-        color, side = f"C{levels.index(level)}", level.first_map[0] >> i
-        blocks = len(level.down[i] if way == "down" else level.up[-1 - i])
-        height = 0.25 * math.log2(side)
-        axis.add_patch(plt.Rectangle((x, -height / 2), 0.8, height, color=color, alpha=0.6))
-        axis.text(x + 0.4, 0, f"{side}²\n{level.widths[i]}\n×{blocks}", ha="center", va="center", fontsize=8)
-        if i == 0:                                                        # z goes in here, or v comes out
-            (start, end), name = ((-2.0, -height / 2), "z") if way == "down" else ((-height / 2, -2.0), "v")
-            axis.annotate("", (x + 0.4, end), (x + 0.4, start), arrowprops=dict(arrowstyle="->", color=color))
-            axis.text(x + 0.4, -2.2, f"{name}, {level.size[0]} px", ha="center", fontsize=8, color=color)
-        if x and boxes[x - 1][0] is not level:
-            axis.plot([x - 0.1] * 2, [-1.5, 1.5], ":", color="grey")
-            axis.text(x - 0.1, 1.6, "adapter\nfrom 0", ha="center", fontsize=8, color="grey")
-    axis.set(xlim=(-0.4, len(boxes)), ylim=(-2.4, 2.2))
-    axis.axis("off")
-    axis.set_title(f"{title}: side of the maps, width, number of blocks; a level's skips stay inside it", fontsize=10)
-    save_figure(figure, path)
+    draw_nest(path, levels, "mdm1024")
 
 
 def main():
@@ -310,7 +280,7 @@ def main():
         print_costs("mdm1024", paper)
         print_costs("glyphs64_nested", glyphs64_nested())
     draw_levels("figures/nested_levels.png")
-    draw_architecture(paper, "mdm1024", "figures/nested_unet.png")
+    draw_architecture(paper, "figures/nested_unet.png")
     print("wrote figures/nested_levels.png (z_t of all levels) and figures/nested_unet.png (the network)")
 
 

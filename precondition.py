@@ -20,9 +20,9 @@ Note: with v = (alpha z - x) / sigma (schedule.py) these are
 
 So the network F predicts the rest, in its own unit:  v_hat = c z + d F.  The sampler sees v, as before.
 
-The loss may measure an error of v, where strong colour decides and faint detail is lost. Or it may measure the error of
-F, which is the error of v over d: EDM's choice. Then detail decides, even where noise hides all of it. --loss band_mse
-takes the middle: the error of v over sqrt(d), in each band (benchmarks/NOTEBOOK.md compares the three).
+Which error does the loss measure? With the error of v, the low bands decide, and faint detail is lost. EDM takes the
+error of F, which is the error of v over d. Then detail decides, even where noise hides all of it. --loss band_mse is in
+between: the error of v over sqrt(d), in each band (benchmarks/NOTEBOOK.md compares the three).
 
 Note: if s = n in each band (an image like white noise), then c = 0 and d = n: the network predicts v, with a constant
 unit in each band. This shows what v-prediction assumes.

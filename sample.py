@@ -7,9 +7,7 @@ Needs: schedule.py, train.py; nested_unet.py for levels, cascade.py for stages. 
 The program reads the folder of a run and writes a PNG, or a PNG and a GIF:
 
     python sample.py                                     letters, by the weights that come with the project
-    python sample.py runs/glyphs64                       a sheet, four images of each class
     python sample.py runs/glyphs64 --labels A,B,7 --n 8 --guidance 4 --gif letters.gif
-    python sample.py runs/glyphs64_text --text "a blue serif Q on striped yellow" --text "a white 7 on red"
     python sample.py runs/glyphs64_nested --levels --gif levels.gif         every level of a nested model
     python sample.py runs/glyphs16 runs/glyphs64_sr --handoff renoised --s 0.3 --labels A,B,7        a cascade
 
@@ -21,7 +19,6 @@ import plumbing  # first: from here on Ctrl-C shows no traceback
 import functools
 import sys
 
-import numpy as np
 import torch
 
 from cascade import hand_over
@@ -29,8 +26,8 @@ from config import make_low_schedule, make_schedule
 from plumbing.pictures import side_by_side
 from plumbing.runs import autocast, choose_device, choose_precision, load_run, main_program, progress
 from plumbing.sampling import (BATCH, apply_settings, check_cascade, choose_captions, choose_sheet, compile_model,
-                               count_predictions, introduce, make_conditions, open_film, parse, parse_handoffs,
-                               write_pictures)
+                               count_predictions, derive_seed, image_seeds, introduce, make_conditions, open_film,
+                               parse, parse_handoffs, write_pictures)
 from schedule import alpha_sigma_for, diffuse, eps_from_x, x_from_v
 
 
@@ -251,8 +248,9 @@ def sample_chain(models, configs, conds, seeds, device, precisions, handoff="ren
     """Draw n images by a cascade (cascade.py). Return those of each stage, [(n, 3, H, W), ...], lowest stage first.
 
     models, configs, conds, precisions, negatives: one for each stage. A single run is a cascade of one stage.
-    handoff_times: for each handoff the time s in [0, 1) of its noise. on_step: called as on_step(stage, first, k, z),
-    see sample_run. last_stage_options: arguments of sample_run for the last stage alone.
+    handoff_times: for each handoff, the time s in [0, 1) of its noise.
+    on_step: called as on_step(stage, first, k, z), see sample_run.
+    last_stage_options: arguments of sample_run for the last stage alone.
     """
     images, last = [], len(models) - 1
     for stage, (model, config, cond, precision) in enumerate(zip(models, configs, conds, precisions)):
@@ -270,32 +268,12 @@ def sample_chain(models, configs, conds, seeds, device, precisions, handoff="ren
     return images
 
 
-def derive_seed(seed, *use):
-    """Derive a seed for another use of the same seed, named by integers: a later stage, or the noise of a handoff.
-
-    PyTorch's CPU generator reads only the low 32 bits of a seed. If a stage added a large number to the seed instead,
-    two stages could start from the same noise.
-    """
-    return int(np.random.SeedSequence((seed, *use)).generate_state(1)[0])
-
-
 def handoff_noise(shape, seeds, stage):
     """Draw the noise of the handoff to `stage`: N(0, I) of shape (B, 3, h, w). Image i depends on seeds[i] alone."""
     return draw_noise(shape[1:], make_generators(derive_seed(int(seed), stage, 1) for seed in seeds))
 
 
 # ------------------------------------------------------------------------------------------ runs
-
-def image_seeds(seed, n, first=0):
-    """Return n image seeds of the set `seed`, beginning at image number `first`.
-
-    Sets of up to a million images share no seed if their `seed` is below 4294. Above, an image seed would need more
-    than the 32 bits that the generator reads, and a set could be another one moved by some images. So we hash it.
-    """
-    if seed < 4294:
-        return [seed * 1_000_003 + i for i in range(first, first + n)]
-    return [derive_seed(seed, 0, 0, i) for i in range(first, first + n)]
-
 
 def sample_run(model, config, cond, seeds, device, precision, on_step=None, negative=None, stop=0.0, lowest_idx=1,
                levels=False):
@@ -310,14 +288,10 @@ def sample_run(model, config, cond, seeds, device, precision, on_step=None, nega
                    clip=config.clip_x, device=device, guidance=config.guidance if config.evaluations == 2 else 1.0)
     if config.guidance_max:                                               # this distilled model takes w as a condition
         cond = dict(cond, guidance=torch.full((len(seeds),), config.guidance))
-    sample_batch, shape, to_images = sample, config.shapes[0], lambda z: z
+    options |= dict(stop=stop) if stop else dict(lowest_idx=lowest_idx)
+    draw, shape, to_images = sample_truncated if stop else sample, config.shapes[0], lambda z: z
     if config.is_nested:                                                  # here z is a list, one entry for each level
-        sample_batch, shape = sample_levels, config.shapes
-        to_images = side_by_side if levels else lambda z: z[0]
-    if stop:
-        sample_batch = functools.partial(sample_truncated, stop=stop)
-    else:
-        options["lowest_idx"] = lowest_idx
+        draw, shape, to_images = sample_levels, config.shapes, side_by_side if levels else lambda z: z[0]
     images = []
     for first in range(0, len(seeds), BATCH):
         rows = slice(first, first + BATCH)
@@ -325,7 +299,7 @@ def sample_run(model, config, cond, seeds, device, precision, on_step=None, nega
         options["negative"] = negative and {key: values[rows] for key, values in negative.items()}
         options["on_step"] = on_step and (lambda k, z, x_hat: on_step(first, k, to_images(z)))
         with torch.no_grad(), autocast(precision, device):
-            z = sample_batch(model, make_schedule(config), batch_cond, shape, seeds[rows], **options)
+            z = draw(model, make_schedule(config), batch_cond, shape, seeds[rows], **options)
         images.append(to_images(z).cpu())
     return torch.cat(images)
 

@@ -29,7 +29,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from plumbing.pictures import pyplot, save_figure, show_image
+from plumbing.pages import draw_panels
+from plumbing.pictures import pyplot, save_figure
 
 
 # ------------------------------------------------------------------------------------------ the process (2, eq. 1)
@@ -192,16 +193,10 @@ def draw_noised_scene(x, path):
     """Noise a 512 px scene x (1, 3, 512, 512) and show it at 64 px: cosine above, shifted to 64 below. Figure 3."""
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     t = torch.linspace(0.1, 0.9, 9)
-    figure, axes = pyplot().subplots(2, len(t), figsize=(1.25 * len(t), 2.9))
-    for row, name, logsnrs in zip(axes, ("cosine", "shifted to 64"), (logsnr_cosine(t), logsnr_shifted(t, 512, 64))):
-        row[0].set_ylabel(name, fontsize=9)
-        for axis, logsnr in zip(row, logsnrs):
-            z = F.avg_pool2d(diffuse(x, eps, logsnr), 8)                  # (1, 3, 64, 64)
-            show_image(axis, z[0], interpolation="nearest")
-    for column, axis in enumerate(axes[0]):
-        axis.set_title(f"t = {t[column]:.1f}", fontsize=9)
-    figure.suptitle("A noised 512 px scene, average-pooled to 64 px (figure 3)", fontsize=10)
-    save_figure(figure, path)
+    rows = [[F.avg_pool2d(diffuse(x, eps, logsnr), 8)[0] for logsnr in logsnrs]                 # (3, 64, 64) each
+            for logsnrs in (logsnr_cosine(t), logsnr_shifted(t, 512, 64))]
+    draw_panels(path, rows, [f"t = {time:.1f}" for time in t], ["cosine", "shifted to 64"],
+                "A noised 512 px scene, average-pooled to 64 px (figure 3)", interpolation="nearest")
 
 
 def main():

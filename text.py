@@ -1,7 +1,7 @@
 """Captions in: how they become embeddings, and how the network reads them.
 
 Paper: simple diffusion, section 3.6: "the T5 XXL text encoder as conditioning", frozen, after Imagen; 5.2:
-cross-attention in the transformer. Needs: unet.py (it holds CrossAttention), uvit.py. Next: train.py.
+cross-attention in the transformer. Needs: unet.py (it holds CrossAttention), uvit.py. Next: nested_unet.py.
 
 There are two encoders (--text-encoder):
 
@@ -32,6 +32,7 @@ import sys
 import torch
 import torch.nn as nn
 
+from plumbing.pages import millions
 from unet import Attention, CrossAttention, starting_at
 
 
@@ -51,9 +52,9 @@ def to_bytes(captions, length):
 class ByteEncoder(nn.Module):
     """The small encoder: text (B, T) long in 0..255, mask (B, T) -> words (B, T, c), their mask (B, T).
 
-    Each byte sees `reach` neighbours on both sides. The mean over a word's bytes is a token. A transformer runs over
-    the words, not over the bytes: a single letter can decide the image. It is one of
-    forty bytes but one of seven words, so attention finds it more easily among words.
+    Each byte sees `reach` neighbours on both sides. The mean over a word's bytes is a token. The transformer runs over
+    words, not over bytes, since a single letter can decide the image. It is one of forty bytes but one of seven words,
+    so attention finds it more easily among words.
     """
 
     def __init__(self, channels, length, layers, num_heads, reach=3):
@@ -69,17 +70,19 @@ class ByteEncoder(nn.Module):
 
     def forward(self, text, mask):
         x = self.byte(text) * mask[:, :, None]                            # (B, T, c), zero where padded
-        near = nn.functional.pad(x, (0, 0, self.reach, self.reach))
-        x = x + self.near(torch.cat([near[:, i:i + x.shape[1]] for i in range(2 * self.reach + 1)], 2))
-        letter = mask & (text != ord(" "))
-        word = ((text == ord(" ")) & mask).cumsum(1)                      # (B, T) number of the word that a byte is in
-        belongs = (word[:, None] == torch.arange(text.shape[1], device=text.device)[:, None]) & letter[:, None]
-        count = belongs.sum(2)                                            # (B, T) bytes of each word
-        x = (belongs / count.clamp(min=1)[:, :, None]).to(x.dtype) @ x + self.position[:text.shape[1]]
+        T, padded = x.shape[1], nn.functional.pad(x, (0, 0, self.reach, self.reach))
+        x = x + self.near(torch.cat([padded[:, i:i + T] for i in range(2 * self.reach + 1)], 2))
+
+        # From bytes to words: word w is the mean of its bytes. A byte's word is the number of spaces before it.
+        is_space = text == ord(" ")
+        number = (is_space & mask).cumsum(1)                              # (B, T) of the word that a byte is in
+        in_word = (number[:, None] == torch.arange(T, device=text.device)[:, None]) & (mask & ~is_space)[:, None]
+        count = in_word.sum(2)                                            # (B, T) bytes of each word; in_word (B, T, T)
+        x = (in_word / count.clamp(min=1)[:, :, None]).to(x.dtype) @ x + self.position[:T]      # (B, T, c)
         mask = count > 0
-        some = mask | ~mask.any(1, keepdim=True)                          # no word: attend to all, softmax needs one
+        attended = mask | ~mask.any(1, keepdim=True)                      # no word: attend to all, softmax needs one
         for attention, mlp in self.layers:
-            x = attention(x, some)
+            x = attention(x, attended)
             x = x + mlp(x)
         return x, mask
 
@@ -132,23 +135,22 @@ def print_costs():
     """Print the parameters that text adds to a small model with its own encoder, and to the three models of 3.6."""
     from uvit import UViT
 
-    def text_to_image(size, patching):
+    def of_the_paper(size, patching):
         return UViT(size, 128, 1024, (1, 2, 4, 16), (2, 2, 2), 36, num_heads=4, patching=patching,
                     transformer_resolutions=(32,), text=TextCondition(4096, 1024), text_channels=4096,
-                    portrait=size[0] != size[1]), "128 tokens x 4096 of google/t5-v1_1-xxl"
+                    portrait=size[0] != size[1])
 
     with torch.device("meta"):                                            # shapes only: no memory, no numbers
+        models = {"t2i256_uvit": of_the_paper((256, 256), "dwt_1"), "t2i512_uvit": of_the_paper((512, 512), "dwt_2"),
+                  "t2i384x640_uvit": of_the_paper((384, 640), "dwt_2")}
         small = UViT((64, 64), 32, 256, (1, 3, 6), (1, 1), 4, num_heads=4, patching="dwt_1",
                      text=TextCondition(128, 256, ByteEncoder(128, 48, layers=2, num_heads=4)), text_channels=128)
-        models = {"glyphs64_text": (small, "48 bytes"), "t2i256_uvit": text_to_image((256, 256), "dwt_1"),
-                  "t2i512_uvit": text_to_image((512, 512), "dwt_2"),
-                  "t2i384x640_uvit": text_to_image((384, 640), "dwt_2")}
-    millions = lambda model, kind: sum(p.numel() for module in model.modules() if isinstance(module, kind)
-                                       for p in module.parameters()) / 1e6
+    size_of = lambda model, kind: millions(*(module for module in model.modules() if isinstance(module, kind)))
     print("preset                parameters, M   cross-attention, M   its own encoder, M   text comes as")
-    for name, (model, source) in models.items():
-        print(f"{name:20s} {millions(model, UViT):14.1f} {millions(model, CrossAttention):20.1f} "
-              f"{millions(model, ByteEncoder):20.1f}   {source}")
+    for name, model in {"glyphs64_text": small, **models}.items():
+        source = "48 bytes" if model is small else "128 tokens x 4096 of google/t5-v1_1-xxl"
+        print(f"{name:20s} {size_of(model, UViT):14.1f} {size_of(model, CrossAttention):20.1f} "
+              f"{size_of(model, ByteEncoder):20.1f}   {source}")
 
 
 def main():

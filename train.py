@@ -10,20 +10,16 @@ One step of the loop in main(), at the end of this file:
     the network predicts v from z_t; the loss is the mean square error of v, or of the eps that v implies
     clip the gradient, take a step of Adam, update the EMA weights
 
-README.md has the same loop in ten lines. What makes this one longer: micro-batches, several processes, a cascade.
+README.md has the same loop in ten lines. This one is longer, since it has micro-batches, several processes, a cascade.
 
-An example's t, eps and dropped condition depend only on the seed, the step and its place in the global batch. So a
-resumed run gives the same weights, to the bit on a CPU, and any number of processes trains on the same noise. Dropout
-masks, and which images --mixed-ratio leaves without a high level, depend on the process and its micro-batches.
+Seed, step and place in the global batch give an example its t, its eps and its dropped condition. So a resumed run
+gives the same weights, to the bit on a CPU, and any number of processes trains on the same noise. Only dropout masks,
+and which images --mixed-ratio leaves without a high level, depend on the process and its micro-batches.
 
     python train.py                                      letters at 64 x 64, about ten minutes on two cores
     python train.py --data photos/ --size 64             your own folder of images
-    python train.py --preset imagenet128_unet --data imagenet/train --dry-run
     python train.py --resume runs/glyphs64               continue exactly where the run stopped
     python train.py --preset glyphs64_nested --grow-from runs/glyphs16      add a 64 px level to a trained 16 px model
-    python train.py --init-from pretrained/glyphs64 --data photos/          start from trained weights
-    python train.py --preset glyphs64_text               captions instead of classes
-    python train.py --preset glyphs64_sr                 super-resolution 16 -> 64, the second stage of a cascade
     torchrun --nproc_per_node 8 train.py --preset ...    data parallel; the global batch is split over the processes
     torchrun --nproc_per_node 8 train.py --preset ... --shard     weights and optimizer state are sharded too
 
@@ -126,11 +122,10 @@ def training_loss(config, model, x, cond, t, noises):
     if config.loss == "band_mse":
         measure = functools.partial(band_loss, bands=dict(zip(config.shapes, config.rms)), multiscale=config.multiscale)
     if config.is_nested:
-        level_counts = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
+        rows = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
         weights = numbers(config.level_weights, ":") or None
-        levels = make_levels(config, x)
-        return nested_loss(model, levels, cond, t, noises, schedule, measure, weights, level_counts)
-    if config.is_super_resolution:
+        return nested_loss(model, make_levels(config, x), cond, t, noises, schedule, measure, weights, rows)
+    if config.low_size:                                                   # a stage of a cascade
         cond = dict(cond)
         low_res, aug_logsnr = cond.pop("low_res"), cond.pop("aug_logsnr")
         return super_resolution_loss(model, x, low_res, aug_logsnr, cond, t, noises[0], schedule, measure)
@@ -139,8 +134,7 @@ def training_loss(config, model, x, cond, t, noises):
 
 # ------------------------------------------------------------------------------------------ what a step needs
 
-HELD_OUT = 2 ** 62                                                        # `step` in `draw` for the held-out images;
-                                                                          # no training step is that large
+HELD_OUT = 2 ** 62                                                        # a `step` for `draw` that no training reaches
 
 
 def draw(seed, step, places, shapes, device):
@@ -169,9 +163,8 @@ def draw_augmentation(seed, step, places, device):
 
 
 def noise_shapes(config):
-    """Return the shape of each noise: of the image; of a nested model, of each level, highest first; of a
-    super-resolution model, of the image and the low-res image."""
-    return config.shapes + ([(3, *config.low_size)] if config.is_super_resolution else [])
+    """Return the shapes of the noises: one a level, highest first; of a cascade's stage also its low-res image."""
+    return config.shapes + ([(3, *config.low_size)] if config.low_size else [])
 
 
 def conditions(config, batch, dropped, encoder=None):
@@ -186,13 +179,13 @@ def conditions(config, batch, dropped, encoder=None):
     return cond
 
 
-def low_res_conditions(config, x, noise, uniform):
+def low_res_conditions(config, x, noise, seed, step, places):
     """Cascaded Diffusion 3: return the augmented low-res images of x and their noise level.
 
-    noise: N(0, 1) of their size, (B, 3, h, w). uniform (4, B): the time s of the noise; who gets noise; who gets blur;
-    how much blur.
+    noise: N(0, 1) of their size, (B, 3, h, w). The four numbers of an example are the time s of its noise, whether it
+    gets noise, whether it gets blur, and how much blur.
     """
-    s, *draws = uniform
+    s, *draws = draw_augmentation(seed, step, places, x.device)           # (B,) each
     low_res, aug_logsnr = augment(downsample(x, config.low_size), s, noise, make_low_schedule(config), draws,
                                   config.aug_noise, config.aug_blur, (config.blur_low, config.blur_high))
     return {"low_res": low_res, "aug_logsnr": aug_logsnr}
@@ -236,8 +229,8 @@ def make_held_out_loss(config, ema, batch, encoder, device):
     t = (torch.arange(n, device=device) + 0.5) / n
     _, noises, u = draw(config.seed, HELD_OUT, places, noise_shapes(config), device)
     cond = conditions(config, batch, torch.zeros_like(u).bool(), encoder)
-    if config.is_super_resolution:
-        cond |= low_res_conditions(config, x, noises[1], draw_augmentation(config.seed, HELD_OUT, places, device))
+    if config.low_size:
+        cond |= low_res_conditions(config, x, noises[1], config.seed, HELD_OUT, places)
     config = dataclasses.replace(config, mixed_ratio="")                  # all images at all levels
 
     @torch.no_grad()
@@ -294,8 +287,8 @@ def main():
         x = batch["image"].to(device, non_blocking=True, memory_format=layout)                  # (B, 3, H, W)
         t, noises, u = draw(config.seed, step, places, noise_shapes(config), device)
         cond = conditions(config, batch, u < config.cond_drop, encoder)
-        if config.is_super_resolution:
-            cond |= low_res_conditions(config, x, noises[1], draw_augmentation(config.seed, step, places, device))
+        if config.low_size:
+            cond |= low_res_conditions(config, x, noises[1], config.seed, step, places)
         torch.manual_seed(config.seed * 1_000_003 + step * world + rank)  # dropout: no random state to be saved
 
         lr = config.lr * min(1, (step + 1) / max(1, config.warmup),       # linear warm-up, linear fall at the end

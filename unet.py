@@ -31,6 +31,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from dwt import EmbedInput, ProjectOutput, patch_factor
+from plumbing.pages import draw_features, millions
 
 
 def starting_at(scale, layer):
@@ -56,9 +57,9 @@ def sinusoid(x, channels):
 class Embedding(nn.Module):
     """Embed logsnr and the conditions: -> emb (B, E), from which every block takes its scale and shift.
 
-    The input is the place of logsnr between logsnr_min and logsnr_max, the end points of the SHIFTED schedule: a shift
-    moves them (appendix A warns of it). Note: (logsnr - logsnr_min) / (logsnr_max - logsnr_min), in [0, 1]. With -15
-    and 15, the input would leave [0, 1].
+    The input is the place of logsnr between logsnr_min and logsnr_max. These are the end points of the SHIFTED
+    schedule, since a shift moves them (appendix A warns of it). Note: (logsnr - logsnr_min) /
+    (logsnr_max - logsnr_min), in [0, 1]. With -15 and 15, the input would leave [0, 1].
     # Paper: B.2 says only 'linear', B.1 nothing, and get_logsnr_emb is not printed. This scaling, the sinusoidal
     # embedding and two layers are our reading, for both networks.
 
@@ -102,7 +103,8 @@ class Embedding(nn.Module):
         label, text = cond.get("label"), None
         if label is None:
             label = torch.full((batch_size,), -1, device=self.label.weight.device)
-        # The last row is the null embedding. A label that is too large must not find it, so it moves on, out of range.
+        # Negative labels get the last row, the null embedding. Labels that are too large must not find it: + 1 takes
+        # them past it, so they raise IndexError.
         label = torch.where(label < 0, self.num_classes, label + (label >= self.num_classes))
         condition = self.label(label)                                     # (B, E)
         if self.portrait is not None and "portrait" in cond:
@@ -165,8 +167,8 @@ def attend(q, k, v, mask=None):
 class Attention(nn.Module):
     """The paper's self_attention (B.2.1), with its residual: tokens (B, N, C) -> (B, N, C).
 
-    Layer norm (with bias) normalises q and k per head. The paper also has the scale d^-1/2: `attend` applies it. Raises
-    ValueError if num_heads does not divide channels. Note: so the product of q and k stays bounded, however large the
+    The paper also has the scale d^-1/2: `attend` applies it. Raises ValueError if num_heads does not divide channels.
+    Layer norm (with bias) normalises q and k per head. Note: so the product of q and k stays bounded, however large the
     weights of qkv grow. Only the learned gains and biases of the two norms can change the bound.
     # Paper: "Normalize" (without bias) is not defined. We take layer norm with a scale and no bias.
     # Paper: the printed function takes text_emb and never uses it. Cross-attention (5.2) is not printed.
@@ -292,7 +294,7 @@ def initialise(network):
 
     Weights are normal with variance 1 / fan_in, biases zero. Flax, whose layer names B.2.1 uses, has this variance by
     default ("lecun normal", a TRUNCATED normal; ours is not truncated). PyTorch's default is a third of it. That would
-    weaken log-SNR by sqrt(3) in each of its two layers before the blocks. The class passes none: it is a table row.
+    weaken log-SNR by sqrt(3) in each of the two layers of its embedding, but not the class, a row of a table.
     """
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
@@ -347,8 +349,8 @@ class UNet(nn.Module):
 
     For later files:
     in_channels              6 for super-resolution (cascade.py)
-    attn_layers              for Matryoshka, one number per level: how many pairs of attention and feed-forward follow
-                             each block. The middle has one. attn_resolutions is then not used. (): only it counts
+    attn_layers              for Matryoshka, in place of attn_resolutions: one number per level, how many pairs of
+                             attention and feed-forward follow each block. The middle has one pair
     middle                   False: no middle (block, attention, block), for the outer levels of nested_unet.py
     zero_head                True, for Matryoshka: norm, swish, a last layer that starts at zero; so at first v_hat = 0
     text_channels            width c of the tokens of the captions; 0: no cross-attention
@@ -375,12 +377,12 @@ class UNet(nn.Module):
             return ResBlock(widths[level], emb_channels, level_dropout, skip)
 
         def attention(level, in_middle):
+            channels, layers = widths[level], []
             if not attn_layers:                                           # simple diffusion
                 has_attention = any(at_resolution(*sizes[level], r) for r in attn_resolutions)
-                return MapAttention(widths[level], num_heads, text_channels) if has_attention else MapSequence()
-            layers = []                                                   # Matryoshka
-            for _ in range(1 if in_middle else attn_layers[level]):
-                layers += [MapAttention(widths[level], num_heads, text_channels), FeedForward(widths[level])]
+                return MapAttention(channels, num_heads, text_channels) if has_attention else MapSequence()
+            for _ in range(1 if in_middle else attn_layers[level]):       # Matryoshka
+                layers += [MapAttention(channels, num_heads, text_channels), FeedForward(channels)]
             return MapSequence(*layers)
 
         def block_and_attention(level, skip=False, in_middle=False):
@@ -418,7 +420,7 @@ class UNet(nn.Module):
         return self.ascend(h, skips, emb, text)                           # (B, C0, H, W)
 
     def descend(self, z, emb, text=None, f=None):
-        """Run the way down. Return the coarsest map and the skips. Note: k + 1 a level, its input and block outputs."""
+        """Run the way down. Return the coarsest map and the skips. Note: k + 1 a level, its input and k outputs."""
         check_input(z, self.size)
         h = self.input(z)                                                 # (B, C0, H, W)
         h = h if f is None else h + f
@@ -462,52 +464,38 @@ def table_1():
         print(f"{name:28s} {a:13.3g} {b:12.3g}     {paper}")
 
 
-def print_levels():
-    """Build B.1's U-Net for ImageNet 128 and print where its parameters are."""
-    shift = 2 * math.log(64 / 128)                                        # of the schedule's end points: eq. 5
-    with torch.device("meta"):                                            # shapes only: no memory, no numbers
-        model = UNet((128, 128), 128, 1024, (1, 2, 4, 8, 8), (3, 4, 4, 12, 4), attn_resolutions=(8, 16), num_heads=4,
-                     dropout=0.1, dropout_from_resolution=16, num_classes=1000, logsnr_min=-15 + shift,
-                     logsnr_max=15 + shift)
-    count = lambda *modules: sum(p.numel() for module in modules for p in module.parameters()) / 1e6
+def print_levels(model):
+    """Print where the parameters of B.1's U-Net for ImageNet 128 are."""
     print("\nimagenet128_unet: where the parameters are (\"scaling the architecture\")")
     print("level   side   width   blocks down + up   attention   dropout   parameters, M")
     for i, (down, up) in enumerate(zip(model.down, reversed(model.up))):
         block, attention = down[0]
         print(f"{i:5d}   {128 >> i:4d}   {model.widths[i]:5d}   {f'{len(down)} + {len(up)}':>16s}   "
               f"{'yes' if isinstance(attention, MapAttention) else 'no':>9s}   {block.dropout.p:7.1f}   "
-              f"{count(down, up):13.1f}")
-    other = count(model.embed, model.input, model.downsample, model.upsample, model.output)
-    print(f"{'middle: block, attention, block':62s} {count(model.middle):13.1f}")
-    print(f"{'embedding, down- and upsampling, input, output':62s} {other:13.1f}")
-    print(f"{'in all':62s} {count(model):13.1f}")
+              f"{millions(down, up):13.1f}")
+    other = millions(model.embed, model.input, model.downsample, model.upsample, model.output)
+    for what, count in (("middle: block, attention, block", millions(model.middle)),
+                        ("embedding, down- and upsampling, input, output", other), ("in all", millions(model))):
+        print(f"{what:62s} {count:13.1f}")
 
 
-def draw_features(path):
+def draw_maps(path):
     """Draw the feature map of each level in an untrained network, as the RMS over its channels. At initialisation every
     block is the identity. So the picture shows only the first convolution and those between the levels."""
-    from data import Glyphs
-    from plumbing.pictures import pyplot, save_figure, show_image
+    from data import Glyphs                                               # imported here: only the picture needs one
     torch.manual_seed(0)
-    net = UNet((64, 64), 32, 64, (1, 2, 4), (1, 1, 1), attn_resolutions=(16,)).eval()
-    image, maps = Glyphs((64, 64)).image(10), []
-    for level in (*net.down, *net.up):
-        level[-1][1].register_forward_hook(lambda module, args, output: maps.append(output[0]))
-    with torch.no_grad():
-        net(image[None], torch.zeros(1), {})
-    figure, axes = pyplot().subplots(1, 1 + len(maps), figsize=(2 * (1 + len(maps)), 2.3))
-    show_image(axes[0], image, "image")
-    for axis, features, way in zip(axes[1:], maps, ["down"] * 3 + ["up"] * 3):
-        axis.imshow(features.square().mean(0).sqrt().numpy(), cmap="magma")
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(f"{way} {features.shape[1]}x{features.shape[2]}x{features.shape[0]}", fontsize=9)
-    save_figure(figure, path, dpi=110)
+    network = UNet((64, 64), 32, 64, (1, 2, 4), (1, 1, 1), attn_resolutions=(16,)).eval()
+    draw_features(path, network, Glyphs((64, 64)).image(10))
 
 
 def main():
     table_1()
-    print_levels()
-    draw_features("figures/unet_features.png")
+    shift = 2 * math.log(64 / 128)                                        # of the schedule's end points: eq. 5
+    with torch.device("meta"):                                            # shapes only: no memory, no numbers
+        print_levels(UNet((128, 128), 128, 1024, (1, 2, 4, 8, 8), (3, 4, 4, 12, 4), attn_resolutions=(8, 16),
+                          num_heads=4, dropout=0.1, dropout_from_resolution=16, num_classes=1000,
+                          logsnr_min=-15 + shift, logsnr_max=15 + shift))
+    draw_maps("figures/unet_features.png")
     print("wrote figures/unet_features.png (RMS of the features of each level, at initialisation)")
 
 

@@ -1,7 +1,7 @@
 """The U-ViT: a small convolutional U-Net around a large transformer.
 
 Paper: simple diffusion, sections 3.5, 3.6 and 5.2 (text), appendix B.2 and B.2.1 (pseudo-code), figure 7.
-Needs: unet.py (embedding, ResBlock, attention). Next: text.py, or train.py.
+Needs: unet.py (embedding, ResBlock, attention). Next: text.py, or for images alone train.py.
 
 The coarsest level of the U-ViT (16 x 16 in the paper) has only transformer blocks, without U-Net skips. The finer
 levels have ResBlocks with skips, as before. The result is easy to scale (36 blocks of width 2048, 2 billion parameters)
@@ -27,6 +27,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from dwt import EmbedInput, ProjectOutput, patch_factor
+from plumbing.pages import gflops, millions
 from unet import (Attention, CrossAttention, Downsample, Embedding, MapSequence, ResBlock, Upsample, at_or_below,
                   at_resolution, check_input, check_size, initialise, starting_at)
 
@@ -177,11 +178,6 @@ def imagenet_uvit(side, patching):
                     patching=patching, num_classes=1000, logsnr_min=-15 + shift, logsnr_max=15 + shift)
 
 
-def millions(*modules):
-    """Count the parameters of modules, in millions."""
-    return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
-
-
 def print_figure_7():
     """Print the blocks of the model for 512 px in the order of figure 7."""
     model, n = imagenet_uvit(512, "dwt_2"), 3
@@ -201,13 +197,12 @@ def print_figure_7():
 
 def print_costs():
     """Print the parameters and the FLOPs of the three ImageNet models."""
-    from torch.utils.flop_counter import FlopCounterMode
     print("\npreset              parameters, M    forward pass of one image, GFLOP (multiply and add counted as two)")
     for side, patching in ((128, "none"), (256, "dwt_1"), (512, "dwt_2")):
         model = imagenet_uvit(side, patching)
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, 3, side, side), torch.zeros(1), {})
-        print(f"{f'imagenet{side}_uvit':20s} {millions(model):12.1f}    {counter.get_total_flops() / 1e9:12.1f}")
+        with torch.device("meta"):
+            cost = gflops(model, torch.zeros(1, 3, side, side), torch.zeros(1), {})
+        print(f"{f'imagenet{side}_uvit':20s} {millions(model):12.1f}    {cost:12.1f}")
 
 
 def main():

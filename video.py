@@ -2,7 +2,7 @@
 
 Paper: Matryoshka Diffusion Models, its video model. We had neither its text nor a configuration of it. Others' notes
 name the levels: one frame of 64 px, then 16 such frames, then 16 frames of 256 px. The rest is from the released code.
-Needs: nested_unet.py. Next: precondition.py, config.py.
+Needs: nested_unet.py. Next: cascade.py.
 
 A video has T frames. A level of the nest may have fewer pixels than the level above it, or fewer frames, or both:
 
@@ -127,16 +127,19 @@ def attend_over_time(network, counts, num_heads):
     """
     for nest, frames in zip(nests_in(network), counts):
         net = nest.outer if isinstance(nest, NestedUNet) else nest
-        levels = [*zip(net.widths, net.down), *zip(reversed(net.widths[:len(net.up)]), net.up)]
-        if isinstance(net, UNet):                                         # pairs (block, attention over space)
-            levels.append((net.widths[-1], net.middle))
-            places = [(pair, 1, width) for width, pairs in levels for pair in pairs]
-        else:                                                             # a U-ViT runs the first of each pair only
-            places = [(pair, 0, width) for width, pairs in levels for pair in pairs]
-            places += [(net.transformer, i, net.widths[-1]) for i in range(len(net.transformer))]
-        for layers, i, width in places if frames > 1 else []:
-            layers[i] = OverTime(layers[i], width, num_heads, frames)
+        for layers, i, channels in block_places(net) if frames > 1 else []:
+            layers[i] = OverTime(layers[i], channels, num_heads, frames)
     return network
+
+
+def block_places(net):
+    """Return the places of a network's blocks, [(list of layers, index in it, channels), ...]."""
+    levels = [*zip(net.widths, net.down), *zip(reversed(net.widths[:len(net.up)]), net.up)]
+    if isinstance(net, UNet):                                             # pairs (block, attention over space)
+        levels.append((net.widths[-1], net.middle))
+        return [(pair, 1, channels) for channels, pairs in levels for pair in pairs]
+    firsts = [(pair, 0, channels) for channels, pairs in levels for pair in pairs]              # U-ViT: no attention
+    return firsts + [(net.transformer, i, net.widths[-1]) for i in range(len(net.transformer))]
 
 
 def denoise_frames(network, z, logsnr, condition, counts, text=None, f=None):
@@ -214,9 +217,9 @@ def main():
     from data import Glyphs                                               # only the page needs scenes
     scenes, frames = Glyphs((64, 64)), [dict(angle=0.05 * frame, x=0.008 * frame) for frame in range(8)]
     videos = torch.stack([torch.cat([scenes.image(i, **frame) for frame in frames]) for i in range(10, 26)])
-    average = lambda x: x.unflatten(1, (8, 3)).mean(1)
-    ways = {"keep one frame in 8": lambda x: to_videos(keep_frames(to_frames(x, 8), 8, 1), 1),
-            "average 8 frames": average, "average 2 x 2 pixels": lambda x: F.avg_pool2d(x, 2)}
+    ways = {"keep one frame in 8": lambda x: keep_frames(to_frames(x, 8), 8, 1),
+            "average 8 frames": lambda x: x.unflatten(1, (8, 3)).mean(1),
+            "average 2 x 2 pixels": lambda x: F.avg_pool2d(x, 2)}
     print("level down              SNR of the noise, times     its log   variance of the frames that is left")
     for name, down in ways.items():
         gain, left = snr_gain(videos.shape, down), float(down(videos).var() / videos.var())

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from config import PRESETS, make_schedule
-from data import Glyphs, open_source
+from data import Glyphs
 from plumbing.drawing import draw_samples
 from plumbing.features import Yardstick, describe, moments_of
 from plumbing.files import whole_file
@@ -28,6 +28,7 @@ from plumbing.measuring import trained_run
 from plumbing.pictures import pyplot
 from measures import Moments, bootstrap, frechet_distance, variational_bound
 from plumbing.runs import kept_checkpoints, made_by, read_checkpoint
+from plumbing.sources import open_source
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RUNS = {"last_week": 2400, "today": 12}                                   # images in the folder

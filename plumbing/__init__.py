@@ -19,6 +19,7 @@
     motion.py     scenes that move, and how the motion of videos is measured
     workers.py    the data loader's processes: their start, signals and end
     pictures.py   sheets of samples, captions, matplotlib
+    pages.py      what the pages of the lecture share: counts and figures
     t5.py         a frozen T5 and its cache
     features.py   the networks that grade samples, and the real images beside them
     cost.py       parameters, FLOPs and memory before a run

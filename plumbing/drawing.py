@@ -16,10 +16,10 @@ from plumbing.files import fingerprint
 from plumbing.measuring import TrainedRun
 from plumbing.pictures import to_uint8
 from plumbing.runs import choose_precision, progress
-from plumbing.sampling import make_conditions
+from plumbing.sampling import derive_seed, image_seeds, make_conditions
 from plumbing.t5 import Encoder
 from plumbing.training import real_low_res
-from sample import derive_seed, handoff_noise, image_seeds, sample_run
+from sample import handoff_noise, sample_run
 
 FORMAT = 1                # of cached samples; raise it when the code that draws them changes
 

@@ -22,14 +22,14 @@ from PIL import Image
 
 import data
 from plumbing.images import BrokenImage
-from data import FontFile, Glyphs, Stream, open_source
+from data import FontFile, Glyphs, Stream
 from plumbing import UserError
 from measures import Moments, colour_histogram
 from plumbing.runs import cores, load_file, progress
 from plumbing.files import blame_machine, check_regular, fingerprint, reason_of, whole_file
 from plumbing.motion import in_motion, one_frame, split_frames
 from plumbing.pictures import to_uint8
-from plumbing.sources import open_run, same_data
+from plumbing.sources import open_run, open_source, same_data
 from plumbing.workers import load
 
 FORMAT = 1                # of cached networks and descriptions; raise it when the code that makes them changes

@@ -4,11 +4,14 @@ import math
 import os
 
 from plumbing import UserError
-from plumbing.files import writable_folder
-from plumbing.runs import choose_precision, has_checkpoint, results_folder, run_of
+from plumbing.features import tensor_bytes
+from plumbing.files import fingerprint, writable_folder
+from plumbing.runs import (choose_device, choose_precision, ema_model, has_checkpoint, read_checkpoint, results_folder,
+                           run_of)
 from plumbing.settings import Parser, check_range, override
-from plumbing.sources import add_accept_flag, check_unchanged
-from plumbing.start import newest_whole
+from plumbing.sources import add_accept_flag, check_unchanged, located, open_run, same_data
+from plumbing.start import check_room, newest_whole
+from plumbing.t5 import Encoder
 
 WEIGHTS = ("constant", "snr", "truncated_snr", "snr+1")
 
@@ -63,6 +66,23 @@ def check_teacher(args, config):
     accumulate = config.accumulate if args.accumulate is None else args.accumulate
     if accumulate < 1 or config.batch % accumulate:
         raise UserError(f"--accumulate {accumulate}: want a number of parts that divides the batch, {config.batch}")
+
+
+def prepare(args):
+    """Open what the rounds need -> (device, teacher, source, encoder or None, rounds of `plan`, a headline)."""
+    run = os.path.normpath(args.run)
+    device, why = choose_device(args.device)
+    state = read_checkpoint(run)
+    config, teacher = located(state["config"], args, run), ema_model(state, run, device)
+    source = open_run(config)
+    config = same_data(config, source, None if args.accept_changed_data else state.get("examples"))
+    check_room(config, device, world=1)
+    weights = fingerprint(*tensor_bytes(teacher.parameters()))
+    rounds = plan(args, config, f"{run}, step {state['step']}, weights {weights}", device)
+    encoder = Encoder(config, device, cached=True) if config.text_encoder else None
+    names = " -> ".join(str(steps or "guided") for *_, steps in rounds)
+    headline = f"{run} -> {names}, on {device} ({why}); rounds in {os.path.dirname(rounds[0][0])}"
+    return device, teacher, source, encoder, rounds, headline
 
 
 def plan(args, config, teacher, device):

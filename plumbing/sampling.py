@@ -5,6 +5,7 @@ import math
 import os
 import sys
 
+import numpy as np
 import torch
 
 from cascade import HANDOFFS
@@ -366,6 +367,26 @@ def write_pictures(args, sheet, images, film=None):
 
 
 # ------------------------------------------------------------------------------------------ before sampling
+
+def derive_seed(seed, *use):
+    """Derive a seed for another use of the same seed, named by integers: a later stage, or the noise of a handoff.
+
+    PyTorch's CPU generator reads only the low 32 bits of a seed. If a stage added a large number to the seed instead,
+    two stages could start from the same noise.
+    """
+    return int(np.random.SeedSequence((seed, *use)).generate_state(1)[0])
+
+
+def image_seeds(seed, n, first=0):
+    """Return n image seeds of the set `seed`, beginning at image number `first`.
+
+    Sets of up to a million images share no seed if their `seed` is below 4294. Above, an image seed would need more
+    than the 32 bits that the generator reads, and a set could be another one moved by some images. So we hash it.
+    """
+    if seed < 4294:
+        return [seed * 1_000_003 + i for i in range(first, first + n)]
+    return [derive_seed(seed, 0, 0, i) for i in range(first, first + n)]
+
 
 def compile_model(model, device):
     """Compile the network to one graph. On CUDA, record its kernels once and replay them (CUDA graphs): to launch many

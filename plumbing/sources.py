@@ -2,20 +2,37 @@
 import dataclasses
 import os
 
-from data import FontFile, Glyphs, ImageFolder, open_source
+from data import FontFile, Glyphs, ImageFolder
 from plumbing import UserError
 from plumbing.files import fingerprint
-from plumbing.fonts import find_font
+from plumbing.fonts import find_font, matplotlib_fonts
 from plumbing.motion import in_motion
 
 LOOKED_INTO = 64                                                          # files of a folder whose contents count
+
+
+def open_source(data, size, portrait=False, characters="", **scenes):
+    """Open what --data names: "glyphs", a font file, or a folder of images. scenes: of Glyphs. Raises UserError."""
+    if data == "glyphs":
+        return Glyphs(size, portrait=portrait, characters=characters, **scenes)
+    path = find_font(data)
+    if os.path.isfile(path):
+        if not data.lower().endswith((".ttf", ".otf", ".ttc", ".otc")):
+            raise UserError(f"--data {data}: want glyphs, a font file (.ttf, .otf, .ttc) or a folder of images")
+        return FontFile(path, size, characters, portrait=portrait, **scenes)
+    if characters:
+        raise UserError(f"--characters: want a font file, or glyphs, not --data {data}")
+    if os.path.isdir(data):
+        return ImageFolder(data, size, portrait)
+    fonts = ", ".join(sorted(os.listdir(matplotlib_fonts()))[:4])
+    raise UserError(f"--data {data}: no such file or folder, and no font of matplotlib (which has {fonts}, ...)")
 
 
 def open_run(config, **options):
     """Open the source that a run with this Config learns from. options: of open_source; they replace the Config's."""
     options = dict(pairs="seen" if config.withhold else "all", portrait=config.portrait,
                    characters=config.characters) | options
-    source = open_source(config.data, config.size, config.scenes, config.seed, **options)
+    source = open_source(config.data, config.size, count=config.scenes, seed=config.seed, **options)
     if config.counts[0] > 1 and not isinstance(source, Glyphs):
         raise UserError(f"--frames: only drawn scenes move, not --data {config.data}")
     return in_motion(source, config.counts[0])

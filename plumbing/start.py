@@ -10,7 +10,7 @@ import sys
 import torch
 
 from config import PRESETS, Config, build_model, make_levels, make_schedules, numbers, parts
-from data import Glyphs, ImageFolder, batches, open_source
+from data import Glyphs, ImageFolder, batches
 from dwt import wavelet_levels
 from nested_unet import grow, mixed_rows
 from plumbing import Damaged, UserError, cost, shard
@@ -20,7 +20,7 @@ from plumbing.runs import (CHECKPOINT, PREVIOUS, SHARDED, broadcast, check_memor
                            choose_precision, cores, has_checkpoint, image_bytes, is_pretrained, load_optimizer,
                            load_weights, plain_checkpoints, processes, read_checkpoint, run_of, sharded_steps)
 from plumbing.settings import Parser, add_fields, check_range, override
-from plumbing.sources import add_accept_flag, located, open_run, same_data
+from plumbing.sources import add_accept_flag, located, open_run, open_source, same_data
 from plumbing.t5 import Encoder, check_moved
 from precondition import band_rms
 

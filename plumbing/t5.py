@@ -15,12 +15,12 @@ import re
 import numpy as np
 import torch
 
-from data import open_source
 from plumbing import UserError
 from plumbing.captions import faults
 from plumbing.files import blame_machine, whole_file, write_json
 from plumbing.runs import choose_device, main_program
 from plumbing.settings import Parser, check_range
+from plumbing.sources import open_source
 from text import to_bytes
 
 

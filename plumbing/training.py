@@ -28,10 +28,10 @@ from plumbing.files import keep_aside, reason_of, whole_file
 from plumbing.images import BrokenImage
 from plumbing.pictures import pyplot, save_picture
 from plumbing.runs import CHECKPOINT, SHARDED, any_rank, broadcast, not_finite, rescues, save_checkpoint, tell
-from plumbing.sampling import make_conditions, make_sheet, what_is_drawn
+from plumbing.sampling import image_seeds, make_conditions, make_sheet, what_is_drawn
 from plumbing.sources import open_run
 from plumbing.watch import PAGE, Page, clock, sheet_name
-from sample import image_seeds, sample_run
+from sample import sample_run
 
 LOG_COLUMNS = ["step", "images", "loss", "grad_norm", "lr", "images_per_s", "seconds", "held_out"]
 
@@ -355,7 +355,7 @@ class Run:
     def next_commands(self):
         """Return what the user may type when the run is complete."""
         stages = [self.folder]
-        if self.config.is_super_resolution:
+        if self.config.low_size:
             stages = ["RUN-OF-LOW-RES-IMAGES", self.folder, "--handoff", "clean"]
         join = [["-m", "plumbing.shard", self.folder]] if self.config.shard else []
         return [shlex.join(["python", *words]) for words in (*join, ["sample.py", *stages], ["evaluate.py", *stages])]

@@ -190,7 +190,8 @@ class Book:
         return [figure for figure in source.figures().items() if os.path.exists(os.path.join(self.project, figure[0]))]
 
     def picture(self, source, path, name):
-        kind = "" if "show_image" in source.calls(name) else ' class="plot"'
+        is_image = {"show_image", "draw_panels", "draw_features"} & source.calls(name)
+        kind = "" if is_image else ' class="plot"'
         return f'<img src="{self.root}/{path}" alt="{os.path.basename(path)}"{kind}>'
 
     def seen_in(self, source, definition, has_number):

@@ -13,6 +13,7 @@ from PIL import Image
 
 import data as D
 from plumbing import UserError, fonts
+from plumbing.sources import open_source
 
 
 # ---- glyph scenes
@@ -94,7 +95,7 @@ def test_captions_are_true():
 def test_font_file_has_a_class_a_character_it_draws():
     """Kills: a class for a space; two classes that look alike or differ in case alone; a caption of another class."""
     path = os.path.join(fonts.matplotlib_fonts(), "STIXGeneral.ttf")
-    source = D.open_source(path, (32, 32))
+    source = open_source(path, (32, 32))
     assert {"A", "Ω", "7", "∞"} <= set(source.classes)
     assert "a" not in source.classes and " " not in source.classes
     assert len(set(source.classes)) == len(source.classes) > 200
@@ -108,16 +109,16 @@ def test_chosen_characters_are_the_classes(data, characters, tmp_path, monkeypat
     """In the order in which they are given. A font of matplotlib needs no path; a file of this name comes first.
 
     Kills: characters that are ignored; sorted; left out as small letters; the wrong picture; scenes of another run."""
-    source = D.open_source(data, (32, 32), count=60, seed=1, characters=characters)
+    source = open_source(data, (32, 32), count=60, seed=1, characters=characters)
     assert source.classes == tuple(characters)
     assert [source.scene(i)["character"] for i in range(len(characters))] == list(characters)
-    unseen = D.open_source(data, (32, 32), count=60, seed=1, characters=characters, held_out=True)
+    unseen = open_source(data, (32, 32), count=60, seed=1, characters=characters, held_out=True)
     assert unseen.classes == source.classes
     assert not {source.draw(i).tobytes() for i in range(60)} & {unseen.draw(i).tobytes() for i in range(60)}
     monkeypatch.chdir(tmp_path)
     shutil.copy(fonts.find_font("cmr10.ttf"), "DejaVuSans.ttf")
     with pytest.raises(UserError, match="does not draw 😻"):
-        D.open_source("DejaVuSans.ttf", (32, 32), characters="😻")
+        open_source("DejaVuSans.ttf", (32, 32), characters="😻")
 
 
 @pytest.mark.parametrize("data, characters, wanted", [
@@ -131,7 +132,7 @@ def test_chosen_characters_are_the_classes(data, characters, tmp_path, monkeypat
 def test_characters_that_cannot_be_classes_are_named(data, characters, wanted):
     """Kills: a class drawn as a box or as nothing; two classes that nobody can tell apart; a name left out or twice."""
     with pytest.raises(UserError, match=wanted.replace("U+", r"U\+")):
-        D.open_source(data, (32, 32), characters=characters)
+        open_source(data, (32, 32), characters=characters)
 
 
 def test_classes_captions_and_broken_captions(tmp_path):

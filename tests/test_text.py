@@ -17,7 +17,7 @@ import uvit
 from plumbing import t5
 from plumbing.sampling import make_conditions
 from plumbing.settings import override
-from plumbing.sources import open_run
+from plumbing.sources import open_run, open_source
 from programs import page, stirred
 
 SIZE, LENGTH, CHANNELS = (16, 16), 24, 16
@@ -272,7 +272,7 @@ def test_flagged_and_unflagged_examples_are_consistent(tmp_path):
     wide.save(tmp_path / "wide.png")
     wide.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "tall.png")                      # clockwise
     (tmp_path / "tall.txt").write_text("tall")
-    source = D.open_source(str(tmp_path), (24, 40), portrait=True)
+    source = open_source(str(tmp_path), (24, 40), portrait=True)
     assert source.image(0).shape == (3, 40, 24)
     pair = {e["caption"]: e for e in map(D.Stream(source, 0).__getitem__, range(2))}
     assert (pair["tall"]["portrait"], pair[""]["portrait"]) == (1, 0)
@@ -280,7 +280,7 @@ def test_flagged_and_unflagged_examples_are_consistent(tmp_path):
     batch = D.collate([pair["tall"], pair[""]])
     assert batch["portrait"].tolist() == [1, 0] and batch["image"].shape == (2, 3, 24, 40)
     # Without the rule, the tall image is cropped, not turned. Images are mirrored before they are turned.
-    assert D.open_source(str(tmp_path), (24, 40)).image(0).shape == (3, 24, 40)
+    assert open_source(str(tmp_path), (24, 40)).image(0).shape == (3, 24, 40)
     mirrored = D.Stream(source, 1, flip=True)
     flips = {tuple(e["image"].flatten().tolist()) for e in (mirrored[k] for k in range(40)) if e["portrait"]}
     tall = source.image(0)

@@ -13,6 +13,7 @@ from PIL import Image
 
 import data as D
 from plumbing import UserError, fonts
+from plumbing.sources import open_source
 from programs import program
 
 
@@ -117,4 +118,4 @@ def test_broken_font_is_one_line(tmp_path):
     path = tmp_path / "x.ttf"
     path.write_bytes(b"no font")
     with pytest.raises(UserError, match="x.ttf"):
-        D.open_source(str(path), (32, 32))
+        open_source(str(path), (32, 32))

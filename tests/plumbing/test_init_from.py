@@ -149,7 +149,7 @@ def test_all_settings_that_build_a_network_are_compared():
     builders = (C.build_model, C.plain_network, C.text_condition, C.outer_network, C.make_schedules,
                 C.make_low_schedule, C.Config.sizes.fget)
     read = {name for build in builders for name in re.findall(r"(?:config|self)\.(\w+)", inspect.getsource(build))}
-    free = {"sizes", "counts", "rms", "num_classes", "guidance_max", "dropout", "dropout_from_resolution",
+    free = {"sizes", "counts", "rms", "is_nested", "num_classes", "guidance_max", "dropout", "dropout_from_resolution",
             "transformer_dropout",
             "position_std"}                                               # not of a trained network, or checked apart
     assert read - free | {"precondition"} == set(start.OF_NETWORK)

@@ -11,10 +11,10 @@ from PIL import Image
 from data import CHARACTERS, Glyphs
 from plumbing.fonts import glyph_tile
 from plumbing.runs import load_run
-from plumbing.sampling import DEFAULT, make_conditions
+from plumbing.sampling import DEFAULT, image_seeds, make_conditions
 from plumbing.weights import LARGEST
 from programs import ROOT, program_here
-from sample import image_seeds, sample_run
+from sample import sample_run
 
 NAMES = sorted(os.listdir(os.path.join(ROOT, "pretrained")))
 

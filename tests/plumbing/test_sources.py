@@ -168,8 +168,8 @@ def test_what_counts_as_the_same(tmp_path):
         new = sources.data_id(D.ImageFolder(tmp_path / "b"), captions=True)
         assert new not in seen
         seen.add(new)
-    font = shutil.copy(D.find_font("cmb10.ttf"), tmp_path / "f.ttf")
-    assert sources.data_id(D.FontFile(font)) == sources.data_id(D.FontFile(D.find_font("cmb10.ttf"))) not in seen
+    font = shutil.copy(sources.find_font("cmb10.ttf"), tmp_path / "f.ttf")
+    assert sources.data_id(D.FontFile(font)) == sources.data_id(D.FontFile(sources.find_font("cmb10.ttf"))) not in seen
     assert sources.data_id(D.Glyphs()) == "glyphs"
 
 

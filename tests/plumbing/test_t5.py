@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 import config as C
-import data as D
 import sample as P
 import train as T
 from plumbing import UserError, t5
@@ -75,7 +74,7 @@ def test_cached_and_live_embeddings_agree(tiny_t5, tmp_path, monkeypatch):
     monkeypatch.undo()
     (tmp_path / "photos" / "4.txt").write_text("blue")                    # a new caption fails before any work
     with pytest.raises(UserError, match="no embedding of 'blue'"):
-        t5.Encoder(config, "cpu", cached=True).check(D.open_source(data, (16, 16)))
+        t5.Encoder(config, "cpu", cached=True).check(t5.open_source(data, (16, 16)))
     assert t5.write_cache(data, tiny_t5, 12, torch.device("cpu"))[1] == 1  # only this one is added
     assert t5.Encoder(config, "cpu", cached=True)(["blue", "red"])["text_mask"].sum() == 4
 
