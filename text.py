@@ -72,7 +72,6 @@ class ByteEncoder(nn.Module):
         x = self.byte(text) * mask[:, :, None]                            # (B, T, c), zero where padded
         T, padded = x.shape[1], nn.functional.pad(x, (0, 0, self.reach, self.reach))
         x = x + self.near(torch.cat([padded[:, i:i + T] for i in range(2 * self.reach + 1)], 2))
-
         # From bytes to words: word w is the mean of its bytes. A byte's word is the number of spaces before it.
         is_space = text == ord(" ")
         number = (is_space & mask).cumsum(1)                              # (B, T) of the word that a byte is in
