@@ -16,10 +16,11 @@ from common import check, save  # first: it puts the project on the path
 import numpy as np
 import torch
 
-from data import _pattern, open_source
+from data import _pattern
 from plumbing import UserError
 from plumbing.runs import load_run, main_program
 from plumbing.settings import Parser
+from plumbing.sources import open_source
 from schedule import alpha_sigma, diffuse, x_from_v
 
 LEVELS = (-4, -3, -2, -1, 0, 2)
