@@ -20,7 +20,7 @@ from data import _pattern
 from plumbing import UserError
 from plumbing.runs import load_run, main_program
 from plumbing.settings import Parser
-from plumbing.sources import open_source
+from plumbing.sources import open_run
 from schedule import alpha_sigma, diffuse, x_from_v
 
 LEVELS = (-4, -3, -2, -1, 0, 2)
@@ -79,7 +79,7 @@ def main():
     model, config = load_run(args.run, torch.device("cpu"))
     if config.data != "glyphs" or len(config.sizes) > 1 or config.low_size or config.text_encoder:
         raise UserError(f"{args.run}: want a plain model of glyphs with classes")
-    source = open_source("glyphs", config.size, config.scenes, config.seed, held_out=True, characters=config.characters)
+    source = open_run(config, held_out=True)
     rows = []
     for kind in KINDS:
         scenes, patterns = draw_scenes(source, kind, args.n), draw_patterns(kind, config.size)
