@@ -158,6 +158,14 @@ def test_the_readmes_numbers_are_what_was_measured():
     assert "{:.0f} or {:,.0f} ms".format(1000 * calls["dwt_2"], 1000 * calls["none"]) in text
 
 
+def test_the_patterns_are_what_was_measured():
+    """The rows of benchmarks/NOTEBOOK.md. Kills: a digit mistyped; the weights in the box changed and not measured."""
+    rows, text = results("patterns")["rows"], plain(text_of("benchmarks/NOTEBOOK.md"))
+    for name, key in (("`pretrained/glyphs64`", "found"), ("possible", "possible")):
+        pairs = zip(*([row[key] for row in rows if row["kind"] == kind] for kind in ("striped", "ringed")))
+        assert ", ".join([name, *(f"{share:.2f}"[1:] for pair in pairs for share in pair)]) in text, name
+
+
 def test_the_answers_numbers_are_what_was_measured():
     """Kills: a number in reading/QUESTIONS.md that drifts from the measurement."""
     found, text = results("questions"), plain(" ".join(text_of("reading/QUESTIONS.md").split()))
