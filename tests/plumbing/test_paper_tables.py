@@ -145,7 +145,7 @@ def test_the_share_of_a_pattern():
     for kind in patterns.KINDS:
         scenes = patterns.draw_scenes(source, kind, 4)
         x, flat = (torch.stack(column) for column in list(zip(*scenes))[:2])
-        assert 0.05 < (x - flat).square().mean().sqrt() < 0.2 and (x == flat).float().mean() > 0.05              # letters
+        assert 0.05 < (x - flat).square().mean().sqrt() < 0.2 and (x == flat).float().mean() > 0.05     # letters
         for truth, share in ((x, 1), (flat, 0), ((x + flat) / 2, 0.5)):
             told = patterns.found(lambda z, logsnr, cond: v_from_x(z, truth, logsnr), scenes, -1)
             assert told.item() == pytest.approx(share, abs=1e-3)
