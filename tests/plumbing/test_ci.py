@@ -34,7 +34,7 @@ def test_the_gate_shows_both_lists_whichever_fails(tmp_path, quick, course):
     shown = done.stdout.splitlines()
     assert done.returncode == (course or quick) and done.stderr == ""
     assert ("== all passed" in shown) == (not quick and not course)
-    assert ("== long tests of runs: kills, several processes, torch.compile's graphs" in shown) == (not quick)
-    assert "== long tests of the course, of the list for a GPU, of shards" in shown
+    assert ("== long tests of runs: several processes, torch.compile's graphs" in shown) == (not quick)
+    assert "== long tests of the course, of the list for a GPU, of kills, of shards" in shown
     assert ("== text by a frozen T5: the optional package, for its tests alone" in shown) == (not course)
     assert not os.listdir(tmp_path / "work")                              # it cleans up
