@@ -36,6 +36,13 @@ def slow_dwt(x, levels):
     return torch.cat([x] + details, 1).float()
 
 
+def worst(band, wanted):
+    """Return the largest error of a band (N,), and in words the number there."""
+    error = (band - wanted).abs()
+    n = int(error.argmax())
+    return float(error[n]), f"{float(band[n]):.4g} at [{n}]"
+
+
 @exam("3.1")
 class Split:
     taught = True
@@ -54,12 +61,17 @@ class Split:
 
     def laws(seen):
         low, high = seen["flat"]
-        yield float(high.abs().max()) < 1e-5, "the high band of a constant must be zero"
+        error, place = worst(high, 0)
+        yield error < 1e-5, f"the high band of a constant is {place}: it must be zero"
         yield bool(seen["learns"]), NO_GRADIENT
-        yield float((low - 3).abs().max()) < 1e-5, (
-            f"the low band of a constant 3 is {float(low[1]):.4g}: its gain must be 1")
-        yield float(seen["line"][1][:-1].abs().max()) < 1e-5, (
-            "the high band of a straight line must be zero inside: predict from both neighbours (Haar uses one)")
+        error, place = worst(low, 3)
+        yield error < 1e-5, f"the low band of a constant 3 is {place}: its gain must be 1"
+        error, place = worst(seen["line"][1][:-1], 0)
+        yield error < 1e-5, (f"the high band of a straight line is {place}: it must be zero inside; predict from both "
+                             "neighbours (Haar uses one)")
+
+    def band(key, i, place):
+        return ("low", "high")[i]
 
     def picture(seen, axis):
         low, high = seen["wave"]
@@ -120,6 +132,12 @@ class Packing:
         low = F.avg_pool2d(letter(64), 2)
         yield float((seen["shown"][:, :3] - low).abs().mean()) < 0.2, (
             "the low band must come first and look like the image")
+
+    def band(key, i, place):
+        channels, levels = dict(one=(3, 1), two=(2, 2), three=(1, 3), none=(2, 0), shown=(3, 1))[key]
+        at = place[1] // channels                                         # 0 LL; 1 to 3 the coarsest details; 4 to 15
+        finer = max(0, at.bit_length() - 1) // 2
+        return f"{('LL', 'LH', 'HL', 'HH')[at // 4 ** finer]}{levels - finer}"
 
     def picture(seen, axis):
         ll, lh, hl, hh = seen["shown"][0].chunk(4)

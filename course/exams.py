@@ -5,6 +5,7 @@
     spec(m, r)     compute the same with a slow loop or a closed form on the same inputs, in the judge's process
     laws(seen)     yield (holds, message): what must be true of the student's numbers. Judged before equality
     picture(seen, axis)    draw what was made: the student's numbers, and beside wrong ones those of `spec`
+    band(key, i, place)    name the band that holds this place of the i-th tensor of a key. Only a wavelet has bands
     tolerance      of equality, relative and absolute
     taught         True: gradients must reach inputs and weights, see conduct.py
 
@@ -43,6 +44,7 @@ def exam(number, tolerance=1e-4):
     """Return a decorator that makes a class the exam of exercise `number`."""
     def enter(cls):
         cls.tolerance = tolerance
+        cls.band = getattr(cls, "band", None)
         EXAMS[number] = cls
         return cls
     return enter

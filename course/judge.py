@@ -45,8 +45,9 @@ def not_python(file, error):
 
 # ------------------------------------------------------------------------------------------ the judgement
 
-def differs(one, other, tolerance):
-    """Return how two tensors differ, in words, or None if they are equal within the tolerance."""
+def differs(one, other, tolerance, band=None):
+    """Return how two tensors differ, in words, or None if they are equal within the tolerance. band(place) names the
+    part of the tensor."""
     if one.shape != other.shape:
         return f"shape {tuple(one.shape)}, want {tuple(other.shape)}"
     if one.dtype != other.dtype:
@@ -55,19 +56,19 @@ def differs(one, other, tolerance):
     if bool(close.all()):
         return None
     at = tuple(torch.nonzero(~close)[0].tolist()) if one.ndim else ()
-    place = f" at {list(at)}" if at else ""
+    place = (f" at {list(at)}" if at else "") + (f" of {band(at)}" if at and band else "")
     return f"{float(one[at]):.6g}{place}, want {float(other[at]):.6g}"
 
 
-def compare(seen, wanted, tolerance, shapes_only=False):
-    """Return the first difference of two testimonies, in words, or None."""
+def compare(seen, wanted, tolerance, shapes_only=False, band=None):
+    """Return the first difference of two testimonies, in words, or None. band: of an exam, see exams.py."""
     for key, tensors in wanted.items():
         if len(seen.get(key, ())) != len(tensors):
             return f"{key}: {len(seen.get(key, ()))} tensors, want {len(tensors)}"
-        for one, other in zip(seen[key], tensors):
+        for i, (one, other) in enumerate(zip(seen[key], tensors)):
             if shapes_only and one.shape == other.shape and one.dtype == other.dtype:
                 continue
-            if difference := differs(one, other, tolerance):
+            if difference := differs(one, other, tolerance, band and functools.partial(band, key, i)):
                 return f"{key}: {difference}"
     return None
 
@@ -88,7 +89,7 @@ def fault_of(exam, seen, wanted):
         fault = next((message for holds, message in exam.laws(singles(seen)) if not holds), None)
     except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         fault = f"its numbers cannot be judged ({type(error).__name__})"
-    return fault or compare(seen, wanted, exam.tolerance) or text_of_bytes(seen.get("untaught", ()))
+    return fault or compare(seen, wanted, exam.tolerance, band=exam.band) or text_of_bytes(seen.get("untaught", ()))
 
 
 def judge_one(exercise, folder, seed, limit, mistakes=(), ask=testimony):

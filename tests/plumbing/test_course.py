@@ -7,13 +7,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from programs import ROOT, program, program_here
 
 from course import source as S
 from course.exercises import CHAPTERS, EXERCISES, chosen
 from course.handout import KEPT_BACK, make
-from course.judge import to_grade
+from course.judge import fault_of, to_grade
+from course.witness import EXAMS, Inputs, Modules, plain
 from plumbing import UserError
 
 
@@ -206,6 +208,26 @@ def test_what_a_student_may_do(tmp_path):
     (tmp_path / "schedule.py").write_text("def f(:\n")
     with pytest.raises(UserError, match="^schedule.py, line 1: "):
         to_grade(tmp_path, EXERCISES[0])
+
+
+@pytest.mark.parametrize("number, key, i, place, words", [
+    ("3.1", "random", 0, (1, 2, 4), "at [1, 2, 4] of low"), ("3.1", "random", 1, (0, 1, 3), "at [0, 1, 3] of high"),
+    ("3.1", "flat", 1, (2,), "high band of a constant is 7 at [2]"),
+    ("3.1", "flat", 0, (3,), "low band of a constant 3 is 10 at [3]"),
+    ("3.1", "line", 1, (4,), "high band of a straight line is 7 at [4]"),
+    *[("3.3", key, 0, (0, channel, 0, 1), f"at [0, {channel}, 0, 1] of {band}") for key, channel, band in (
+        ("one", 2, "LL1"), ("one", 3, "LH1"), ("one", 6, "HL1"), ("one", 11, "HH1"), ("three", 0, "LL3"),
+        ("three", 3, "HH3"), ("three", 4, "LH2"), ("three", 15, "HH2"), ("three", 16, "LH1"), ("three", 63, "HH1"),
+        ("two", 7, "HH2"), ("two", 8, "LH1"), ("two", 16, "HL1"), ("none", 1, "LL0"))]])
+def test_a_message_about_a_wavelet_names_the_band_and_the_place(number, key, i, place, words):
+    """Kills: a place in one of two bands, or of 64 channels, without a name; a law that shows another number."""
+    exam = EXAMS[number]
+    wanted = {name: plain(value) for name, value in exam.spec(Modules(), Inputs(0)).items()}
+    seen = {name: [tensor.clone() for tensor in tensors] for name, tensors in wanted.items()}
+    seen |= dict.fromkeys(("acts", "untaught"), [torch.tensor([], dtype=torch.uint8)])
+    assert not fault_of(exam, seen, wanted)
+    seen[key][i][place] += 7
+    assert words in fault_of(exam, seen, wanted)
 
 
 def test_tabs_and_missing_methods_cost_nothing_elsewhere(tmp_path):
