@@ -1,11 +1,18 @@
 """Runs that the tests of several files look at. Each is trained once. No test changes them."""
 import gc
 import importlib
+import signal
 
 import pytest
 
 import train as T
 from programs import TINY, run_here
+
+
+# A program inherits what nohup or a script's & has ignored, but no handler: so these go on ignoring, for us alone.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 def pytest_collection_finish():

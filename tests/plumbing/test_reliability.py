@@ -672,7 +672,6 @@ def test_waiting_for_data_hears_signals(tmp_path, monkeypatch, steps, processes,
     """A read that blocks. Kills: a signal that waits for the batch; a step that is lost; an end that waits for a worker
     that does not end."""
     spoil(monkeypatch, lambda: time.sleep(1000) if stuck == "reads" else os.kill(os.getpid(), signal.SIGSTOP))
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)                          # nohup had it ignored, and so would the run
     sender = threading.Thread(target=send_when_it_waits, args=(number, steps))
     sender.start()
     since = time.time()
