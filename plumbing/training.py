@@ -183,11 +183,8 @@ class Run:
         shards they must come here, too."""
         if self.saved == self.step or self.rank and not self.sharded:
             return
-        if self.world == 1 or self.sharded and self.others_come():
-            self.save()
-        elif not self.sharded:
-            save_checkpoint(*self.what())
-            self.saved = self.step
+        if not self.sharded or self.others_come():
+            self.save(world=self.world if self.sharded else 1)
 
     def others_come(self):
         """Return True if all processes call this within some seconds. They meet in the store: a collective may hang."""
@@ -274,13 +271,14 @@ class Run:
         self.log.row(self.step, loss.item(), grad_norm.item(), lr, pace, held_out)
         self.log.start_clock(self.step)
 
-    def save(self, failed=False):
-        """Write a checkpoint, on every rank together. Raises UserError if it holds values that are not finite, or if it
-        cannot be written and the run shall stop for that."""
+    def save(self, failed=False, world=None):
+        """Write a checkpoint, on every rank together, or with world=1 on this one alone. Raises UserError if it holds
+        values that are not finite, or if it cannot be written and the run shall stop for that."""
+        world = world or self.world
         self.tried = self.step
         bad = None if failed else not_finite(dict(model=self.model.state_dict(), ema=self.ema.state_dict(),
                                                   optimizer=self.optimizer.state_dict()))
-        if any_rank(bad is not None, self.world):
+        if any_rank(bad is not None, world):
             raise UserError(f"step {self.step}: {bad or 'what another process holds'} is not finite, so it is not "
                             f"saved; {self.last_saved}; a lower --lr may help")
         saved = True
@@ -295,7 +293,7 @@ class Run:
             self.warn(f"{error}; going on")
             saved = False
         self.log.draw()
-        if broadcast(saved, self.world) and not failed:                   # nobody leaves while rank 0 writes
+        if broadcast(saved, world) and not failed:                        # nobody leaves while rank 0 writes
             self.saved = self.step
 
     def what(self):

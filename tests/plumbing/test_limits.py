@@ -93,6 +93,26 @@ def test_weights_that_are_not_finite_are_not_saved(two_steps, tmp_path, monkeypa
     assert kept["step"] == 3
 
 
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_rank_0_saves_alone_only_what_is_finite(two_steps, tmp_path, spoilt):
+    """One process of several, as an error ends the run. Kills: infinite weights over a good checkpoint; a wait for
+    others that are gone."""
+    model, ema, optimizer, state = loaded(two_steps)
+    run = training.Run(str(tmp_path), state["config"], range(state["examples"]), model, ema, optimizer, 1, world=2,
+                       interrupt=object())
+    run.step += 1
+    if spoilt:
+        next(ema.parameters()).data.view(-1)[0] = math.inf
+        with pytest.raises(UserError, match="step 2: ema.* is not finite, .* the checkpoint of step 1"):
+            run.save_alone()
+        run.rescue(error := UserError("x"))                               # it does not try again
+        assert not any("could not be saved" in note for note in error.__notes__)
+    else:
+        run.save_alone()
+        assert runs.read_checkpoint(str(tmp_path))["step"] == run.saved == 2
+    assert (tmp_path / "checkpoint.pt").exists() != spoilt
+
+
 def test_a_student_that_is_not_finite_is_not_saved(two_steps, tmp_path, monkeypatch):
     """Kills: a round of distillation that ends with status 0 and infinite weights."""
     step_of = torch.optim.Adam.step
