@@ -38,6 +38,7 @@ from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_model
                                                      set_model_state_dict, set_optimizer_state_dict)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from plumbing.settings import Parser
@@ -232,6 +233,21 @@ def check(state):
                       "from the checkpoint before it")
     with reading(state["path"]):
         check_chunks(Reader(state["path"]).read_metadata(), shapes(state["config"], state["step"]))
+
+
+def check_values(state):
+    """Look at the values of a checkpoint that `check` has passed. Raises Damaged. One tensor at a time, as all may need
+    the memory of all ranks."""
+    with reading(state["path"]):
+        reader = Reader(state["path"])
+        metadata = reader.read_metadata()
+        reader.read_metadata = lambda: metadata                           # unpickled once, and not for each tensor
+        for part, entries in shapes(state["config"], state["step"]).items():
+            for name, entry in entries.items():
+                into = {part: {name: tree_map(lambda x: torch.empty_like(x, device="cpu"), entry)}}
+                dcp.load(into, storage_reader=reader, planner=Planner(), no_dist=True)
+                if fault := fault_of_values({**into, "optimizer": {"state": into.get("optimizer", {})}}, state["step"]):
+                    raise ValueError(fault)
 
 
 @contextlib.contextmanager

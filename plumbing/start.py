@@ -168,9 +168,10 @@ def whole_plain(run, name):
 
 
 def whole_shards(run, step):
-    """Describe the sharded checkpoint of this step after a look at all of its bytes. Raises UserError."""
+    """Describe the sharded checkpoint of this step after a look at all of its bytes and values. Raises UserError."""
     state = shard.describe(run, step)
     shard.check(state)
+    shard.check_values(state)
     return state
 
 

@@ -227,6 +227,24 @@ def test_auto_resume_goes_on_from_the_pieces_before(pieces, tmp_path, name, dama
     assert all(torch.equal(a[part][key], b[part][key]) for part in ("model", "ema") for key in a[part])
 
 
+@pytest.mark.parametrize("part", ["model", "ema", "exp_avg_sq"])
+def test_auto_resume_goes_on_from_the_pieces_before_values_that_cannot_be(pieces, tmp_path, part):
+    """Kills: a job that stops for good at infinite values whose checksums are right, as checkpoint.pt does not."""
+    run, state = tmp_path / "run", shard.newest(pieces)
+    shutil.copytree(pieces, run)
+    model, ema = C.build_model(state["config"]), C.build_model(state["config"])
+    optimizer = C.make_optimizer(model, state["config"])
+    shard.load(state, model, ema, optimizer)
+    spoilt = {"model": list(model.parameters())[-1].data, "ema": list(ema.parameters())[-1].data,
+              "exp_avg_sq": list(optimizer.state.values())[-1]["exp_avg_sq"]}[part]
+    spoilt.view(-1)[-1] = float("inf")
+    shard.save(run, model, ema, optimizer, 4, state["images"], state["config"], state["examples"])
+    words = [*SMALL, "--shard", "--auto-resume", "--out", run, "--steps", 4]
+    status, line = run_here(T, words)
+    assert status is None and "0000002, step 2" in line and line.count("\n") == 1, line
+    assert sorted(os.listdir(run / "sharded")) == ["0000002", "0000004", "0000004.damaged-1"]
+
+
 def test_a_hostile_list_of_pieces_runs_no_code(pieces, tmp_path):
     """The list is a pickle that torch.distributed.checkpoint would load without a question."""
     class Exploit:
