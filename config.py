@@ -245,7 +245,7 @@ def build_model(config):
             network = NestedUNet(network, outer_network(config, level))
         if config.frames:
             network = Video(attend_over_time(network, config.counts, config.num_heads), config.counts)
-        return Preconditioned(network, config.rms) if config.rms else network
+        return Preconditioned(network, config.rms, config.counts) if config.rms else network
     except ValueError as error:
         raise UserError(str(error)) from None
 

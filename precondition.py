@@ -27,7 +27,12 @@ between: the error of v over sqrt(d), in each band (benchmarks/NOTEBOOK.md compa
 Note: if s = n in each band (an image like white noise), then c = 0 and d = n: the network predicts v, with a constant
 unit in each band. This shows what v-prediction assumes.
 
-Shapes: z, v, F (B, 3, H, W); s, n: a number for each band, in the order of dwt.py. Without wavelet there is one band.
+The frames of a video (video.py) are nearly alike, so their differences have little energy, too. A cosine transform over
+the T frames makes their mean the first frequency, and what changes slowly or fast the others. Each is a band. White
+noise has the same n in all of them.
+
+Shapes: z, v, F (B, 3 T, H, W), of an image T = 1. n: a number for each band of the wavelet, in the order of dwt.py.
+Without wavelet there is one. s: T numbers for each of these bands, slow frequencies first.
 `python precondition.py` draws c and d, and one detail band of z, v and v - c z.
 """
 import math
@@ -40,9 +45,27 @@ from plumbing.pictures import pyplot, save_figure, show_image
 from schedule import alpha_sigma, alpha_sigma_for, diffuse, v_from_x_eps
 
 
+def over_time(x, back=False):
+    """Cosine transform over the frames of videos (B, 3 T, H, W), orthonormal. back: its inverse. An image stays."""
+    T = x.shape[1] // 3
+    rows = [[math.sqrt((1 + (k > 0)) / T) * math.cos(math.pi * (i + 0.5) * k / T) for i in range(T)] for k in range(T)]
+    mix = lambda row: sum(weight * frame for weight, frame in zip(row, x.split(3, 1)))
+    return x if T == 1 else torch.cat([mix(row) for row in (zip(*rows) if back else rows)], 1)
+
+
+def split(x, levels):
+    """Return the bands of x (B, 3 T, H, W): the T frequencies of the first band of the wavelet, then of the next."""
+    return [part for band in bands(over_time(x), levels) for part in band.chunk(x.shape[1] // 3, 1)]
+
+
+def join(parts, levels):
+    """Invert split."""
+    return over_time(idwt(torch.cat(parts, 1), levels), back=True)
+
+
 def band_rms(x, levels):
-    """Return s of each wavelet band, the root mean square of the images x (B, 3, H, W) there: 1 + 3 levels floats."""
-    return [band.square().mean().sqrt().item() for band in bands(x, levels)]
+    """Return s of each band, the root mean square of images or videos x (B, 3 T, H, W): T (1 + 3 levels) floats."""
+    return [band.square().mean().sqrt().item() for band in split(x, levels)]
 
 
 def noise_rms(levels):
@@ -61,12 +84,13 @@ class Preconditioned(nn.Module):
 
     network   (z, logsnr, cond) -> F, shaped like z
     rms       s of the bands, from band_rms, for each level of a nested network, highest first: [[s, ...], ...]
+    counts    T of each level
     """
 
-    def __init__(self, network, rms):
+    def __init__(self, network, rms, counts):
         super().__init__()
-        self.network, self.rms = network, rms
-        self.noise = [noise_rms(len(level) // 3) for level in rms]
+        self.network, self.rms, self.counts = network, rms, counts
+        self.noise = [noise_rms(len(level) // (3 * T)) for level, T in zip(rms, counts)]
 
     def forward(self, z, logsnr, cond):
         f = self.network(z, logsnr, cond)
@@ -77,25 +101,29 @@ class Preconditioned(nn.Module):
     @property
     def inner(self):
         """The levels below the highest, with the same weights: what grow (nested_unet.py) loads."""
-        return Preconditioned(self.network.inner, self.rms[1:])
+        return Preconditioned(self.network.inner, self.rms[1:], self.counts[1:])
+
+
+def each_band(s, n, *tensors):
+    """Yield (s, n, the parts of the tensors) for each band. s and n as above, tensors (B, 3 T, H, W)."""
+    n_of_parts = [n_band for n_band in n for _ in range(len(s) // len(n))]
+    return zip(s, n_of_parts, *(split(x, len(n) // 3) for x in tensors))
 
 
 def v_from_f(f, z, logsnr, s, n):
-    """Return v = c z + d F, in each band. s, n: a number for each band."""
-    levels, (alpha, sigma) = len(s) // 3, alpha_sigma_for(z, logsnr)
-    v = []
-    for z_band, f_band, s_band, n_band in zip(bands(z, levels), bands(f, levels), s, n):
+    """Return v = c z + d F, in each band. s, n: as above."""
+    (alpha, sigma), v = alpha_sigma_for(z, logsnr), []
+    for s_band, n_band, z_band, f_band in each_band(s, n, z, f):
         c, d = coefficients(alpha, sigma, s_band, n_band)
         v.append(c * z_band + d * f_band)
-    return idwt(torch.cat(v, 1), levels)
+    return join(v, len(n) // 3)
 
 
 def balance(v_error, logsnr, s, n):
     """Return v_error / sqrt(d), in each band: between the error of v and that of F, v_error / d."""
-    levels, (alpha, sigma) = len(s) // 3, alpha_sigma_for(v_error, logsnr)
-    balanced = [band / coefficients(alpha, sigma, s_band, n_band)[1].sqrt()
-                for band, s_band, n_band in zip(bands(v_error, levels), s, n)]
-    return idwt(torch.cat(balanced, 1), levels)
+    alpha, sigma = alpha_sigma_for(v_error, logsnr)
+    return join([band / coefficients(alpha, sigma, s_band, n_band)[1].sqrt()
+                 for s_band, n_band, band in each_band(s, n, v_error)], len(n) // 3)
 
 
 # ------------------------------------------------------------------------------------------ the page of the lecture

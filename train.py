@@ -94,7 +94,7 @@ def band_loss(v, z, x, eps, logsnr, bands, multiscale=0):
     bands: {(C, H, W) of a level: s of its wavelet bands}. The other arguments are as in prediction_loss.
     """
     s = bands[tuple(v.shape[1:])]
-    error = balance(v - v_from_x_eps(x, eps, logsnr), logsnr, s, noise_rms(len(s) // 3))
+    error = balance(v - v_from_x_eps(x, eps, logsnr), logsnr, s, noise_rms(len(s) // v.shape[1]))
     return multiscale_mse(error, multiscale) if multiscale else error.square().mean()
 
 

@@ -243,7 +243,7 @@ def check_bands(config):
         raise UserError(str(error)) from None
     if not config.band_rms:
         return
-    counts = [1 + 3 * wavelet_levels(patching) for patching in patchings]
+    counts = [T * (1 + 3 * wavelet_levels(patching)) for T, patching in zip(config.counts, patchings)]
     try:
         ok = [len(level) for level in config.rms] == counts and all(1e-6 < s < 1e6 for s in sum(config.rms, []))
     except ValueError:

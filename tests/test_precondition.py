@@ -1,16 +1,21 @@
 """Laws of precondition.py."""
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 from torch.testing import assert_close
 
 import precondition as P
-from config import PRESETS, make_schedules
+from config import PRESETS, build_model, make_schedules
 from data import Glyphs
 from dwt import bands
 from nested_unet import NestedUNet, glyphs64_nested, grow, pyramid
+from plumbing import UserError
+from plumbing.motion import in_motion
+from plumbing.settings import check_bands
 from programs import page
 from schedule import alpha_sigma, diffuse, eps_from_v, v_from_x_eps, x_from_v
 from train import training_loss
@@ -69,6 +74,63 @@ def test_band_rms_is_that_of_the_images():
     assert P.band_rms(torch.full((1, 3, 8, 8), 0.5), 1) == pytest.approx([0.5, 0, 0, 0], abs=1e-6)
 
 
+def cosines(T):
+    """The cosine transform as a matrix: row k is frequency k."""
+    k, i = np.arange(T)[:, None], np.arange(T)
+    return torch.tensor(np.cos(np.pi * (i + 0.5) * k / T) * np.sqrt(np.where(k, 2, 1) / T))
+
+
+@pytest.mark.parametrize("T", [1, 3, 8])
+def test_over_time_is_the_orthonormal_cosine_transform(T):
+    """Kills: another order of frames or colours; the first row without its root; a transform that is not undone."""
+    x, image = randn(2, 3 * T, 4, 6), randn(2, 3, 4, 6)
+    wanted = torch.einsum("ki,bichw->bkchw", cosines(T), x.unflatten(1, (T, 3))).flatten(1, 2)
+    assert_close(P.over_time(x), wanted)
+    assert_close(P.over_time(P.over_time(x), back=True), x)
+    still = P.over_time(image.repeat(1, T, 1, 1)).unflatten(1, (T, 3))    # frames that are alike: the first frequency
+    assert_close(still[:, 0], math.sqrt(T) * image)
+    assert still[:, 1:].abs().amax() < 1e-12 if T > 1 else torch.equal(P.over_time(x), x)
+
+
+@pytest.mark.parametrize("levels", [0, 1])
+def test_of_a_video_a_network_that_says_nothing_gives_wieners_estimate_over_the_frames(levels):
+    """With the covariance C of the frames as a matrix: x_hat = alpha C (alpha^2 C + sigma^2 n^2)^-1 z. Kills: s of
+    another frequency or band; frames that are preconditioned one by one; an inverse that is not the inverse."""
+    T, n = 4, P.noise_rms(levels)
+    s = randn(len(n), T, seed=3).abs() + 0.05
+    z, logsnr = randn(5, 3 * T, 8, 8), LOGSNR.double()
+    x_hat = x_from_v(z, P.v_from_f(torch.zeros_like(z), z, logsnr, s.flatten().tolist(), n), logsnr)
+    for x_band, z_band, s_band, n_band in zip(bands(x_hat, levels), bands(z, levels), s, n):
+        C, each = cosines(T).T @ torch.diag(s_band ** 2) @ cosines(T), lambda a: a.unflatten(1, (T, 3)).flatten(2)
+        for b, (alpha, sigma) in enumerate(zip(*alpha_sigma(logsnr))):
+            gain = alpha * C @ torch.linalg.inv(alpha ** 2 * C + sigma ** 2 * n_band ** 2 * torch.eye(T))
+            assert_close(each(x_band)[b], gain @ each(z_band)[b], atol=1e-7, rtol=1e-7)
+
+
+def test_of_moving_scenes_each_frequency_has_its_unit():
+    """Measured. Kills: frequencies that are no bands of their own; white noise that is louder in one of them."""
+    scenes = in_motion(Glyphs((32, 32)), 8)
+    x = torch.stack([scenes.image(i) for i in range(48)]).double()
+    s, eps = P.band_rms(x, 1), randn(*x.shape)
+    assert len(s) == 32 and all(s[i] > 10 * s[i + 7] for i in (0, 8, 16)) and s[:8] == sorted(s[:8])[::-1]
+    for logsnr in torch.tensor([-4.0, 0, 4], dtype=torch.float64):
+        z, v = diffuse(x, eps, logsnr), v_from_x_eps(x, eps, logsnr)
+        for s_band, n_band, z_band, v_band in P.each_band(s, P.noise_rms(1), z, v):
+            c, d = P.coefficients(*alpha_sigma(logsnr), s_band, n_band)
+            rest = v_band - c * z_band
+            assert rest.square().mean().sqrt().item() == pytest.approx(d.item(), rel=0.05)
+            assert abs((rest * z_band).mean() / (d * z_band.square().mean().sqrt())) < 0.05
+
+
+def test_a_level_of_frames_wants_numbers_for_its_frequencies():
+    config = replace(PRESETS["glyphs32_video"], band_rms=",".join(["0.5"] * 32) + "/0.5,0.5,0.5,0.5")
+    check_bands(config)
+    assert [level.noise for level in (build_model(config), build_model(config).inner)] == [
+        [P.noise_rms(1)] * 2, [P.noise_rms(1)]]
+    with pytest.raises(UserError, match="band-rms"):
+        check_bands(replace(config, band_rms="0.5,0.5,0.5,0.5/0.5,0.5,0.5,0.5"))
+
+
 class Fixed(nn.Module):
     """A network that predicts one F, whatever its input."""
 
@@ -90,8 +152,8 @@ def test_the_model_predicts_v():
         bands(v, 1), bands(z, 1),
         [P.coefficients(alpha[:, None, None, None], sigma[:, None, None, None], s, n)
          for s, n in zip(RMS[1], P.noise_rms(1))])], 1)
-    assert_close(P.Preconditioned(Fixed(P.idwt(perfect, 1)), [RMS[1]])(z, logsnr, {}), v, atol=1e-8, rtol=1e-8)
-    v_hat = P.Preconditioned(Fixed(f), [RMS[1]])(z, logsnr, {})
+    assert_close(P.Preconditioned(Fixed(P.idwt(perfect, 1)), [RMS[1]], [1])(z, logsnr, {}), v, atol=1e-8, rtol=1e-8)
+    v_hat = P.Preconditioned(Fixed(f), [RMS[1]], [1])(z, logsnr, {})
     error = lambda a, b: (a - b).square().flatten(1).mean(1)
     assert_close(error(x_from_v(z, v_hat, logsnr), x), sigma ** 2 * error(v_hat, v), atol=1e-12, rtol=1e-6)
     assert_close(error(eps_from_v(z, v_hat, logsnr), eps), alpha ** 2 * error(v_hat, v), atol=1e-12, rtol=1e-6)
@@ -128,17 +190,17 @@ def test_the_balanced_loss_measures_each_level_by_its_own_bands():
 def test_each_level_of_a_nested_network_has_its_own_bands():
     z, f = ([randn(2, 3, 64, 64, seed=i), randn(2, 3, 16, 16, seed=i)] for i in (0, 1))
     logsnr = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
-    v = P.Preconditioned(Fixed(f), [RMS[1], RMS[0]])(z, logsnr, {})
+    v = P.Preconditioned(Fixed(f), [RMS[1], RMS[0]], [1, 1])(z, logsnr, {})
     for level in (0, 1):
-        alone = P.Preconditioned(Fixed(f[level]), [(RMS[1], RMS[0])[level]])(z[level], logsnr[level], {})
+        alone = P.Preconditioned(Fixed(f[level]), [(RMS[1], RMS[0])[level]], [1])(z[level], logsnr[level], {})
         assert_close(v[level], alone, atol=0, rtol=0)
 
 
 def test_a_grown_model_says_at_its_inner_level_what_the_trained_one_says():
     torch.manual_seed(0)
-    whole = P.Preconditioned(glyphs64_nested(), [RMS[1], RMS[0]]).eval()
+    whole = P.Preconditioned(glyphs64_nested(), [RMS[1], RMS[0]], [1, 1]).eval()
     torch.manual_seed(1)
-    trained = P.Preconditioned(glyphs64_nested().inner, [RMS[0]]).eval()
+    trained = P.Preconditioned(glyphs64_nested().inner, [RMS[0]], [1]).eval()
     assert isinstance(whole.network, NestedUNet)
     grow(whole, trained.state_dict())
     z, logsnr = [torch.randn(2, 3, 64, 64), torch.randn(2, 3, 16, 16)], [torch.zeros(2), torch.ones(2)]
@@ -151,7 +213,7 @@ def test_a_grown_model_says_at_its_inner_level_what_the_trained_one_says():
 def test_a_model_is_built_where_no_gradient_is_kept():
     """In a notebook. Kills: n by autograd."""
     with torch.inference_mode():
-        assert P.Preconditioned(Fixed(torch.zeros(1, 3, 8, 8)), [RMS[1]]).noise[0] == P.noise_rms(1)
+        assert P.Preconditioned(Fixed(torch.zeros(1, 3, 8, 8)), [RMS[1]], [1]).noise[0] == P.noise_rms(1)
 
 
 @pytest.mark.parametrize("logsnr", [-torch.inf, torch.inf])
