@@ -1,4 +1,4 @@
-"""Matryoshka diffusion: nested networks denoise all resolutions of an image together, in one process.
+r"""Matryoshka diffusion: nested networks denoise all resolutions of an image together, in one process.
 
 Paper: Matryoshka Diffusion Models (Gu, Zhai, Zhang, Susskind, Jaitly 2023, arXiv 2310.15111), section 3. We did not
 have its full text. The equations and steps here follow the released code and other people's notes on the paper.
@@ -15,10 +15,10 @@ v^r at once. In sampling all levels step together. (A cascade finishes one level
 A nested U-Net is a U-Net with another network as its middle. That inner network is a denoiser of its own:
 
     z^R --> input --> down blocks ------------------ skips ------------------> up blocks --> output --> v^R
-                           \\                                                   /
+                           \                                                    /
                        in_adapter (0)                                  out_adapter (0)
-                             \\                                               /
-              z^R-1 --> input (+) --> down ... middle ... up: its last map --+--> output --> v^R-1
+                             \                                                /
+            z^(R-1) --> input (+) --> down ... middle ... up: its last map --+--> output --> v^(R-1)
 
 The adapters are 3x3 convolutions that start at zero. That is why a model can grow level by level (3.3). Note: at first
 no level sees another one, and a trained inner network still does exactly what it was trained to do.
@@ -88,7 +88,8 @@ def nested_loss(model, x, cond, t, eps, schedules, measure, weights=None, rows=N
     t          (B,), one time for all levels
     eps        one noise a level, independent of the others
     measure    measure(v_hat, z, x, eps, logsnr) -> the loss of one level, a mean over its values. # Paper: eq. 3
-               measures x_hat. The released code turns v_hat into eps_hat and measures eps. So does train.py.
+               measures x_hat. The released code turns v_hat into eps_hat and measures eps.
+               train.py measures what --loss says.
     weights    w_r, highest level first; None: all 1. # Paper: w_r / w_R = N_R / N_r, times a SUM over the N_r values
                of a level. This equals our means, all with weight 1.
     rows       the number of examples at each level, from `mixed_rows`; None: all. The loss of a level is the mean over

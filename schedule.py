@@ -203,6 +203,7 @@ def main():
     from data import Glyphs                                               # imported here: only main() needs an image
     x = Glyphs(size=(512, 512)).image(10)[None]                           # (1, 3, 512, 512)
     draw_schedules("figures/schedule_logsnr.png")
+    print("wrote figures/schedule_logsnr.png (figure 5)")
     draw_noised_scene(x, "figures/schedule_noise.png")
 
     print("window   SNR of pixels   SNR of averages   ratio   s^2     (eq. 4, measured on 512 px noise, t = 0.5)")
@@ -210,7 +211,7 @@ def main():
         generator = torch.Generator().manual_seed(window)
         before, after = snr_before_and_after_pooling(x, logsnr_cosine(0.5), window, generator)
         print(f"{window} x {window}    {before:13.3f}   {after:15.3f}   {after / before:5.2f}   {window * window}")
-    print("wrote figures/schedule_logsnr.png (figure 5) and figures/schedule_noise.png (figure 3)")
+    print("wrote figures/schedule_noise.png (figure 3)")
 
 
 if __name__ == "__main__":

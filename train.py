@@ -2,12 +2,13 @@
 
 Paper: simple diffusion, section 3.2 (multiscale loss), appendix A (loss), appendix B (optimisation).
 Matryoshka Diffusion, 3.3 (growing level by level, mixed resolutions). Cascaded Diffusion, 3 (augmented low-res images).
-Needs: schedule.py, a network (uvit.py or unet.py), config.py. Next: sample.py.
+Needs: schedule.py, a network (uvit.py or unet.py), precondition.py, config.py. Next: sample.py.
 
 One step of the loop in main(), at the end of this file:
 
     draw t and eps for a batch of images x; drop the condition of one example in ten
-    the network predicts v from z_t; the loss is the mean square error of v, or of the eps that v implies
+    the network predicts v from z_t; the loss is the mean square error of v, or of the eps that v implies,
+    or of v balanced between the wavelet bands (precondition.py; the presets of letters)
     clip the gradient, take a step of Adam, update the EMA weights
 
 README.md has the same loop in ten lines. This one is longer, since it has micro-batches, several processes, a cascade.

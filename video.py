@@ -26,7 +26,7 @@ or measures pictures.
 Legend of shapes: B videos, T frames of a level, T' of the level below; maps (B T, C, H, W), the frames of a video one
 after the other; tokens (B T, N, C); logsnr (B,) or a scalar, E emb_channels.
 
-# Beyond the papers: frames are nearly alike, so precondition.py treats the frequencies over time as bands, like those of
+# Beyond the papers: frames are nearly alike, so precondition.py treats frequencies over time as bands, like those of
 # the wavelet. Without it the network spends itself on copying each frame's noise, and the video flickers.
 # Paper: the released code lays the frames out as tiles of one image, 4 x 4 for 16. Tiles suit a viewer. As channels no
 # average, wavelet or mirror image reaches across a border between frames.

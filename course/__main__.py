@@ -52,6 +52,13 @@ def whole(low, high):
     return number
 
 
+def exercise(text):
+    """Read the number of an exercise."""
+    if text not in [e.number for e in EXERCISES]:
+        raise argparse.ArgumentTypeError("want one exercise, like 1.3; several: --chapters")
+    return text
+
+
 def chapters(text):
     """Return the chapters of a list like 1,2: an argparse type."""
     named = [int(part) for part in text.split(",")]
@@ -82,7 +89,7 @@ def parse():
                              help="seconds an exercise may take (default 20)")
     grade.add_argument("--json", metavar="FILE", help="also write the points to this file")
     grade.add_argument("--no-pictures", action="store_true")
-    grade.add_argument("--only", metavar="1.3", choices=[e.number for e in EXERCISES], help="this exercise only")
+    grade.add_argument("--only", metavar="1.3", type=exercise, help="this exercise only")
     grade.add_argument("--gradescope", metavar="FILE", help="grade as grade-class does, and write this file instead")
     for program in (grade, many):
         program.add_argument("--witness", metavar="COMMAND", help="grade-class, --gradescope: starts Python for the "

@@ -91,7 +91,7 @@ class LevelSchedules:
         for name, one, k in (("256", top, 4), ("128", middle, 2)):
             gap = float((low - one).mean())
             yield abs(gap - 2 * math.log(k)) < 1e-2, (
-                f"power 2: {name} px lies {gap:.3f} below the lowest level of 64 px, want 2 log {k} = "
+                f"power 2: {name} px lies {gap:.3f} below the lowest level of 64 px, want "
                 f"{2 * math.log(k):.3f}")
 
     def picture(seen, axis):
