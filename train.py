@@ -92,7 +92,7 @@ def multiscale_mse(error, base):
 def band_loss(v, z, x, eps, logsnr, bands, multiscale=0):
     """Mean square error of v, balanced between the wavelet bands (precondition.py). -> scalar.
 
-    bands: {(C, H, W) of a level: s of its wavelet bands}. The other arguments are as in prediction_loss.
+    bands: {(3 T, H, W) of a level: s of its bands}, T frames of a video or 1. The rest is as in prediction_loss.
     """
     s = bands[tuple(v.shape[1:])]
     error = balance(v - v_from_x_eps(x, eps, logsnr), logsnr, s, noise_rms(len(s) // v.shape[1]))

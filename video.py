@@ -17,11 +17,11 @@ level of time does not shift the schedule, and averaging T frames would shift it
 both. Nothing had to be written for this: level_schedules reads the size of a FRAME.
 
 The network is the nested network, run on each frame as on an image. Behind each of its blocks the T frames attend to
-each other, position by position. This attention starts at zero: at first a video model is T image models, to the bit.
+each other, position by position. This attention starts at zero: at first the network is T image networks, to the bit.
 
 Frames travel as channels: z^r is (B, 3 T_r, H_r, W_r), frame after frame. So losses, samplers, noise, EMA, checkpoints
-and the wavelet see an image with more channels, and one frame is an image. Only this file looks inside, and what draws
-or measures pictures.
+and the wavelet see an image with more channels, and one frame is an image. Only this file,
+precondition.py and what draws or measures pictures look inside.
 
 Legend of shapes: B videos, T frames of a level, T' of the level below; maps (B T, C, H, W), the frames of a video one
 after the other; tokens (B T, N, C); logsnr (B,) or a scalar, E emb_channels.

@@ -234,7 +234,7 @@ def read_numbers(config, name, text, separator):
 
 
 def check_bands(config):
-    """Check the patchings, and the root mean squares of the bands: as many as the wavelet of each level has."""
+    """Check the patchings, and the root mean squares of the bands: as many as each level has."""
     patchings = [config.outer_patching] * (len(config.sizes) - 1) + [config.patching]
     try:
         for patching in patchings:

@@ -296,7 +296,7 @@ def fit_to_data(config, source, checkpoint, args):
 
 
 def measure_bands(config, source, initial, n=64):
-    """Return config.band_rms: the root mean square of n training images in each wavelet band of each level.
+    """Return config.band_rms: the root mean square of n training images in each band of each level.
 
     Weights from another run keep the numbers that they were trained with. At least 1/255, half a step between two grey
     levels: F must not become huge where none of the n images has detail, and another one has.
