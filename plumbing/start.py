@@ -61,6 +61,10 @@ def parse():
     parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: the cost for each of N processes")
     add_accept_flag(parser)
     add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in SET_ELSEWHERE])
+    first = "".join(sys.argv[1:2])                                        # before argparse calls it "unrecognized"
+    if first in PRESETS or os.path.isdir(first):
+        flag = "--preset" if first in PRESETS else "--resume" if has_checkpoint(first) else "--data"
+        raise UserError(f"{first}: want {flag} {first}")
     args = parser.parse_args()
     for option in {"grow_from", "init_from"} & vars(args).keys():
         setattr(args, option, run_of(getattr(args, option)))

@@ -342,6 +342,8 @@ def test_mistakes_of_train(six_steps, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "checkpoint.pt").write_bytes(content)
     cases = [(["--preset", "nope"], "nope: want one of minute, glyphs64"), (["--nosuch", "1"], "nosuch"),
+             (["minute"], "minute: want --preset minute"), ([six_steps], "want --resume"),
+             ([tmp_path / "bad"], "want --data"),
              (["--resume", ""], "--resume is empty"), (["--out", "/proc"], "--out /proc"),
              (["--schedule", "interpolated", "--noise-d", "64", "--noise-d-high", "32"], "at least noise_d"),
              (["--lr", "fast"], "lr"), (["--size", "30", "--data", "glyphs"], "multiples of"),
