@@ -104,26 +104,26 @@ class Preconditioned(nn.Module):
         return Preconditioned(self.network.inner, self.rms[1:], self.counts[1:])
 
 
-def each_band(s, n, *tensors):
-    """Yield (s, n, the parts of the tensors) for each band. s and n as above, tensors (B, 3 T, H, W)."""
-    n_of_parts = [n_band for n_band in n for _ in range(len(s) // len(n))]
-    return zip(s, n_of_parts, *(split(x, len(n) // 3) for x in tensors))
-
-
 def v_from_f(f, z, logsnr, s, n):
     """Return v = c z + d F, in each band. s, n: as above."""
-    (alpha, sigma), v = alpha_sigma_for(z, logsnr), []
-    for s_band, n_band, z_band, f_band in each_band(s, n, z, f):
-        c, d = coefficients(alpha, sigma, s_band, n_band)
+    (alpha, sigma), T, levels, v = alpha_sigma_for(z, logsnr), len(s) // len(n), len(n) // 3, []
+    for i, (z_band, f_band) in enumerate(zip(split(z, levels), split(f, levels))):
+        c, d = coefficients(alpha, sigma, s[i], n[i // T])
         v.append(c * z_band + d * f_band)
-    return join(v, len(n) // 3)
+    return join(v, levels)
 
 
 def balance(v_error, logsnr, s, n):
-    """Return v_error / sqrt(d), in each band: between the error of v and that of F, v_error / d."""
-    alpha, sigma = alpha_sigma_for(v_error, logsnr)
-    return join([band / coefficients(alpha, sigma, s_band, n_band)[1].sqrt()
-                 for s_band, n_band, band in each_band(s, n, v_error)], len(n) // 3)
+    """Return v_error / sqrt(d), in each band of the wavelet: between the error of v and that of F, v_error / d.
+
+    Of a video, d is that of its frames as images. With d of each frequency the loss would ask more of what changes, and
+    less of the mean of the frames, which shows the letter.
+    """
+    (alpha, sigma), T, levels, balanced = alpha_sigma_for(v_error, logsnr), len(s) // len(n), len(n) // 3, []
+    for i, band in enumerate(bands(v_error, levels)):
+        s_frames = math.hypot(*s[T * i:T * i + T]) / math.sqrt(T)         # of the frames, as images
+        balanced.append(band / coefficients(alpha, sigma, s_frames, n[i])[1].sqrt())
+    return idwt(torch.cat(balanced, 1), levels)
 
 
 # ------------------------------------------------------------------------------------------ the page of the lecture

@@ -101,6 +101,8 @@ class TimePosition(nn.LayerNorm):
 class OverTime(nn.Module):
     """Run a layer of the image network on each frame. Then let the T frames attend to each other at each position.
 
+    # Beyond the papers: beside attention stands a learned mix of the frames, a (T, T) matrix for each channel. It soon
+    # learns that the noise of T frames averages out, which attention learns late.
     Takes what the layer takes, and returns what it returns: a map (B T, C, H, W) or tokens (B T, N, C).
     """
 
@@ -110,6 +112,7 @@ class OverTime(nn.Module):
         self.attention = Attention(channels, num_heads)                   # residual, its last layer starts at zero
         self.attention.norm = TimePosition(channels, frames)
         initialise(self.attention)
+        self.mix = nn.Parameter(torch.zeros(frames, frames, channels))    # T x T: from each frame to each, by channel
 
     def forward(self, x, *args):
         h = self.layer(x, *args)
@@ -118,7 +121,8 @@ class OverTime(nn.Module):
         tokens = tokens.unflatten(0, (-1, self.frames)).transpose(1, 2)   # (B, N, T, C)
         shape, tokens = tokens.shape, tokens.flatten(0, 1)                # (B N, T, C): a sequence for each position
         # The change is added to h, so that h keeps its memory layout, and the layers behind it their bits.
-        change = (self.attention(tokens) - tokens).reshape(shape).transpose(1, 2).flatten(0, 1)   # zero at first
+        change = self.attention(tokens) - tokens + torch.einsum("ntc,tsc->nsc", tokens, self.mix)      # zero at first
+        change = change.reshape(shape).transpose(1, 2).flatten(0, 1)                                   # (B T, N, C)
         return h + (change.transpose(1, 2).reshape(h.shape) if is_map else change)
 
 

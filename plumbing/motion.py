@@ -16,7 +16,7 @@ from data import COLOUR_PAIRS, COLOURS, FontFile, Glyphs, luminance
 class Moving:
     """Drawn scenes that move: image(i) is (3 T, H, W), frame after frame, each a function of (seed, i, frame).
 
-    Frame 0 is the scene itself. From frame to frame the letter turns by 1 to 3 degrees, drifts by up to 0.8 % of the
+    Frame 0 is the scene itself. From frame to frame the letter turns by 3 to 6 degrees, drifts by up to 0.8 % of the
     shorter side, and goes a fifteenth of the way to another colour, where it stays. Its ground does not move.
 
     one: image(i) is one of the frames, (3, H, W). Every class has every frame in turn.
@@ -28,7 +28,7 @@ class Moving:
     def motion(self, i, frame):
         """Return what of scene i is different at this frame."""
         s, rng = self.scene(i), np.random.default_rng((self.seed, i + self.offset, 5))          # alike at every frame
-        turn = math.radians(rng.uniform(1, 3) * rng.choice([-1, 1]))
+        turn = math.radians(rng.uniform(3, 6) * rng.choice([-1, 1]))
         drift = rng.uniform(-0.008, 0.008, 2)
         colours = same_side(s["letter"], s["ground"])
         target = np.array(colours[rng.integers(len(colours))])
@@ -84,7 +84,7 @@ def turns(videos):
     """Measure by how many degrees the picture turns from frame to frame: (B, T, 3, H, W) -> (B, T - 1) float64.
 
     Of all small shifts and turns we take that whose change of the picture, to first order, is nearest to the change
-    that we see (Lucas and Kanade): a linear problem with three unknowns. Real scenes: half a degree off on average, as
+    that we see (Lucas and Kanade): a linear problem with three unknowns. Real scenes: a degree off on average, as
     their colours change, too, but nearly the same from frame to frame (tested).
     """
     height, width = videos.shape[-2:]

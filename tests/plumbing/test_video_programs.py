@@ -92,7 +92,7 @@ def test_a_turn_is_measured_in_degrees():
     videos = torch.stack([scenes.image(i) for i in range(40)])
     turn = X.split_frames(to_uint8(videos), 4)[1]["turns"]                # (40, 3)
     true = torch.tensor([math.degrees(scenes.motion(i, 1)["angle"] - scenes.motion(i, 0)["angle"]) for i in range(40)])
-    assert (turn.mean(1) - true).abs().mean() < 0.6 and (turn.sign() == true.sign()[:, None]).all()
+    assert (turn.mean(1) - true).abs().mean() < 1.2 and (turn.sign() == true.sign()[:, None]).all()
     assert turn.diff(dim=1).square().mean().sqrt() < 0.1
     shifted = turns(torch.stack([Glyphs((32, 32)).image(3, angle=0, x=0.01 * i, y=-0.01 * i) for i in range(4)])[None])
     assert shifted.abs().max() < 0.5
@@ -111,7 +111,7 @@ def test_a_video_run_is_measured_beside_real_scenes(tmp_path):
         assert key in scores and key in scores["real_scenes"], key
     real = scores["real_scenes"]
     assert "nearest_ratio" not in scores and 0.001 < real["change"] < 0.1
-    assert 1 < real["turn"] < 3 and 4 * real["uneven_turn"] < real["turn"]                      # 1 to 3 degrees, even
+    assert 3 < real["turn"] < 6 and 4 * real["uneven_turn"] < real["turn"]                      # 3 to 6 degrees, even
 
 
 def test_a_video_run_with_captions_is_read_but_its_colours_are_not_judged(tmp_path):
