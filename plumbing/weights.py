@@ -33,6 +33,17 @@ def in_16_bits(state):
     return small
 
 
+def packed(state):
+    """Return the state_dict with the tensors of each type one behind the other: each storage takes 200 bytes more."""
+    state = dict(state)
+    for dtype in {w.dtype for w in state.values()}:
+        keys = [key for key in state if state[key].dtype == dtype]
+        in_a_row = torch.cat([state[key].flatten() for key in keys])
+        for key, values in zip(keys, in_a_row.split([state[key].numel() for key in keys])):
+            state[key] = values.view(state[key].shape)
+    return state
+
+
 def export(run, folder):
     """Write the EMA weights of a run as `folder`/weights.pt. Return the size in bytes. Raises UserError.
 
@@ -41,7 +52,7 @@ def export(run, folder):
     state = read_checkpoint(run)
     config = dataclasses.replace(state["config"], precision="auto")
     content, path = io.BytesIO(), os.path.join(folder, WEIGHTS)
-    torch.save(dict(config=dataclasses.asdict(config), ema=in_16_bits(state["ema"]), step=state["step"],
+    torch.save(dict(config=dataclasses.asdict(config), ema=packed(in_16_bits(state["ema"])), step=state["step"],
                     images=state["images"], commit=commit()), content)
     size = len(content.getvalue())
     if size > LARGEST:
