@@ -17,7 +17,8 @@ level of time does not shift the schedule, and averaging T frames would shift it
 both. Nothing had to be written for this: level_schedules reads the size of a FRAME.
 
 The network is the nested network, run on each frame as on an image. Behind each of its blocks the T frames attend to
-each other, position by position. This attention starts at zero: at first the network is T image networks, to the bit.
+each other, position by position, and a learned matrix mixes them. Both start at zero: at first the network is T image
+networks, to the bit.
 
 Frames travel as channels: z^r is (B, 3 T_r, H_r, W_r), frame after frame. So losses, samplers, noise, EMA, checkpoints
 and the wavelet see an image with more channels, and one frame is an image. Only this file,
@@ -101,8 +102,7 @@ class TimePosition(nn.LayerNorm):
 class OverTime(nn.Module):
     """Run a layer of the image network on each frame. Then let the T frames attend to each other at each position.
 
-    # Beyond the papers: beside attention stands a learned mix of the frames, a (T, T) matrix for each channel. It soon
-    # learns that the noise of T frames averages out, which attention learns late.
+    # Beyond the papers: beside attention a (T, T) matrix for each channel mixes the frames. It can average their noise.
     Takes what the layer takes, and returns what it returns: a map (B T, C, H, W) or tokens (B T, N, C).
     """
 
@@ -112,7 +112,7 @@ class OverTime(nn.Module):
         self.attention = Attention(channels, num_heads)                   # residual, its last layer starts at zero
         self.attention.norm = TimePosition(channels, frames)
         initialise(self.attention)
-        self.mix = nn.Parameter(torch.zeros(frames, frames, channels))    # T x T: from each frame to each, by channel
+        self.mix = nn.Parameter(torch.zeros(frames, frames, channels))    # from each frame to each, by channel
 
     def forward(self, x, *args):
         h = self.layer(x, *args)
@@ -127,7 +127,7 @@ class OverTime(nn.Module):
 
 
 def attend_over_time(network, counts, num_heads):
-    """Put attention over time behind each block of the levels that have several frames, in place. Return the network.
+    """Put OverTime behind each block of the levels that have several frames, in place. Return the network.
 
     Behind a block means behind its attention over space, if it has one.
     """
@@ -221,7 +221,7 @@ def draw_levels(x, path):
 
 def main():
     from data import Glyphs                                               # only the page needs scenes
-    scenes, frames = Glyphs((64, 64)), [dict(angle=0.05 * frame, x=0.008 * frame) for frame in range(8)]
+    scenes, frames = Glyphs((64, 64)), [dict(angle=0.08 * frame, x=0.008 * frame) for frame in range(8)]
     videos = torch.stack([torch.cat([scenes.image(i, **frame) for frame in frames]) for i in range(10, 26)])
     ways = {"keep one frame in 8": lambda x: keep_frames(to_frames(x, 8), 8, 1),
             "average 8 frames": lambda x: x.unflatten(1, (8, 3)).mean(1),

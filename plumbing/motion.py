@@ -17,7 +17,8 @@ class Moving:
     """Drawn scenes that move: image(i) is (3 T, H, W), frame after frame, each a function of (seed, i, frame).
 
     Frame 0 is the scene itself. From frame to frame the letter turns by 3 to 6 degrees, drifts by up to 0.8 % of the
-    shorter side, and goes a fifteenth of the way to another colour, where it stays. Its ground does not move.
+    shorter side along each axis, and goes a fifteenth of the way to a colour, perhaps its own, where it stays. Its
+    ground does not move.
 
     one: image(i) is one of the frames, (3, H, W). Every class has every frame in turn.
     """
@@ -88,7 +89,7 @@ def turns(videos):
     their colours change, too, but nearly the same from frame to frame (tested).
     """
     height, width = videos.shape[-2:]
-    k = max(1, min(height, width) // 32)                                  # a motion must be small beside a pixel
+    k = max(1, min(height, width) // 32)                                  # a motion must be about a pixel at most
     x = F.avg_pool2d(videos.flatten(0, 1), k).unflatten(0, videos.shape[:2]).double()
     v, u = torch.meshgrid(*((torch.arange(n) + 0.5 - n / 2 for n in x.shape[-2:])), indexing="ij")
     down, right = torch.gradient((x[:, 1:] + x[:, :-1]) / 2, dim=(-2, -1))
