@@ -107,7 +107,7 @@ def of_other_tables():
         yield f"seed {seed}, recall", "its precision, recall, –, {precision:.2f}, {recall:.2f}, –".format(**other)
     first = results("pretrained_first")
     yield "pretrained_first", f"{first['real_scenes']['fd_held_out']:.1f}, {first['fd_held_out']:.1f} |"
-    for name in ("pretrained", "pretrained_4steps"):
+    for name in ("pretrained", "pretrained_4steps", "pretrained_nested"):
         box = results(name)
         for key in ("fd_train", "fd_held_out"):
             yield f"{name}, {key}", in_row([box[key], box["real_scenes"][key]])
@@ -156,7 +156,10 @@ def test_the_readmes_numbers_are_what_was_measured():
     ends = lambda key, unit=1: "{:.1f} to {:.1f}".format(*(unit * end(row[key] for row in seeds) for end in (min, max)))
     assert f"three seeds, {ends('read_rate', 100)} of 360" in text
     assert f"{100 * results('minute')['read_rate']:.1f} of 360 letters read" in text
-    assert f"{ends('fd_held_out')}, the same" in text
+    assert f"{ends('fd_held_out')}, 0.17 to 0.20, the same" in text
+    for name in ("pretrained", "pretrained_4steps", "pretrained_nested", "pretrained_text"):
+        box = results(name)
+        assert re.search(f"{100 * box['read_rate']:.1f}( of [0-9]+)? read, FD {box['fd_held_out']:.1f}", text), name
     assert "FD {:.1f} (ours), {:.1f} (diffusers)".format(*(sum(fd) / len(fd) for fd in fds.values())) in text
     teacher, student = distilled["teacher, DDIM", 2, 256], distilled["guided student", 2, 4]
     kept, faster = (student["read_rate"] / teacher["read_rate"],
