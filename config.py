@@ -382,7 +382,7 @@ PRESETS = {
     # one frame of 32 px, then eight frames that move (video.py); glyphs32 is its lowest level alone
     "glyphs32": GLYPHS_32PX,
     "glyphs32_video": replace(GLYPHS_32PX, frames="8:1", outer_channels="64", outer_blocks="1", outer_patching="dwt_1",
-                              batch=4, lr=8e-4, steps=4800, sample_every=2400, save_every=1200),
+                              batch=4, lr=8e-4, steps=4800, sample_every=2400, save_every=1200, sampler="ddpm"),
     "glyphs64_sr": replace(GLYPHS, low_size=(16, 16), guidance=1.0),
     "glyphs64_text": replace(
         GLYPHS, num_classes=0, text_encoder="bytes", text_length=48, withhold=True, schedule="interpolated",
