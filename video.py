@@ -7,34 +7,36 @@ Needs: nested_unet.py. Next: cascade.py.
 A video has T frames. A level of the nest may have fewer pixels than the level above it, or fewer frames, or both:
 
     space   average k x k pixels of each frame, as in nested_unet.py
-    time    KEEP one frame in k. The average of frames that move is no sharp image, and no image model knows it
+    time    KEEP one frame in k. The average of frames that move is blurred: no image model has seen such images
 
     16 x 256 x 256   --space-->   16 x 64 x 64   --time-->   1 x 64 x 64        the lowest level is an image model
 
-All levels share t and have noise of their own, as before. The shift follows from what is averaged (eq. 5 of simple
-diffusion): averaging n values divides the variance of their noise by n. A kept frame has the noise that it had. So a
-level of time does not shift the schedule, and averaging T frames would shift it by log T. `python video.py` measures
-both. Nothing had to be written for this: level_schedules reads the size of a FRAME.
+All levels share t and have noise of their own, as before. The shift follows from what is averaged (eq. 4 and 5 of
+simple diffusion): averaging n values divides the variance of their noise by n. A kept frame has the noise that it had.
+So a level of time does not shift the schedule. Averaging T frames would: log-SNR would be lower by log T above the
+average than in it. `python video.py` measures both. Nothing had to be written for this: level_schedules reads the size
+of a FRAME.
 
 The network is the nested network, run on each frame as on an image. Behind each of its blocks the T frames attend to
 each other, position by position, and a learned matrix mixes them. Both start at zero: at first the network is T image
 networks, to the bit.
 
 Frames travel as channels: z^r is (B, 3 T_r, H_r, W_r), frame after frame. So losses, samplers, noise, EMA, checkpoints
-and the wavelet see an image with more channels, and one frame is an image. Only this file,
-precondition.py and what draws or measures pictures look inside.
+and the wavelet see an image with more channels, and one frame is an image. Only this file, precondition.py, and what
+makes, draws or measures videos look at single frames.
 
 Legend of shapes: B videos, T frames of a level, T' of the level below; maps (B T, C, H, W), the frames of a video one
 after the other; tokens (B T, N, C); logsnr (B,) or a scalar, E emb_channels.
 
 # Beyond the papers: frames are nearly alike, so precondition.py treats frequencies over time as bands, like those of
 # the wavelet. Without it the network spends itself on copying each frame's noise, and the video flickers.
-# Paper: the released code lays the frames out as tiles of one image, 4 x 4 for 16. Tiles suit a viewer. As channels no
-# average, wavelet or mirror image reaches across a border between frames.
+# Paper: the released code lays the frames out as tiles of one image, 4 x 4 for 16. Tiles are easy to look at.
+# We use channels: then no average, wavelet or mirror image mixes pixels of two frames.
 # Paper: it keeps every k-th frame, from the first, as we do. But where it shifts the schedule at all, it does so by the
-# ratio of the tiles: p log 4 for 16 frames, and with p = 2 this is log T, as if it averaged.
+# ratio of the tiled images' sides: p log 4 for 16 frames, and with p = 2 this is log T, as if it averaged.
 # Paper: its level of time goes down in steps: strided convolutions over time halve the frames. Ours goes down at once.
-# Paper: its attention over time works at half the size, has rotary positions or none, and a feed-forward layer.
+# Paper: its attention over time works at half the height and width. It has rotary positions or none, and a feed-forward
+# layer.
 
 `python video.py` draws the levels and measures the SNR of what is kept and of what is averaged.
 """
@@ -81,7 +83,7 @@ def video_pyramid(x, sizes, counts):
 
 
 def snr_gain(shape, down):
-    """Measure on noise of this shape how many times the SNR grows if `down` leaves the image as it is."""
+    """Measure on noise of this shape by what factor `down` raises the SNR, if it leaves the image as it is."""
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return float(noise.var() / down(noise).var())
 
@@ -102,7 +104,8 @@ class TimePosition(nn.LayerNorm):
 class OverTime(nn.Module):
     """Run a layer of the image network on each frame. Then let the T frames attend to each other at each position.
 
-    # Beyond the papers: beside attention a (T, T) matrix for each channel mixes the frames. It can average their noise.
+    # Beyond the papers: beside attention, a (T, T) matrix for each channel mixes the frames. It can average their noise.
+
     Takes what the layer takes, and returns what it returns: a map (B T, C, H, W) or tokens (B T, N, C).
     """
 
@@ -154,7 +157,7 @@ def denoise_frames(network, z, logsnr, condition, counts, text=None, f=None):
     z           [(B, 3 T_r, H_r, W_r), ...], highest level first; v has the same shapes
     condition   (B, E); logsnr: [(B,), ...]; text: a pair for B captions. All frames of a video share them
     f           (B T, C, H, W), the map that comes down from the level above
-    What goes down to fewer frames is kept, one in k. What comes up is repeated: k frames hold the same map.
+    Downwards, one map in k is kept. Upwards, each map is repeated for its k frames.
     """
     T, x = counts[0], to_frames(z[0], counts[0])
     each = lambda a: a.repeat_interleave(T, 0)                            # (B, ...) -> (B T, ...)
@@ -171,7 +174,7 @@ def denoise_frames(network, z, logsnr, condition, counts, text=None, f=None):
 
 
 class Video(nn.Module):
-    """Run an image network, plain or nested, on videos: (z, logsnr, cond) -> v_hat. It takes lists if the network does.
+    """Run an image network, plain or nested, on videos: (z, logsnr, cond) -> v_hat. Nested: z, logsnr, v_hat are lists.
 
     network   the image network, with attention over time (attend_over_time)
     counts    [T, ...] of the levels, highest first

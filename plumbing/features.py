@@ -355,7 +355,7 @@ class Yardstick:
         files = [file for source in (self.source, self.held_out_source) for file in getattr(source, "files", [])]
         files += [self.source.fonts[0][0]] if isinstance(self.source, FontFile) else []
         files = [(file, os.path.getsize(file), os.path.getmtime(file)) for file in files]
-        frames = [f"{self.frames} frames in turn"] if self.frames > 1 else []
+        frames = [f"{self.frames} frames in turn, turned by 3 to 6 degrees"] if self.frames > 1 else []
         data_id = fingerprint(FORMAT, config.data, config.size, files, *config.characters, *frames)
         self._open_network(features_file, data_id, device)
         name = fingerprint(data_id, config.scenes, config.seed, config.withhold, self.network_id, n_real,

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import statistics
 
 from programs import ROOT, text_of
 
@@ -121,8 +122,8 @@ def of_other_tables():
     for key, scale in (("read_rate", 100), ("same_letter", 100), ("fd_held_out", 1)):
         of_kind = {kind: [scale * row[key] for row in rows] for kind, rows in kinds.items()}
         yield f"grow_video, {key}", ", ".join(
-            f"{sum(of_kind[kind]) / 3:.1f} ({min(of_kind[kind]):.1f} to {max(of_kind[kind]):.1f})"
-            for kind in ("scratch", "grown")) + f", {sum(of_kind['real']) / 3:.1f}"
+            f"{statistics.mean(of_kind[kind]):.1f} ({min(of_kind[kind]):.1f} to {max(of_kind[kind]):.1f})"
+            for kind in ("scratch", "grown")) + f", {statistics.mean(of_kind['real']):.1f}"
     short = results("minute")
     yield "minute, fd_held_out", in_row([short["fd_held_out"], short["real_scenes"]["fd_held_out"]])
     yield "minute, read", in_row([short["read_rate"], short["real_scenes"]["read_rate"]], 1, 100)
