@@ -104,7 +104,7 @@ class TimePosition(nn.LayerNorm):
 class OverTime(nn.Module):
     """Run a layer of the image network on each frame. Then let the T frames attend to each other at each position.
 
-    # Beyond the papers: beside attention, a (T, T) matrix for each channel mixes the frames. It can average their noise.
+    # Beyond the papers: beside attention, a (T, T) matrix for each channel mixes the frames: it can average noise.
 
     Takes what the layer takes, and returns what it returns: a map (B T, C, H, W) or tokens (B T, N, C).
     """
