@@ -2,6 +2,7 @@
 
 Each function takes one step of train.py's main() before its loop, and raises UserError with one line for a mistake.
 """
+import argparse
 import dataclasses
 import itertools
 import os
@@ -61,11 +62,12 @@ def parse():
     parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: the cost for each of N processes")
     add_accept_flag(parser)
     add_fields(parser, [f.name for f in dataclasses.fields(Config) if f.name not in SET_ELSEWHERE])
-    first = "".join(sys.argv[1:2])                                        # before argparse calls it "unrecognized"
-    if first in PRESETS or os.path.isdir(first):
-        flag = "--preset" if first in PRESETS else "--resume" if has_checkpoint(first) else "--data"
-        raise UserError(f"{first}: want {flag} {first}")
+    parser.add_argument("word", metavar="WORD", nargs="?", help=argparse.SUPPRESS)          # a word without its flag
     args = parser.parse_args()
+    if args.word:
+        flag = ("--preset" if args.word in PRESETS else "--resume" if has_checkpoint(args.word) else
+                "--data" if os.path.exists(args.word) else "--FLAG")
+        raise UserError(f"{args.word}: want {flag} {args.word}")
     for option in {"grow_from", "init_from"} & vars(args).keys():
         setattr(args, option, run_of(getattr(args, option)))
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}

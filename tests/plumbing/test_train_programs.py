@@ -344,6 +344,7 @@ def test_mistakes_of_train(six_steps, tmp_path):
     cases = [(["--preset", "nope"], "nope: want one of minute, glyphs64"), (["--nosuch", "1"], "nosuch"),
              (["minute"], "minute: want --preset minute"), ([six_steps], "want --resume"),
              ([tmp_path / "bad"], "want --data"),
+             (["nosuch"], "nosuch: want --FLAG nosuch"),
              (["--resume", ""], "--resume is empty"), (["--out", "/proc"], "--out /proc"),
              (["--schedule", "interpolated", "--noise-d", "64", "--noise-d-high", "32"], "at least noise_d"),
              (["--lr", "fast"], "lr"), (["--size", "30", "--data", "glyphs"], "multiples of"),
