@@ -177,7 +177,7 @@ def test_frames_and_levels_see_each_other_after_a_step_and_not_before():
 
 
 def test_reversing_the_frames_changes_more_than_their_order():
-    """Kills: no position of time. Without it and the mix, and without a level of time, reversed frames give reversed frames."""
+    """Kills: no position of time. Without it, the mix, or a level of time, reversed frames give reversed frames."""
     config = tiny("4:4", size=(32, 32), outer_channels="8,8", outer_blocks="1,1")
     model, z = opened(C.build_model(config)).eval(), videos(config)
     turn = lambda level: V.to_videos(level.unflatten(1, (4, 3)).flip(1).flatten(0, 1), 4)
