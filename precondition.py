@@ -106,7 +106,8 @@ class Preconditioned(nn.Module):
 
 def v_from_f(f, z, logsnr, s, n):
     """Return v = c z + d F, in each band. s, n: as above."""
-    (alpha, sigma), T, levels, v = alpha_sigma_for(z, logsnr), len(s) // len(n), len(n) // 3, []
+    (alpha, sigma), v = alpha_sigma_for(z, logsnr), []
+    T, levels = len(s) // len(n), len(n) // 3
     for i, (z_band, f_band) in enumerate(zip(split(z, levels), split(f, levels))):
         c, d = coefficients(alpha, sigma, s[i], n[i // T])
         v.append(c * z_band + d * f_band)
@@ -119,7 +120,8 @@ def balance(v_error, logsnr, s, n):
     Of a video, d is that of its frames as images. With d of each frequency the loss would ask more of what changes, and
     less of the mean of the frames, which shows the letter.
     """
-    (alpha, sigma), T, levels, balanced = alpha_sigma_for(v_error, logsnr), len(s) // len(n), len(n) // 3, []
+    (alpha, sigma), balanced = alpha_sigma_for(v_error, logsnr), []
+    T, levels = len(s) // len(n), len(n) // 3
     for i, band in enumerate(bands(v_error, levels)):
         s_frames = math.hypot(*s[T * i:T * i + T]) / math.sqrt(T)         # of the frames, as images
         balanced.append(band / coefficients(alpha, sigma, s_frames, n[i])[1].sqrt())

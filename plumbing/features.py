@@ -27,7 +27,7 @@ from plumbing import UserError
 from measures import Moments, colour_histogram
 from plumbing.runs import cores, load_file, progress
 from plumbing.files import blame_machine, check_regular, fingerprint, reason_of, whole_file
-from plumbing.motion import in_motion, one_frame, split_frames
+from plumbing.motion import TURN, in_motion, one_frame, split_frames
 from plumbing.pictures import to_uint8
 from plumbing.sources import open_run, open_source, same_data
 from plumbing.workers import load
@@ -355,7 +355,7 @@ class Yardstick:
         files = [file for source in (self.source, self.held_out_source) for file in getattr(source, "files", [])]
         files += [self.source.fonts[0][0]] if isinstance(self.source, FontFile) else []
         files = [(file, os.path.getsize(file), os.path.getmtime(file)) for file in files]
-        frames = [f"{self.frames} frames in turn, turned by 3 to 6 degrees"] if self.frames > 1 else []
+        frames = [f"{self.frames} frames in turn, {TURN}"] if self.frames > 1 else []
         data_id = fingerprint(FORMAT, config.data, config.size, files, *config.characters, *frames)
         self._open_network(features_file, data_id, device)
         name = fingerprint(data_id, config.scenes, config.seed, config.withhold, self.network_id, n_real,

@@ -13,6 +13,9 @@ from data import COLOUR_PAIRS, COLOURS, FontFile, Glyphs, luminance
 
 # ------------------------------------------------------------------------------------------ scenes that move
 
+TURN = 3, 6                                                               # degrees from frame to frame
+
+
 class Moving:
     """Drawn scenes that move: image(i) is (3 T, H, W), frame after frame, each a function of (seed, i, frame).
 
@@ -29,7 +32,7 @@ class Moving:
     def motion(self, i, frame):
         """Return what of scene i is different at this frame."""
         s, rng = self.scene(i), np.random.default_rng((self.seed, i + self.offset, 5))          # alike at every frame
-        turn = math.radians(rng.uniform(3, 6) * rng.choice([-1, 1]))
+        turn = math.radians(rng.uniform(*TURN) * rng.choice([-1, 1]))
         drift = rng.uniform(-0.008, 0.008, 2)
         colours = same_side(s["letter"], s["ground"])
         target = np.array(colours[rng.integers(len(colours))])

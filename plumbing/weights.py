@@ -47,10 +47,10 @@ def packed(state):
 def export(run, folder):
     """Write the EMA weights of a run as `folder`/weights.pt. Return the size in bytes. Raises UserError.
 
-    The precision of the training machine is forgotten: each reader's machine chooses its own.
+    Forgotten are the precision of the training machine, as each reader's chooses its own, and the folders there.
     """
     state = read_checkpoint(run)
-    config = dataclasses.replace(state["config"], precision="auto")
+    config = dataclasses.replace(state["config"], precision="auto", grow_from="", init_from="")
     content, path = io.BytesIO(), os.path.join(folder, WEIGHTS)
     torch.save(dict(config=dataclasses.asdict(config), ema=packed(in_16_bits(state["ema"])), step=state["step"],
                     images=state["images"], commit=commit()), content)

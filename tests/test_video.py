@@ -176,6 +176,16 @@ def test_frames_and_levels_see_each_other_after_a_step_and_not_before():
         assert seen_by(model, config, frame) == ([True] * 4, True)
 
 
+def test_the_mix_takes_each_channel_from_frame_to_frame():
+    """Kills: a mix of each frame with itself; from and to exchanged; another channel's."""
+    layer, x = V.OverTime(torch.nn.Identity(), 8, 2, 3), torch.randn(2, 3, 8, 4, 4)
+    want = x.clone()
+    want[:, 2, 5] += x[:, 0, 5]
+    with torch.no_grad():
+        layer.mix[0, 2, 5] = 1
+        torch.testing.assert_close(layer(x.flatten(0, 1)), want.flatten(0, 1))
+
+
 def test_reversing_the_frames_changes_more_than_their_order():
     """Kills: no position of time. Without it, the mix, or a level of time, reversed frames give reversed frames."""
     config = tiny("4:4", size=(32, 32), outer_channels="8,8", outer_blocks="1,1")

@@ -59,9 +59,11 @@ def test_the_first_picture_shows_letters(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != DEFAULT])                    # the first picture's
 def test_every_other_model_draws_its_letters(name):
-    """Eight steps at most, which is quick. Kills: weights that are damaged, or of another version of the network."""
+    """Eight steps at most, which is quick. Kills: weights that are damaged, or of another version of the network; a
+    folder of the machine that trained."""
     device = torch.device("cpu")
     model, config = load_run(os.path.join(ROOT, "pretrained", name))
+    assert not os.path.isabs(config.grow_from or config.init_from)
     config = dataclasses.replace(config, sample_steps=min(8, config.sample_steps))
     captions = [f"a white {character} on blue" for character in CHARACTERS] if config.text_encoder else None
     cond = make_conditions(config, list(range(36)), device, captions)
