@@ -8,8 +8,10 @@ The contestants. The default preset meets denoising-diffusion-pytorch (its U-Net
 simple_diffusion.py, which has none) and diffusers (UNet2DModel, v-prediction). Each peer runs with its own settings and
 with ours: batch, learning rate, Adam, EMA, the error of v, dropped classes, guidance, the schedule (except ddp's U-Net,
 which has no shift), and a network with about as many parameters, as narrow as it allows at the large maps, where
-parameters cost most. Our U-ViT without classes meets theirs. All use bf16. *-ddpm are no runs of their own: they sample
-our runs with other flags of sample.py, because ancestral steps are part of the advantage of ddp's U-ViT over our DDIM.
+parameters cost most. Our U-ViT without classes meets theirs. ours-none is our default with --precondition none --loss
+v_mse: it predicts v as the peers do. All use bf16 where it is faster, as train.py does. *-ddpm are no runs of their
+own: they sample our runs with other flags of sample.py, because ancestral steps are part of the advantage of ddp's
+U-ViT over our DDIM.
 
 Training. All learn from the same 20,000 scenes, drawn beforehand and held in memory. They take turns of `--round`
 seconds of wall-clock time until each has had its minutes; the time to start and to save does not count. So a
@@ -54,7 +56,7 @@ from data import Stream
 from plumbing import UserError
 from plumbing.files import whole_file, writable_folder
 from plumbing.features import Yardstick, describe
-from plumbing.runs import autocast, main_program
+from plumbing.runs import autocast, choose_precision, main_program
 from plumbing.pictures import grid, pyplot, to_uint8
 from plumbing.sampling import make_conditions
 from plumbing.sources import open_run
@@ -63,6 +65,7 @@ from sample import sample_run
 from train import conditions, draw, training_loss, update_ema
 
 CPU = torch.device("cpu")
+PRECISION = choose_precision("auto", CPU)
 CALLS, FEW, LADDER = 48, 72, (1, 2, 4, 8, 12, 16, 24)
 CLASSES = 36
 SCENES = override(PRESETS["glyphs64"], scenes=20_000)
@@ -98,7 +101,7 @@ class Ours:
         labels = labels if self.classes else torch.full_like(labels, -1)
         cond = conditions(config, dict(label=labels), u < config.cond_drop)
         self.optimizer.param_groups[0]["lr"] = config.lr * min(1, (step + 1) / config.warmup)
-        with autocast("bf16", CPU):
+        with autocast(PRECISION, CPU):
             loss = training_loss(self.config, self.model, x, cond, t, eps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
@@ -108,7 +111,14 @@ class Ours:
 
     def images(self, labels, steps, seeds):
         config = override(self.config, sample_steps=steps, **self.sampling)
-        return sample_run(self.averaged, config, make_conditions(config, labels, CPU), seeds, CPU, "bf16")
+        return sample_run(self.averaged, config, make_conditions(config, labels, CPU), seeds, CPU, PRECISION)
+
+
+class OursPlain(Ours):
+    title = "ours, --precondition none --loss v_mse"
+
+    def settings(self, seed):
+        return override(SCENES, num_classes=CLASSES, seed=seed, precondition="none", loss="v_mse")
 
 
 class OursWithoutClasses(Ours):
@@ -142,7 +152,7 @@ class Peer:
     def learn(self, x, labels, step):
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * min(1, (step + 1) / self.warmup)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(PRECISION, CPU):
             loss = self.loss(x, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -151,7 +161,8 @@ class Peer:
         if step % self.every == 0:
             update_ema(self.averaged, self.model, self.decay, step // self.every)
 
-    ours = dict(lr=1e-3, betas=(0.9, 0.99), eps=1e-12, fused=True, warmup=100, decay=0.998)
+    ours = dict(lr=SCENES.lr, betas=(SCENES.beta1, SCENES.beta2), eps=SCENES.adam_eps, fused=True,
+                warmup=SCENES.warmup, decay=SCENES.ema)
     batch, large = 16, True
 
 
@@ -182,7 +193,7 @@ class DdpUnetAtOurs(DdpUnet):
     """Plain cosine (it has no shift), plain guidance, and all errors of v weighted equally (it has no switch)."""
     title = "denoising-diffusion-pytorch, U-Net, at ours"
     net, settings = dict(dim=16, dim_mults=(1, 2, 6, 12), cond_drop_prob=0.1), dict(objective="pred_v")
-    scale, training, large = dict(cond_scale=5.0, rescaled_phi=0.0), Peer.ours, False
+    scale, training, batch, large = dict(cond_scale=SCENES.guidance, rescaled_phi=0.0), Peer.ours, SCENES.batch, False
 
     def __init__(self, seed):
         super().__init__(seed)
@@ -214,7 +225,7 @@ class DdpUvitAtOurs(DdpUvit):
     # patches of 2, its own way to 32 x 32. It weights the error of v by SNR / (SNR + 1); we undo that.
     title = "denoising-diffusion-pytorch, U-ViT, at ours"
     net = dict(dim=32, dim_mults=(3, 6), patch_size=2, vit_depth=4, vit_dropout=0.0)
-    settings, training, large = dict(noise_d=32, min_snr_loss_weight=False), Peer.ours, False
+    settings, training, batch, large = dict(noise_d=32, min_snr_loss_weight=False), Peer.ours, SCENES.batch, False
 
     def loss(self, x, labels):
         t = torch.rand(len(x))
@@ -264,7 +275,8 @@ class DiffusersUnetAtOurs(DiffusersUnet):
                time_embedding_dim=256, resnet_time_scale_shift="scale_shift",
                down_block_types=("DownBlock2D",) * 3 + ("AttnDownBlock2D",),
                up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 3)
-    training, guidance, large, stepping = Peer.ours, 5.0, False, dict(use_clipped_model_output=True)
+    training, batch, guidance, large = Peer.ours, SCENES.batch, SCENES.guidance, False
+    stepping = dict(use_clipped_model_output=True)
 
     def betas(self):
         """Return our schedule as the betas of 1000 steps."""
@@ -272,10 +284,10 @@ class DiffusersUnetAtOurs(DiffusersUnet):
         return dict(trained_betas=(1 - kept[1:] / kept[:-1]).numpy())
 
 
-CONTESTANTS = {"ours": Ours, "ddp-unet-at-ours": DdpUnetAtOurs, "diffusers-at-ours": DiffusersUnetAtOurs,
-               "ours-without-classes": OursWithoutClasses, "ddp-uvit-at-ours": DdpUvitAtOurs, "ddp-unet": DdpUnet,
-               "ddp-uvit": DdpUvit, "diffusers": DiffusersUnet, "ours-ddpm": OursByDdpm,
-               "ours-without-classes-ddpm": OursWithoutClassesByDdpm}
+CONTESTANTS = {"ours": Ours, "ours-none": OursPlain, "ddp-unet-at-ours": DdpUnetAtOurs,
+               "diffusers-at-ours": DiffusersUnetAtOurs, "ours-without-classes": OursWithoutClasses,
+               "ddp-uvit-at-ours": DdpUvitAtOurs, "ddp-unet": DdpUnet, "ddp-uvit": DdpUvit, "diffusers": DiffusersUnet,
+               "ours-ddpm": OursByDdpm, "ours-without-classes-ddpm": OursWithoutClassesByDdpm}
 
 
 def run_of(name):
@@ -401,7 +413,7 @@ def drawn(contestant, labels, steps, batch=60):
     for first in range(0, len(labels), batch):
         torch.manual_seed(first)
         part = labels[first:first + batch]
-        with torch.autocast("cpu", torch.bfloat16, enabled=not isinstance(contestant, Ours)):
+        with autocast("float32" if isinstance(contestant, Ours) else PRECISION, CPU):
             images.append(contestant.images(part, steps, range(first, first + len(part))).float())
     return to_uint8(torch.cat(images).clamp(-1, 1)), (time.perf_counter() - start) / len(labels)
 
@@ -455,7 +467,7 @@ def judge(args):
                          ((CALLS // 2,) if CONTESTANTS[name].large else LADDER)]
     show(args, results, ladders)
     cores = " or ".join(map(str, sorted({count for result in results for count in result["cores"]})))
-    save(args.name + ".json", torch.device("cpu"), f"{cores} for each", precision="bf16", seed_of_samples=0,
+    save(args.name + ".json", torch.device("cpu"), f"{cores} for each", precision=PRECISION, seed_of_samples=0,
          scenes=SCENES.scenes,
          versions={name: importlib.metadata.version(name) for name in ("denoising-diffusion-pytorch", "diffusers")},
          lines={name: lines_of(CONTESTANTS[name]) for name in args.names},

@@ -18,7 +18,7 @@ import equal_time
 import grow_video
 import paper_tables
 import patterns
-from plumbing import runs, start
+from plumbing import UserError, runs, start
 from plumbing.measuring import TrainedRun
 from plumbing.sources import open_run
 import speed
@@ -152,6 +152,21 @@ def test_the_share_of_a_pattern():
         few = patterns.draw_patterns(kind, source.size, 400)
         shares = [patterns.possible(few, scenes, level).item() for level in (-9, -2, 4)]
         assert abs(shares[0]) < 0.05 < 0.3 < shares[1] < shares[2] < 1
+
+
+def test_one_seed_of_videos_alone_keeps_the_others(tmp_path, monkeypatch):
+    """Kills: a seed measured twice, a seed lost, rows that were measured in another way."""
+    monkeypatch.setattr(grow_video, "RESULTS", str(tmp_path))
+    ask = lambda only, n=72: grow_video.others(types.SimpleNamespace(only=only, n=n))
+    assert ask(2) == ([], {})                                             # nothing was measured yet
+    rows = [dict(kind=kind, seed=seed) for seed in (0, 1) for kind in ("scratch", "grown")]
+    (tmp_path / "grow_video.json").write_text(json.dumps(
+        dict(n=72, steps=grow_video.STEPS, rows=rows, real_scenes={"0": "first", "1": "second"})))
+    assert ask(2) == (rows, {0: "first", 1: "second"})
+    assert ask(1) == (rows[:2], {0: "first"})
+    assert ask(None) == ([], {})
+    with pytest.raises(UserError, match="judge all seeds anew"):
+        ask(2, n=360)
 
 
 def finished_run(folder, steps, **settings):

@@ -30,7 +30,7 @@ def test_ours_is_train_py(tmp_path, monkeypatch):
     ours = torch.load(tmp_path / "ours-seed0.pt")
     assert ours["step"] == 2 and ours["images"] == 8
 
-    flags = [*TINY, "--patching", "none", "--scenes", 40, "--warmup", 2, "--steps", 2, "--precision", "bf16"]
+    flags = [*TINY, "--patching", "none", "--scenes", 40, "--warmup", 2, "--steps", 2, "--precision", peers.PRECISION]
     assert run_here(T, [*flags, "--out", tmp_path / "run"]) == (None, "")
     theirs = read_checkpoint(tmp_path / "run")
     for mine, name in (("model", "model"), ("averaged", "ema")):
