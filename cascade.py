@@ -143,17 +143,6 @@ class SuperResolutionUNet(nn.Module):
         return torch.where(none[:, None], self.no_level, self.level(sinusoid(place, 256)))
 
 
-def super_resolution_loss(model, x, low_res, aug_logsnr, cond, t, eps, schedule, measure):
-    """Compute the simple loss of this stage, given its augmented low-res image. -> scalar.
-
-    measure(v_hat, z, x, eps, logsnr) -> the loss. train.py measures eps, v or the bands of v.
-    """
-    logsnr = schedule(t)
-    z = diffuse(x, eps, logsnr)
-    v = model(z, logsnr, dict(cond, low_res=low_res, aug_logsnr=aug_logsnr))
-    return measure(v, z, x, eps, logsnr)
-
-
 # ------------------------------------------------------------------------------------------ from stage to stage (3)
 
 def hand_over(low_res, handoff, s, low_schedule, noise):

@@ -310,7 +310,7 @@ def make_optimizer(model, config):
 
 
 # ------------------------------------------------------------------------------------------ presets
-# What the rows of one table share stands above PRESETS, once; each line of PRESETS is a row of its table.
+# What the rows of one table share comes first. Then each line of PRESETS is a row of its table.
 # data="" has no default: the user names a folder with --data.
 
 GLYPHS = Config(

@@ -143,7 +143,7 @@ class Glyphs:
         changes: of its random choices, like angle=0.
         """
         s = self.scene(i) | changes
-        # Of two passes over the classes the second is upright.
+        # Every second pass over the classes is upright.
         height, width = self.size[::-1] if self.portrait and i // len(self.classes) % 2 else self.size
         k = max(2, math.ceil(96 / min(height, width)))                    # k x k drawn pixels for each pixel
         h, w = height * k, width * k
@@ -158,7 +158,7 @@ class Glyphs:
             ground = ground * (1 - 0.4 * _letter(s, h, w, offset=0.035)[-1])
         # A pixel is a weighted sum of colours. To average the few weight maps first is cheaper.
         weights = np.stack([ground, ground * pattern] + (ink or [coverage]))
-        weights = sum(weights[:, i::k, j::k] for i in range(k) for j in range(k)) / (k * k)     # (..., H, W)
+        weights = sum(weights[:, y::k, x::k] for y in range(k) for x in range(k)) / (k * k)     # (..., H, W)
         rgb = s["ground_rgb"]
         shade = 0.8 * rgb if luminance(rgb) > 0.35 else rgb + 0.2 * (1 - rgb)
         colours = np.stack([rgb, shade - rgb] + (list(np.eye(3)) if ink else [s["letter_rgb"]])).astype(np.float32)

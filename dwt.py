@@ -1,12 +1,12 @@
 """The 5/3 wavelet, and strided convolution as its alternative: two ways to avoid feature maps of high resolution.
 
 Paper: simple diffusion, section 3.3 ("Avoiding high resolution feature maps") and figure 6.
-Needs: schedule.py. Next: unet.py, which takes its first and its last layer from this file.
+Needs: nothing. Next: unet.py, which takes its first and its last layer from this file.
 
-Feature maps of full resolution take much memory, and the paper's networks without them were even better. So the first
-layer splits the image into four maps of half the side (one low-pass, three high-pass), or into sixteen of a quarter of
-the side. The last layer puts such maps together again. The 5/3 (LeGall) wavelet of JPEG 2000 is linear and invertible.
-In one dimension it works by "lifting", in two steps. The signal x is mirrored about its end samples, as in JPEG 2000:
+Feature maps of full resolution take much memory. Without them, all but one of the networks in table 5 are better. So
+the first layer splits the image into four maps of half the side (one low-pass, three high-pass), or into sixteen of a
+quarter of the side. The last layer puts such maps together again. The 5/3 (LeGall) wavelet of JPEG 2000 is linear and
+invertible. In one dimension it works by "lifting", in two steps. The signal x is mirrored about its end samples:
 x[-1] = x[1], x[N] = x[N-2].
 
 Note: the steps are

@@ -29,7 +29,7 @@ simple diffusion is the case of one level.
 Legend of shapes: R levels; z, v, eps, x lists of (B_r, 3, H_r, W_r), logsnr a list of (B_r,), cond as in unet.py.
 
 # Paper: from the released code we take the widths, the attention and feed-forward layers of each level, one attention
-# layer in the middle (the code passes True where their number stands), and the head: norm, swish, a convolution from
+# layer in the middle (the code passes True, which counts as 1), and the head: norm, swish, a convolution from
 # zero. With such a head a new level predicts v = 0 at first. Our small presets keep the plain one (uvit.py says why).
 # Paper: the rest is unet.py's. The released blocks concatenate skips, ours add them. Their group norm has 32 groups
 # at width 32, ours 8. They have a SiLU before the layer of scale and shift, and do not normalise q and k. Their

@@ -21,7 +21,7 @@ Note: with v = (alpha z - x) / sigma (schedule.py) these are
 So the network F predicts the rest, in its own unit:  v_hat = c z + d F.  The sampler sees v, as before.
 
 Which error does the loss measure? With the error of v, the low bands decide, and faint detail is lost. EDM takes the
-error of F, which is the error of v over d. Then detail decides, even where noise hides all of it. --loss band_mse is in
+error of F, which is the error of v over d. Then detail decides, even what the noise hides. --loss band_mse is in
 between: the error of v over sqrt(d), in each band of the wavelet (benchmarks/NOTEBOOK.md compares the three).
 
 Note: if s = n in each band (an image like white noise), then c = 0 and d = n: the network predicts v, with a constant
@@ -117,8 +117,8 @@ def v_from_f(f, z, logsnr, s, n):
 def balance(v_error, logsnr, s, n):
     """Return v_error / sqrt(d), in each band of the wavelet: between the error of v and that of F, v_error / d.
 
-    Of a video, d is that of its frames as images. With d of each frequency the loss would ask more of what changes, and
-    less of the mean of the frames, which shows the letter.
+    Of a video, d is that of its frames as images. The d of each frequency would favour what changes over the mean of
+    the frames, which shows the letter.
     """
     (alpha, sigma), balanced = alpha_sigma_for(v_error, logsnr), []
     T, levels = len(s) // len(n), len(n) // 3

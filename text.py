@@ -53,8 +53,7 @@ class ByteEncoder(nn.Module):
     """The small encoder: text (B, T) long in 0..255, mask (B, T) -> words (B, T, c), their mask (B, T).
 
     Each byte sees `reach` neighbours on both sides. The mean over a word's bytes is a token. The transformer runs over
-    words, not over bytes, since a single letter can decide the image. It is one of forty bytes but one of seven words,
-    so attention finds it more easily among words.
+    words: a single letter can decide the image, and it is one of forty bytes but one of seven words, easier to find.
     """
 
     def __init__(self, channels, length, layers, num_heads, reach=3):
@@ -93,7 +92,7 @@ class TextCondition(nn.Module):
     example with an empty mask sees one token, the null embedding.
 
     encoder  a ByteEncoder, or None if the embeddings come from outside
-    pooled   also add the sum of the tokens to the embedding of log-SNR
+    pooled   also add the sum of the tokens, over the root of their number, to the embedding of log-SNR
     """
 
     def __init__(self, channels, emb_channels, encoder=None, pooled=True):

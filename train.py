@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from cascade import augment, downsample, super_resolution_loss
+from cascade import augment, downsample
 from config import build_model, make_levels, make_low_schedule, make_optimizer, make_schedule, numbers
 from data import batches
 from nested_unet import mixed_rows, nested_loss
@@ -102,8 +102,7 @@ def band_loss(v, z, x, eps, logsnr, bands, multiscale=0):
 def simple_loss(model, x, cond, t, eps, schedule, measure=prediction_loss):
     """Appendix A, the paper's `loss`: noise the images to time t, predict v, measure the error. -> scalar.
 
-    measure(v_hat, z, x, eps, logsnr) -> the loss. nested_loss (nested_unet.py) does this for several levels,
-    super_resolution_loss (cascade.py) for a cascade's stage.
+    measure(v_hat, z, x, eps, logsnr) -> the loss. nested_loss (nested_unet.py) does this for several levels.
 
     # Paper: it computes logsnr_t and uses logsnr, predicts v_pred and uses v_t.
     """
@@ -113,10 +112,10 @@ def simple_loss(model, x, cond, t, eps, schedule, measure=prediction_loss):
 
 
 def training_loss(config, model, x, cond, t, noises):
-    """The loss of this configuration: simple_loss, or that of a nested or a super-resolution model. -> scalar.
+    """The loss of this configuration: simple_loss, or that of a nested model. -> scalar.
 
-    noises: a list of eps, in the order of noise_shapes(config). A super-resolution model finds its low-res images in
-    cond["low_res"] and their noise level in cond["aug_logsnr"].
+    noises: a list of eps, in the order of noise_shapes(config). For a super-resolution model cond has the low-res
+    images and the level of their noise (cascade.py): to the loss they are conditions like any other.
     """
     schedule = make_schedule(config)                                      # of a nested model: a list, one per level
     measure = functools.partial(prediction_loss, loss=config.loss, multiscale=config.multiscale)
@@ -126,10 +125,6 @@ def training_loss(config, model, x, cond, t, noises):
         rows = mixed_rows(numbers(config.mixed_ratio, ":"), len(x)) if config.mixed_ratio else None
         weights = numbers(config.level_weights, ":") or None
         return nested_loss(model, make_levels(config, x), cond, t, noises, schedule, measure, weights, rows)
-    if config.low_size:                                                   # a stage of a cascade
-        cond = dict(cond)
-        low_res, aug_logsnr = cond.pop("low_res"), cond.pop("aug_logsnr")
-        return super_resolution_loss(model, x, low_res, aug_logsnr, cond, t, noises[0], schedule, measure)
     return simple_loss(model, x, cond, t, noises[0], schedule, measure)
 
 
@@ -247,7 +242,7 @@ def main():
     args, config, checkpoint = start.read_command_line()                  # checkpoint: that of --resume, else None
     rank, world, device, device_reason = start_processes(args.device)
     config, source, initial = start.resolve(config, checkpoint, args, device, world)
-    # config is the run's and is saved. machine is config with each "auto" decided for this machine, and is not saved.
+    # config is saved. machine, its copy with each "auto" decided for this machine, is not.
     machine = start.resolve_machine(config, device, args.world_size or world, checkpoint["step"] if checkpoint else 0)
     if args.dry_run:
         return start.dry_run(machine, device, device_reason, args.world_size or world) if rank == 0 else None

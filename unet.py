@@ -103,8 +103,8 @@ class Embedding(nn.Module):
         label, text = cond.get("label"), None
         if label is None:
             label = torch.full((batch_size,), -1, device=self.label.weight.device)
-        # Negative labels get the last row, the null embedding. Labels that are too large must not find it: + 1 takes
-        # them past it, so they raise IndexError.
+        # Negative labels get the last row, the null embedding. Labels that are too large get + 1, so they raise
+        # IndexError.
         label = torch.where(label < 0, self.num_classes, label + (label >= self.num_classes))
         condition = self.label(label)                                     # (B, E)
         if self.portrait is not None and "portrait" in cond:
@@ -123,7 +123,7 @@ class Embedding(nn.Module):
 def norm(channels):
     """Return NormalizeWithBias for maps: GroupNorm with at least 4 channels in each group. A group of one channel would
     lose its mean, and so the colour."""
-    return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels)
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 4), channels), channels)
 
 
 class ResBlock(nn.Module):
@@ -336,7 +336,7 @@ def check_input(z, size):
 # ------------------------------------------------------------------------------------------ the network
 
 class UNet(nn.Module):
-    """Sections 3.3-3.4, B.1: (z (B, in_channels, H, W), logsnr, cond) -> v_hat (B, out_channels, H, W).
+    """Sections 3.3-3.4, B.1: (z (B, in_channels, H, W), logsnr, cond) -> v_hat (B, 3, H, W).
 
     size                     (height, width) of the image, px
     channel_mult             channels of each level, as a multiple of base_channels, finest first
@@ -359,7 +359,7 @@ class UNet(nn.Module):
 
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, attn_resolutions=(8, 16),
                  num_heads=4, dropout=0.1, dropout_from_resolution=16, patching="none", num_classes=0,
-                 logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, out_channels=3, attn_layers=(), middle=True,
+                 logsnr_min=-15.0, logsnr_max=15.0, in_channels=3, attn_layers=(), middle=True,
                  text_channels=0, text=None, portrait=False, guidance_max=0.0, zero_head=False):
         super().__init__()
         if len(channel_mult) != len(num_res_blocks):
@@ -403,14 +403,14 @@ class UNet(nn.Module):
             self.middle.extend([block_and_attention(coarsest, in_middle=True),
                                 nn.ModuleList([block(coarsest), MapSequence()])])
         self.up, self.upsample = nn.ModuleList(reversed(up)), nn.ModuleList(reversed(upsample))   # coarsest first
-        self.output = ProjectOutput(widths[0], out_channels, patching)
+        self.output = ProjectOutput(widths[0], 3, patching)
         if zero_head:
             starting_at(0, self.output.conv)
             self.output = nn.Sequential(norm(widths[0]), nn.SiLU(), self.output)
         initialise(self)
 
     def forward(self, z, logsnr, cond):
-        return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))  # (B, out_channels, H, W)
+        return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))  # (B, 3, H, W)
 
     def features(self, z, emb, text=None, f=None):
         """Run all layers but the last. f, only from nested_unet.py: a map to add to the first layer's output."""

@@ -1,7 +1,7 @@
 """The U-ViT: a small convolutional U-Net around a large transformer.
 
 Paper: simple diffusion, sections 3.5, 3.6 and 5.2 (text), appendix B.2 and B.2.1 (pseudo-code), figure 7.
-Needs: unet.py (embedding, ResBlock, attention). Next: text.py, or for images alone train.py.
+Needs: unet.py (embedding, ResBlock, attention). Next: text.py, or for images alone precondition.py.
 
 The coarsest level of the U-ViT (16 x 16 in the paper) has only transformer blocks, without U-Net skips. The finer
 levels have ResBlocks with skips, as before. The result is easy to scale (36 blocks of width 2048, 2 billion parameters)
@@ -92,7 +92,7 @@ class AttentionBlock(nn.Module):
 
 
 class UViT(nn.Module):
-    """Appendix B.2: (z (B, in_channels, H, W), logsnr, cond) -> v_hat (B, out_channels, H, W).
+    """Appendix B.2: (z (B, in_channels, H, W), logsnr, cond) -> v_hat (B, 3, H, W).
 
     channel_mult             channels of each level, as a multiple of base_channels. The last is the transformer's
     num_res_blocks           k ResBlocks down and k up, for each level above the transformer
@@ -106,7 +106,7 @@ class UViT(nn.Module):
 
     def __init__(self, size, base_channels, emb_channels, channel_mult, num_res_blocks, num_transformer_blocks,
                  num_heads=4, transformer_dropout=0.2, dropout=0.0, dropout_from_resolution=0, patching="none",
-                 num_classes=0, logsnr_min=-15.0, logsnr_max=15.0, position_std=0.01, in_channels=3, out_channels=3,
+                 num_classes=0, logsnr_min=-15.0, logsnr_max=15.0, position_std=0.01, in_channels=3,
                  transformer_resolutions=(), text_channels=0, text=None, portrait=False, guidance_max=0.0):
         super().__init__()
         if len(channel_mult) != len(num_res_blocks) + 1:
@@ -139,11 +139,11 @@ class UViT(nn.Module):
         self.transformer = nn.ModuleList(
             TransformerBlock(widths[-1], emb_channels, num_heads, transformer_dropout, text_channels)
             for _ in range(num_transformer_blocks))
-        self.output = ProjectOutput(widths[0], out_channels, patching)
+        self.output = ProjectOutput(widths[0], 3, patching)
         initialise(self)
 
     def forward(self, z, logsnr, cond):
-        return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))  # (B, out_channels, H, W)
+        return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))  # (B, 3, H, W)
 
     def features(self, z, emb, text=None, f=None):
         """Run all layers but the last. f, only from nested_unet.py: a map to add to the first layer's output."""

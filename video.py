@@ -13,9 +13,8 @@ A video has T frames. A level of the nest may have fewer pixels than the level a
 
 All levels share t and have noise of their own, as before. The shift follows from what is averaged (eq. 4 and 5 of
 simple diffusion): averaging n values divides the variance of their noise by n. A kept frame has the noise that it had.
-So a level of time does not shift the schedule. Averaging T frames would: log-SNR would be lower by log T above the
-average than in it. `python video.py` measures both. Nothing had to be written for this: level_schedules reads the size
-of a FRAME.
+So a level of time does not shift the schedule. Averaging T frames would, by log T. `python video.py` measures both.
+level_schedules (nested_unet.py) needs no change: it reads the size of a FRAME.
 
 The network is the nested network, run on each frame as on an image. Behind each of its blocks the T frames attend to
 each other, position by position, and a learned matrix mixes them. Both start at zero: at first the network is T image
@@ -29,7 +28,7 @@ Legend of shapes: B videos, T frames of a level, T' of the level below; maps (B 
 after the other; tokens (B T, N, C); logsnr (B,) or a scalar, E emb_channels.
 
 # Beyond the papers: frames are nearly alike, so precondition.py treats frequencies over time as bands, like those of
-# the wavelet. Without it the network spends itself on copying each frame's noise, and the video flickers.
+# the wavelet. Without it the network wastes itself on copying each frame's noise, and the video flickers.
 # Paper: the released code lays the frames out as tiles of one image, 4 x 4 for 16. Tiles are easy to look at.
 # We use channels: then no average, wavelet or mirror image mixes pixels of two frames.
 # Paper: it keeps every k-th frame, from the first, as we do. But where it shifts the schedule at all, it does so by the

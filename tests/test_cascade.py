@@ -170,11 +170,12 @@ def test_loss_sees_the_augmented_image_and_its_level():
         return torch.zeros_like(z)
     x, eps, t = normal(2, 3, 16, 16), normal(2, 3, 16, 16, seed=1), torch.tensor([0.2, 0.7])
     low, level = normal(2, 3, 8, 8), torch.tensor([1.0, torch.inf])
-    loss = K.super_resolution_loss(model, x, low, level, {"label": t}, t, eps, S.logsnr_cosine, T.prediction_loss)
+    config = override(C.PRESETS["glyphs64_sr"], size=HIGH, low_size=LOW, loss="eps_mse", precondition="none")
+    loss = T.training_loss(config, model, x, dict(label=t, low_res=low, aug_logsnr=level), t, [eps])
     (z, logsnr, cond), = seen
-    assert_close(z, S.diffuse(x, eps, S.logsnr_cosine(t)))
+    assert_close(z, S.diffuse(x, eps, C.make_schedule(config)(t)))
     assert set(cond) == {"label", "low_res", "aug_logsnr"} and cond["low_res"] is low and cond["aug_logsnr"] is level
-    assert_close(loss, T.simple_loss(lambda *a: torch.zeros_like(x), x, {}, t, eps, S.logsnr_cosine))
+    assert_close(loss, T.simple_loss(lambda *a: torch.zeros_like(x), x, {}, t, eps, C.make_schedule(config)))
 
 
 # ---- from stage to stage
