@@ -114,14 +114,16 @@ def v_from_f(f, z, logsnr, s, n):
     return join(v, levels)
 
 
-def balance(v_error, logsnr, s, n):
+def balance(v_error, logsnr, s):
     """Return v_error / sqrt(d), in each band of the wavelet: between the error of v and that of F, v_error / d.
 
     Of a video, d is that of its frames as images. The d of each frequency would favour what changes over the mean of
     the frames, which shows the letter.
     """
     (alpha, sigma), balanced = alpha_sigma_for(v_error, logsnr), []
-    T, levels = len(s) // len(n), len(n) // 3
+    T = v_error.shape[1] // 3
+    levels = len(s) // (3 * T)
+    n = noise_rms(levels)
     for i, band in enumerate(bands(v_error, levels)):
         s_frames = math.hypot(*s[T * i:T * i + T]) / math.sqrt(T)         # of the frames, as images
         balanced.append(band / coefficients(alpha, sigma, s_frames, n[i])[1].sqrt())

@@ -44,7 +44,7 @@ from nested_unet import mixed_rows, nested_loss
 from plumbing import shard, start
 from plumbing.runs import autocast, main_program, start_processes
 from plumbing.training import Run, draw_sheet
-from precondition import balance, noise_rms
+from precondition import balance
 from schedule import diffuse, eps_from_v, v_from_x_eps
 
 
@@ -92,10 +92,9 @@ def multiscale_mse(error, base):
 def band_loss(v, z, x, eps, logsnr, bands, multiscale=0):
     """Mean square error of v, balanced between the wavelet bands (precondition.py). -> scalar.
 
-    bands: {(3 T, H, W) of a level: s of its bands}, T frames of a video or 1. The rest is as in prediction_loss.
+    bands: {(C, H, W) of a level: s of its bands}. The rest is as in prediction_loss.
     """
-    s = bands[tuple(v.shape[1:])]
-    error = balance(v - v_from_x_eps(x, eps, logsnr), logsnr, s, noise_rms(len(s) // v.shape[1]))
+    error = balance(v - v_from_x_eps(x, eps, logsnr), logsnr, bands[tuple(v.shape[1:])])
     return multiscale_mse(error, multiscale) if multiscale else error.square().mean()
 
 

@@ -167,16 +167,16 @@ def test_the_balanced_error_lies_between_v_and_f(levels):
     z, f, f_hat = (randn(5, 3, 16, 24, seed=i) for i in range(3))
     logsnr = torch.tensor([-8.0, -4, 0, 3, 8], dtype=torch.float64)
     v, v_hat = (P.v_from_f(y, z, logsnr, s, n) for y in (f, f_hat))
-    twice = P.balance(P.balance(v_hat - v, logsnr, s, n), logsnr, s, n)
+    twice = P.balance(P.balance(v_hat - v, logsnr, s), logsnr, s)
     assert_close(twice, f_hat - f, atol=1e-8, rtol=1e-8)
 
 
 def test_the_error_of_a_video_is_balanced_as_that_of_its_frames():
     """Kills: d of each frequency over time, with which the loss asks less of the mean of the frames."""
-    scenes, n = in_motion(Glyphs((32, 32)), 4), P.noise_rms(1)
+    scenes = in_motion(Glyphs((32, 32)), 4)
     x, error, logsnr = torch.stack([scenes.image(i) for i in range(5)]), randn(5, 12, 32, 32).float(), LOGSNR
-    of_frames = P.balance(to_frames(error, 4), logsnr.repeat_interleave(4), P.band_rms(to_frames(x, 4), 1), n)
-    assert_close(P.balance(error, logsnr, P.band_rms(x, 1), n), to_videos(of_frames, 4))
+    of_frames = P.balance(to_frames(error, 4), logsnr.repeat_interleave(4), P.band_rms(to_frames(x, 4), 1))
+    assert_close(P.balance(error, logsnr, P.band_rms(x, 1)), to_videos(of_frames, 4))
 
 
 def test_the_balanced_loss_measures_each_level_by_its_own_bands():
@@ -192,7 +192,7 @@ def test_the_balanced_loss_measures_each_level_by_its_own_bands():
 
     want = 0.0
     for error, schedule, s in zip(errors, make_schedules(config), config.rms):
-        want += P.balance(error, schedule(t), s, P.noise_rms(len(s) // 3)).square().mean().item()
+        want += P.balance(error, schedule(t), s).square().mean().item()
     assert training_loss(config, model, x, {}, t, noises).item() == pytest.approx(want, rel=1e-3)
 
 
