@@ -49,7 +49,7 @@ def train(args):
             out = os.path.abspath(os.path.join(args.folder, f"{kind}_{seed}"))
             if has_checkpoint(out) and read_checkpoint(out)["step"] == steps:
                 continue
-            grow = ["--grow-from", os.path.join(args.folder, f"image_{seed}")] * (kind == "grown")
+            grow = ["--grow-from", os.path.abspath(os.path.join(args.folder, f"image_{seed}"))] * (kind == "grown")
             started("train.py", "--preset", "glyphs32" if kind == "image" else "glyphs32_video", "--steps", steps,
                     "--seed", seed, "--sample-every", 0, "--out", out, "--auto-resume", *grow)
 

@@ -17,7 +17,8 @@ from plumbing import UserError
 from plumbing.motion import in_motion
 from plumbing.settings import check_bands
 from programs import page
-from schedule import alpha_sigma, diffuse, eps_from_v, v_from_x_eps, x_from_v
+from sample import sample
+from schedule import alpha_sigma, diffuse, eps_from_v, logsnr_cosine, v_from_x_eps, x_from_v
 from train import training_loss
 from video import to_frames, to_videos
 
@@ -106,6 +107,18 @@ def test_of_a_video_a_network_that_says_nothing_gives_wieners_estimate_over_the_
         for b, (alpha, sigma) in enumerate(zip(*alpha_sigma(logsnr))):
             gain = alpha * C @ torch.linalg.inv(alpha ** 2 * C + sigma ** 2 * n_band ** 2 * torch.eye(T))
             assert_close(each(x_band)[b], gain @ each(z_band)[b], atol=1e-7, rtol=1e-7)
+
+
+def test_a_network_that_says_nothing_draws_frames_with_the_right_covariance():
+    """For Gaussian data there is no better guess than the linear one. Kills: a step that mixes frames; frequencies over
+    time that trade their numbers on the way back."""
+    s, C = [1.2, 0.5, 0.3, 0.1], cosines(4)                               # of the four frequencies, slow first
+    model = P.Preconditioned(Fixed(torch.zeros(8, 12, 16, 16)), [s], [4])
+    for sampler in ("ddim", "ddpm"):
+        x = sample(model, logsnr_cosine, {}, (12, 16, 16), range(8), steps=128, sampler=sampler, noise_param=0.5,
+                   clip="none").unflatten(1, (4, 3)).flatten(2).double()
+        want = C.T @ torch.diag(torch.tensor(s, dtype=torch.float64) ** 2) @ C
+        assert_close(torch.einsum("bsn,btn->st", x, x) / x[:, 0].numel(), want, atol=0.03, rtol=0)
 
 
 def test_of_moving_scenes_each_frequency_has_its_unit():

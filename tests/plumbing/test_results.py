@@ -119,6 +119,12 @@ def of_other_tables():
     kinds = {"real": [*results("grow_video")["real_scenes"].values()]}
     for row in results("grow_video")["rows"]:
         kinds.setdefault(row["kind"], []).append(row)
+    for key, digits in (("turn", 2), ("uneven_turn", 2), ("change", 4)):
+        yield f"grow_video, {key}", in_row([statistics.mean(row[key] for row in kinds[kind])
+                                            for kind in ("scratch", "grown", "real")], digits)
+    yield "grow_video, first and last", ", ".join(
+        f"{100 * statistics.mean(row[key] for row in kinds[kind]):.1f}" for kind in ("scratch", "grown", "real")
+        for key in ("read_frame_0", "read_frame_7"))
     for key, scale in (("read_rate", 100), ("same_letter", 100), ("fd_held_out", 1)):
         of_kind = {kind: [scale * row[key] for row in rows] for kind, rows in kinds.items()}
         yield f"grow_video, {key}", ", ".join(
