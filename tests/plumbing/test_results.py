@@ -88,8 +88,9 @@ def of_other_tables():
         yield f"speed, {model}", in_row(steps + [by[v]["seconds_a_call"] for v in ("float32", "bf16")], 0, 1000)
         shares = [max(row[share] for row in orders) for share in ("share_training", "share_sampling")]
         yield f"share, {model}", in_row(shares, 2)
-    for file, names in (("peers", ("ours", "diffusers-at-ours", "ddp-unet-at-ours", "ours-without-classes",
-                                   "ddp-uvit-at-ours")),
+    for file, names in (("peers", ("ours", "ours-none", "diffusers-at-ours")),
+                        ("peers-first", ("ours", "diffusers-at-ours", "ddp-unet-at-ours", "ours-without-classes",
+                                         "ddp-uvit-at-ours")),
                         ("peers-sampler", ("ours-without-classes", "ours-without-classes-ddpm", "ddp-uvit-at-ours"))):
         for name in names:
             of_it = [result for result in results(file)["results"] if result["name"] == name]
