@@ -281,9 +281,18 @@ class Metadata(pickle._Unpickler):
                                        if isinstance(getattr(torch, name), torch.dtype)}
 
     def find_class(self, module, name):
+        if (module, name) == ("builtins", "getattr"):                     # so Python 3.11.2 writes a member of an Enum
+            return self.memory_format
         if (module, name) not in self.MADE_OF:
             raise pickle.UnpicklingError(f"names {module}.{name}")
         return super().find_class(module, name)
+
+    @staticmethod
+    def memory_format(kind, member):
+        """Return a member of the one Enum in such lists, where the list asks for getattr."""
+        if kind is not dcp.metadata._MEM_FORMAT_ENCODING:
+            raise pickle.UnpicklingError(f"names an attribute of {reprlib.repr(kind)}")
+        return kind[member]
 
     def load_build(self):
         """Set the fields of an object: of an instance of a dataclass, and no others than it has."""

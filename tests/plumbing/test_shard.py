@@ -1,5 +1,6 @@
 """shard.py: pieces on any number of processes are the same run as one process; their checkpoints are safe to read."""
 import csv
+import io
 import json
 import os
 import pickle
@@ -337,6 +338,27 @@ def test_a_list_may_name_what_lists_are_made_of(pieces):
     """Kills: a list of permissions that permits nothing."""
     reader = shard.Reader(pieces / "sharded" / "0000004")
     assert any(key.startswith("ema.") for key in reader.read_metadata().state_dict_metadata)
+
+
+def test_a_list_of_python_3_11_2_is_read():
+    """It writes a member of an Enum as getattr(kind, name). Kills: a list that only the Python that wrote it can read;
+    getattr of anything else."""
+    kinds = shard.dcp.metadata
+
+    class Get:
+        def __init__(self, *what):
+            self.what = what
+
+        def __reduce__(self):
+            return getattr, self.what
+    read = lambda what: shard.Metadata(io.BytesIO(pickle.dumps(what))).load()
+    format_ = kinds._MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
+    assert read([Get(kinds._MEM_FORMAT_ENCODING, format_.name)]) == [format_]
+    for kind, name in ((kinds.Metadata, "__init__"), (torch.Size, "mro"), (format_, "value")):
+        with pytest.raises(pickle.UnpicklingError, match="names an attribute of"):
+            read(Get(kind, name))
+    with pytest.raises(KeyError):
+        read(Get(kinds._MEM_FORMAT_ENCODING, "__class__"))
 
 
 def test_mistakes(unbroken, pieces, tmp_path):
