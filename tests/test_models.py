@@ -228,6 +228,14 @@ def test_residual_branches_start_as_the_identity():
         assert torch.equal(module(*args), args[0])
 
 
+def test_any_width_has_a_norm():
+    """Kills: a number of groups that does not divide the channels; a group of so few that it loses the colour."""
+    for channels in range(1, 300):
+        groups = unet.norm(channels).num_groups
+        assert channels % groups == 0 and (groups == 1 or channels // groups >= 4), channels
+    assert [unet.norm(channels).num_groups for channels in (32, 96, 128, 2048)] == [8, 8, 32, 32]
+
+
 def test_matryoshkas_head_is_norm_swish_and_a_layer_from_zero():
     """Kills: a zero head without its norm or its swish; one that does not start at zero; one in the other networks."""
     model = small_unet(zero_head=True)
