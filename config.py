@@ -16,7 +16,7 @@ import torch
 
 from cascade import SuperResolutionUNet
 from dwt import patch_factor
-from nested_unet import NestedUNet, level_schedules, pyramid
+from nested_unet import NestedUNet, level_schedules
 from plumbing import UserError
 from precondition import Preconditioned
 from schedule import logsnr_cosine, logsnr_interpolated, logsnr_shifted
@@ -220,7 +220,7 @@ def make_schedule(config):
 
 def make_levels(config, x):
     """Return the levels of images or videos x (B, C, H, W), highest first. A plain model has one, x itself."""
-    return video_pyramid(x, config.sizes, config.counts) if config.frames else pyramid(x, config.sizes)
+    return video_pyramid(x, config.sizes, config.counts)
 
 
 def make_low_schedule(config):

@@ -96,6 +96,12 @@ def of_other_tables():
             of_it = [result for result in results(file)["results"] if result["name"] == name]
             yield f"{file}, {name}", in_row([sum(result[key] for result in of_it) / len(of_it)
                                              for key in ("fd_held_out", "fd_few")])
+    means = [[statistics.mean(row[key] for row in results("peers")["results"] if row["name"] == name)
+              for name in ("ours", "diffusers-at-ours")] for key in ("fd_held_out", "fd_few")]
+    (ours, theirs), few = means
+    yield "peers, ratio", "ours is {:.2f} of that of diffusers (144 samples;\n{:.2f} with 72)".format(
+        ours / theirs, few[0] / few[1])
+    yield "peers, verdict", f"(#beside-other-libraries), not reached: {ours / theirs:.2f} |"
     for row in results("questions")["targets"]:
         yield f"questions, {row['network']}, {row['target']}", in_row(row["v_mse"], 2)
     now = results("glyphs64_bands")["rows"]
