@@ -129,7 +129,7 @@ conversion("2.4", "x_from_eps", lambda x, eps, z, v: (z, eps), lambda z, eps, a,
 
 @exam("2.5")
 class PredictionLoss:
-    taught = True
+    taught, untaught = True, ("z", "x", "eps")                            # of one error; which of them it uses is free
 
     def see(m, r):
         x, eps, logsnr = inputs_2(r)
@@ -139,8 +139,9 @@ class PredictionLoss:
             losses[loss] = [m.train.prediction_loss(*(part[i:i + 1] for part in (v, z, x, eps, logsnr)), loss)
                             for i in range(4)]
             losses[loss + "_all"] = m.train.prediction_loss(v, z, x, eps, logsnr, loss)
-            losses[loss + "_ends"] = [m.train.prediction_loss(v[:1], z[:1], x[:1], eps[:1], end[None], loss)
-                                      for end in ENDS[:2]]
+            losses[loss + "_ends"] = [m.train.prediction_loss(
+                v[:1], m.schedule.diffuse(x[:1], eps[:1], end[None]), x[:1], eps[:1], end[None], loss)
+                for end in ENDS[:2]]
             losses[loss + "_multiscale"] = m.train.prediction_loss(v, z, x, eps, logsnr, loss, 3)
         off = 0.1 * r.normal(1, 3, 6, 6)
         one = lambda level, loss: m.train.prediction_loss(
@@ -157,9 +158,9 @@ class PredictionLoss:
         x, eps, logsnr = inputs_2(r)
         v, (alpha, sigma) = r.normal(4, 3, 6, 6).double(), alpha_and_sigma(logsnr)
         z = alpha * x + sigma * eps
-        ends = [[part.double() for part in alpha_and_sigma(end)] for end in ENDS[:2]]
-        ends = dict(eps_mse=[((b * z[:1] + a * v[:1] - eps[:1]) ** 2).mean().float() for a, b in ends],
-                    v_mse=[((v[:1] - a * eps[:1] + b * x[:1]) ** 2).mean().float() for a, b in ends])
+        ends = [(v[:1] - a * eps[:1] + b * x[:1], a) for a, b in map(alpha_and_sigma, ENDS[:2])]
+        ends = dict(eps_mse=[((a * error) ** 2).mean().float() for error, a in ends],
+                    v_mse=[(error ** 2).mean().float() for error, _ in ends])
         errors = dict(eps_mse=sigma * z + alpha * v - eps, v_mse=v - (alpha * eps - sigma * x))
         out = {}
         for loss, error in errors.items():

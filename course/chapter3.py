@@ -169,7 +169,7 @@ class Adjoint:
 
     def picture(seen, axis):
         image(axis, row_of([letter(16)[0, :1], seen["shown"][0]])[0])
-        axis.set_xlabel("x, and the adjoint of its wavelet transform, which is not x")
+        axis.set_xlabel("x, and adjoint(dwt(x))")
 
 
 @exam("3.5")
@@ -197,8 +197,8 @@ class Coefficients:
                     equal_d=torch.full((9,), 0.8), shown=logsnr)
 
     def laws(seen):
-        yield float(seen["equal_c"].abs().max()) < 1e-5, "s = n: z says nothing about v, so c must be 0"
-        yield float((seen["equal_d"] - 0.8).abs().max()) < 1e-5, "s = n: nothing of v is guessed, so d must be n"
+        yield float(seen["equal_c"].abs().max()) < 1e-5, "s = n: c must be 0"
+        yield float((seen["equal_d"] - 0.8).abs().max()) < 1e-5, "s = n: d must be n"
 
     def picture(seen, axis):
         order = seen["shown"].argsort()

@@ -124,8 +124,8 @@ class Ddpm:
     def picture(seen, axis):
         variance = [float(one) ** 2 for one in seen["deviation"]]
         axis.semilogy(Ddpm.share, variance, label="variance of the step's noise")
-        axis.axhline(variance[0], color="0.6", ls=":", label="c sigma_s$^2$: the data are one point")
-        axis.axhline(variance[-1], color="0.6", ls="--", label="c sigma_t$^2$: the data are N(0, 1)")
+        axis.axhline(variance[0], color="0.6", ls=":", label="c sigma_s$^2$")
+        axis.axhline(variance[-1], color="0.6", ls="--", label="c sigma_t$^2$")
         axis.plot(0.2, float(seen["default"]) ** 2, "o", color="C1", label="the paper's 0.2")
         axis.set(xlabel="nu, from log-SNR -1 to 1", ylim=(0.85 * variance[0], 2.2 * variance[-1]))
         axis.legend(fontsize=7, loc="upper left")

@@ -3,7 +3,8 @@
 It leaves its inputs as they are, does not touch the global random generator, and returns lists, not iterators.
 In exams with `taught = True`, gradients reach the images and features that it is given and the weights of its layers,
 and they are the slope of what it returns. For this each call gets copies of its inputs that record gradients. An exam
-names in `untaught` which weights do not count, and has `recorded = True` if another call would spoil its numbers.
+names in `untaught` which inputs and weights do not count, and has `recorded = True` if another call would spoil its
+numbers.
 """
 import collections.abc
 import contextlib
@@ -63,9 +64,10 @@ class Conduct:
         layers = [value for value in given.values() if isinstance(value, torch.nn.Module)]
         before, state, leaves = [one.detach().clone() for _, one in inputs], torch.get_rng_state(), {}
         probing = self.taught and not any(one.requires_grad for _, one in inputs)
+        untaught = getattr(self.exam, "untaught", ())
         if probing:
             leaves = {name: one.detach().clone().requires_grad_() for name, one in inputs if one.is_floating_point()
-                      and one.ndim > 1 and name.partition("[")[0] not in NOT_TAUGHT}
+                      and one.ndim > 1 and name.partition("[")[0] not in (*NOT_TAUGHT, *untaught)}
 
         def run():
             handed = {id(one): leaves[name].clone() for name, one in inputs if name in leaves}
@@ -84,7 +86,7 @@ class Conduct:
             self.acts.append("it returns an iterator, which is used up after one pass: return a list")
         if probing:
             weights = {name: p for layer in layers for name, p in layer.named_parameters() if p.is_leaf
-                       and not any(word in name for word in getattr(self.exam, "untaught", ()))}
+                       and not any(word in name for word in untaught)}
             self.follow(out, {**leaves, **weights}, None if training or getattr(self.exam, "recorded", False) else run)
         return out
 

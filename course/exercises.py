@@ -275,8 +275,8 @@ EXERCISES = [
              "Take z (B, C, H, W), emb (B, E) and perhaps text and f. Return the last feature map. Way down: the "
              "blocks of a level, each of which stores a skip, then downsample. Middle: the map becomes tokens row by "
              "row, self.position is added, the transformer runs, the tokens become a map again. Way up: upsample, "
-             "then blocks with skips. Add f, if given, to the first map. Raise ValueError for an image of another "
-             "size.",
+             "then blocks with skips. Each level of self.down and self.up holds pairs (block, empty): only the block "
+             "acts. Add f, if given, to the first map. Raise ValueError for an image of another size.",
              "check_input(z, self.size) checks the size; h.flatten(2).transpose(1, 2) turns a map into tokens.",
              "Which pixel of an H x W map is token n? What would happen to a trained model if tokens were numbered "
              "column by column, both in training and in sampling?",

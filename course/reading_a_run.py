@@ -34,6 +34,7 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RUNS = {"last_week": 2400, "today": 12}                                   # images in the folder
 STEPS, KEEP, SAMPLES, REAL, ASKED = 1500, 250, 360, 3000, 96
 SETTINGS = ("--preset glyphs16 --base-channels 32 --channel-mult 1,3 --num-transformer-blocks 2 --emb-channels 128 "
+            "--batch 16 --lr 1e-3 --lr-decay 0 --warmup 100 --loss v_mse --precondition none "
             f"--ema 0.99 --steps {STEPS} --keep-every {KEEP} --save-every {KEEP} --sample-every 0 --log-every 10 "
             "--sample-steps 12 --guidance 1 --precision float32 --workers 0 --device cpu")
 RESULT = os.path.join(HERE, "course", "reading_a_run.json")

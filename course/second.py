@@ -49,11 +49,10 @@ def x_from_eps(z, eps, logsnr):
 
 
 def prediction_loss(v, z, x, eps, logsnr, loss="eps_mse", multiscale=0):
-    if loss == "v_mse":
-        said, wanted = v, v_from_x_eps(x, eps, logsnr)
-    else:
-        said, wanted = eps_from_v(z, v, logsnr), eps
-    return multiscale_mse(said - wanted, multiscale) if multiscale > 0 else F.mse_loss(said, wanted)
+    error = v - v_from_x_eps(x, eps, logsnr)
+    if loss == "eps_mse":                                                 # alpha times the error of v
+        error = error * logsnr.sigmoid().sqrt().view(-1, 1, 1, 1)
+    return multiscale_mse(error, multiscale) if multiscale > 0 else (error * error).mean()
 
 
 def multiscale_mse(error, base):
