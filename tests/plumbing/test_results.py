@@ -108,11 +108,12 @@ def of_other_tables():
     for key in ("fd_train", "fd_held_out", "is"):
         yield f"glyphs64_bands, {key}", in_row([row[key] for row in now])
     yield "glyphs64_bands, read", in_row([row["read_rate"] for row in now], 0, 100)
-    for seed in (1, 2):
-        other = results(f"glyphs64_seed{seed}")
-        yield f"seed {seed}", "seed {}: distance, read, –, {:.1f}, {:.0f}, –".format(
-            seed, other["fd_held_out"], 100 * other["read_rate"])
-        yield f"seed {seed}, recall", "its precision, recall, –, {precision:.2f}, {recall:.2f}, –".format(**other)
+    seeds = results("precondition_seeds")["runs"]
+    runs = [seeds[f"{kind}-{seed}"] for kind in ("bands", "none") for seed in range(3)]
+    reals = [seeds[f"bands-{seed}"]["real_scenes"] for seed in range(3)]
+    for key, digits, unit in (("fd_train", 1, 1), ("fd_held_out", 1, 1), ("is", 1, 1), ("read_rate", 1, 100),
+                              ("precision", 2, 1), ("recall", 2, 1)):
+        yield f"precondition_seeds, {key}", in_row([row[key] for row in (*runs, *reals)], digits, unit)
     first = results("pretrained_first")
     yield "pretrained_first", f"{first['real_scenes']['fd_held_out']:.1f}, {first['fd_held_out']:.1f} |"
     for name in ("pretrained", "pretrained_4steps", "pretrained_nested"):
@@ -162,16 +163,16 @@ def test_the_tables_are_what_was_measured():
 
 def test_the_readmes_numbers_are_what_was_measured():
     """Kills: a number in README.md that drifts from the tables."""
-    evaluated, text = results("glyphs64_bands")["rows"][1], plain(text_of("README.md"))       # at guidance 3
+    text = plain(text_of("README.md"))
     distilled = {(row["what"], row["w"], row["steps"]): row for row in results("distillation")["rows"]}
     peers = [row for row in results("peers")["results"] if row["name"] in ("ours", "diffusers-at-ours")]
     fds = {name: [row["fd_held_out"] for row in peers if row["name"] == name] for name in ("ours", "diffusers-at-ours")}
-    seeds = [evaluated, results("glyphs64_seed1"), results("glyphs64_seed2")]
-    ends = lambda key, unit=1: "{:.1f} to {:.1f}".format(*(unit * end(row[key] for row in seeds) for end in (min, max)))
+    seeds = [row for run, row in results("precondition_seeds")["runs"].items() if run.startswith("bands")]
+    ends = lambda key, unit=1, digits=1: " to ".join(
+        f"{unit * end(row[key] for row in seeds):.{digits}f}" for end in (min, max))
     assert f"three seeds, {ends('read_rate', 100)} of 360" in text
     assert f"{100 * results('minute')['read_rate']:.1f} of 360 letters read" in text
-    recalls = "{:.2f} to {:.2f}".format(*sorted(row["recall"] for row in seeds[1:]))            # seed 0: not kept
-    assert f"{ends('fd_held_out')}, {recalls}, the same" in text
+    assert f"{ends('fd_held_out')}, {ends('recall', digits=2)}, the same" in text
     for name in ("pretrained", "pretrained_4steps", "pretrained_nested", "pretrained_text"):
         box = results(name)
         assert re.search(f"{100 * box['read_rate']:.1f}( of [0-9]+)? read, FD {box['fd_held_out']:.1f}", text), name
