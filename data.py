@@ -331,14 +331,15 @@ def collate(examples):
                 broken=[b for e in examples for b in e["broken"]])
 
 
-def batches(source, batch, seed, first_step=0, rank=0, world=1, workers=1, flip=False):
+def batches(source, batch, seed, first_step=0, rank=0, world=1, workers=1, flip=False, pin=False):
     """Return an endless iterator over this rank's share of the global batches, starting at step `first_step`.
 
     The global batch of step n holds positions n * batch ... (n + 1) * batch - 1 of the stream. Rank `rank` of `world`
-    takes a contiguous share. workers: number of processes that decode ahead; 0 decodes in this process.
+    takes a contiguous share. workers: number of processes that decode ahead; 0 decodes in this process. pin: the batches
+    go to a GPU.
     """
     share = batch // world
     firsts = itertools.count(first_step * batch + rank * share, batch)    # the first position of each step
     return load(Stream(source, seed, flip), batch_sampler=(list(range(first, first + share)) for first in firsts),
                 collate_fn=collate, num_workers=workers, prefetch_factor=4 if workers else None,
-                pin_memory=torch.cuda.is_available())
+                pin_memory=pin)

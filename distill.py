@@ -37,7 +37,7 @@ import torch
 from config import PRESETS, build_model, make_levels, make_optimizer, make_schedules, numbers
 from data import Glyphs, batches
 from plumbing import UserError, shard
-from plumbing.files import hold
+from plumbing.files import hold, writable_folder
 from plumbing.pages import draw_panels
 from plumbing.rounds import parse, prepare, read_round
 from plumbing.runs import autocast, cores, load_optimizer, load_weights, main_program
@@ -142,7 +142,7 @@ def teach(folder, config, source, teacher, student, steps, device, interrupt, en
     source: the training images, opened once: a class that comes or goes between two rounds would shift the labels.
     Return (exit status, last loss). The status is None if the round is complete; the loss is nan if it was before.
     """
-    os.makedirs(folder, exist_ok=True)
+    writable_folder(folder, "--out")
     lock = hold(folder)                                                   # as long as this function runs
     checkpoint, optimizer, step = read_round(folder, config), make_optimizer(student, config), 0
     if checkpoint:
@@ -156,7 +156,8 @@ def teach(folder, config, source, teacher, student, steps, device, interrupt, en
     schedules, places = make_schedules(config), range(config.batch)
     parts = micro_batches(config.batch, config.accumulate)
     run = Run(folder, config, source, student, student, optimizer, step, interrupt=interrupt)
-    stream = batches(source, config.batch, seed, step, workers=max(1, cores() // 2), flip=config.flip)
+    stream = batches(source, config.batch, seed, step, workers=max(1, cores() // 2), flip=config.flip,
+                     pin=device.type == "cuda")
     teacher.eval()
     student.eval()                                                        # no dropout
     for step, batch in run.steps(stream):

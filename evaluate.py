@@ -40,7 +40,7 @@ from measures import (Moments, bootstrap, frechet_distance, histogram_distance, 
                       variational_bound)
 from plumbing import UserError
 from plumbing.drawing import draw_samples, stops_early
-from plumbing.features import Yardstick, colour_answers, distances, moments_of, scene_colours
+from plumbing.features import Yardstick, colour_answers, moments_of, nearest_of, scene_colours
 from plumbing.measuring import (TrainedRun, checked_configs, draw_loss_by_logsnr, draw_nearest, export, finite,
                                 first_examples, fitting, introduce, open_results, parse, print_table, report,
                                 save_scores, save_sweep, trained_run, variants_of)
@@ -136,7 +136,7 @@ def memorisation(samples, yardstick):
     unseen, train = yardstick.real_scenes or yardstick.held_out, yardstick.train["features"]
     if unseen is None:
         return {}
-    nearest, usual = (distances(s["features"], train).amin(1).mean() for s in (samples, unseen))
+    nearest, usual = (nearest_of(s["features"], train)[0].mean() for s in (samples, unseen))
     return {"nearest_ratio": (nearest / usual).item()} if usual > 0 else {}           # 0: the unseen ones are copies
 
 

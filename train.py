@@ -276,7 +276,7 @@ def main():
 
     # ---- the loop
     stream = batches(source, config.batch, config.seed, first_step=step, rank=rank, world=world,
-                     workers=machine.workers, flip=config.flip)
+                     workers=machine.workers, flip=config.flip, pin=device.type == "cuda")
     model.train()
     for step, batch in run.steps(stream):
         x = batch["image"].to(device, non_blocking=True, memory_format=layout)                  # (B, 3, H, W)

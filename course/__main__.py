@@ -67,9 +67,15 @@ def chapters(text):
     return named
 
 
+class OneLine(argparse.ArgumentParser):
+    """A parser whose errors are one line. (plumbing.settings has one, too, but imports PyTorch, which takes seconds.)"""
+
+    def error(self, message):
+        raise UserError(message)
+
+
 def parse():
-    parser = argparse.ArgumentParser(prog="course", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLine(prog="course", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     programs = parser.add_subparsers(dest="what", required=True, 
                                      metavar="list | make | pack | grade | grade-class | gradescope-zip | check")
     programs.add_parser("list", help="list the exercises")

@@ -74,7 +74,10 @@ def from_folder(folder):
 
 def from_zip(path, files):
     """Return a function that reads a file of the zip: at its top, or in the folder that was packed."""
-    archive = zipfile.ZipFile(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:    # ValueError: a name that is not UTF-8
+        raise UserError(f"a zip that cannot be read: {error}") from None
     places = {}
     for name in sorted(archive.namelist(), key=lambda name: -name.count("/")):
         if os.path.basename(name) in files and "__MACOSX" not in name:

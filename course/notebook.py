@@ -10,6 +10,9 @@ import subprocess
 import sys
 import textwrap
 
+from plumbing import UserError
+from plumbing.files import whole_file
+
 from course.exercises import CHAPTERS, EXERCISES, in_order
 from course.source import HERE, put_back, read, text_of
 
@@ -79,8 +82,11 @@ def exercise(number, text):
         return print(f"{number}: the cell must define {name} and nothing else; helpers go inside it, or into "
                      f"{chosen.file}")
     path, picture = os.path.join(HERE, chosen.file), os.path.join(HERE, "pictures", f"{chosen.number}.png")
-    source = put_back(read(path), f"class {owner}:\n{textwrap.indent(text, '    ')}" if owner else text, [chosen])
-    with open(path, "w", encoding="utf-8") as file:
+    try:
+        source = put_back(read(path), f"class {owner}:\n{textwrap.indent(text, '    ')}" if owner else text, [chosen])
+    except (UserError, SyntaxError) as error:
+        return print(f"{number}: {chosen.file}: {error}")
+    with whole_file(path, "w", encoding="utf-8") as file:                 # or the file that was there stays
         file.write(source)
     done = subprocess.run([sys.executable, "-m", "course", "grade", ".", "--only", chosen.number], cwd=HERE,
                           capture_output=True, text=True)

@@ -89,8 +89,13 @@ def flush_folder(folder):
     """Flush the names of the files in `folder` to the disk (POSIX)."""
     if os.name == "posix":
         number = os.open(folder, os.O_RDONLY)
-        os.fsync(number)
-        os.close(number)
+        try:
+            os.fsync(number)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):          # a file system that cannot flush folders
+                raise
+        finally:
+            os.close(number)
 
 
 def keep(path, other):
@@ -119,6 +124,18 @@ def writable_folder(path, flag):
     except OSError as error:
         raise UserError(f"{flag} {path}: {error.strerror}") from None
     return path
+
+
+def check_result(path, flag, ending):
+    """Check that a result can be written to `path`: now, not after the work. Raises UserError naming the flag."""
+    folder = os.path.dirname(path) or "."
+    if not path.lower().endswith(ending):
+        raise UserError(f"{flag} {path}: want a name that ends in {ending}")
+    if not os.path.isdir(folder):
+        raise UserError(f"{flag} {path}: its folder does not exist")
+    if os.path.isdir(path):
+        raise UserError(f"{flag} {path}: a folder has this name")
+    writable_folder(folder, flag)
 
 
 def open_lock(path):

@@ -15,8 +15,9 @@ from cascade import HANDOFFS
 from config import Config
 from data import Stream
 from plumbing import UserError
-from plumbing.features import MIN_ACCURACY, GlyphFeatures, distances
-from plumbing.files import check_regular, one_at_a_time, read_json, whole_file, write_json
+from plumbing.features import MIN_ACCURACY, GlyphFeatures, nearest_of
+from plumbing.files import (check_regular, check_result, one_at_a_time, read_json, whole_file, writable_folder,
+                            write_json)
 from plumbing.images import BrokenImage
 from plumbing.pictures import grid, label, pyplot, save_figure, save_picture
 from plumbing.runs import (check_memory, choose_precision, ema_model, kept_checkpoints, made_by, results_folder,
@@ -71,7 +72,7 @@ def open_results(run):
     Raises UserError if the scores cannot be written there: now, not after the work."""
     folder = results_folder(run)
     if folder != run:
-        os.makedirs(folder, exist_ok=True)
+        writable_folder(folder, run)
         tell(f"the results of {run} go to {folder}", sys.stdout)
     with one_at_a_time(path := os.path.join(folder, "evaluation.json")):
         check_regular(path)
@@ -182,9 +183,10 @@ def check_several(args):
 
 def check_export(args):
     """Check that the export can be written and will not mix with an older one. Raises UserError."""
-    if args.export and not args.export.endswith(".npz"):
-        raise UserError(f"--export {args.export}: want a name that ends in .npz")
-    if args.export_png and os.path.isdir(args.export_png):
+    if args.export:
+        check_result(args.export, "--export", ".npz")
+    if args.export_png:
+        writable_folder(args.export_png, "--export-png")
         for name in sorted(os.listdir(args.export_png)):
             if re.fullmatch(r"\d{6,}\.png", name) and int(name[:-4]) >= args.n:
                 raise UserError(f"--export-png {args.export_png}: holds {name} of an earlier, larger export; choose "
@@ -446,7 +448,7 @@ def draw_loss_by_logsnr(bound, path, bins=24):
 
 def draw_nearest(samples, yardstick, path, pairs=24):
     """Draw the samples that are nearest to a training image, each with that image at its right."""
-    distance, nearest = distances(samples["features"], yardstick.train["features"]).min(1)
+    distance, nearest = nearest_of(samples["features"], yardstick.train["features"])
     closest = distance.argsort()[:pairs]
     tiles = []
     for i in closest.tolist():

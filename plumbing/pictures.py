@@ -6,6 +6,7 @@ import unicodedata
 import torch
 from PIL import Image, ImageDraw, ImageFont, features
 
+from plumbing import UserError
 from plumbing.files import whole_file
 from plumbing.fonts import drawings, find_font
 
@@ -28,11 +29,14 @@ def show_image(axis, image, title="", **options):
 
 
 def save_figure(figure, path, dpi=120):
-    """Write a matplotlib figure as PNG and close it. Make its folder if there is none."""
+    """Write a matplotlib figure as PNG and close it. Make its folder if there is none. Raises UserError."""
     figure.tight_layout()
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with whole_file(path) as file:
-        figure.savefig(file, dpi=dpi, format=os.path.splitext(path)[1][1:])
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with whole_file(path) as file:
+            figure.savefig(file, dpi=dpi, format=os.path.splitext(path)[1][1:])
+    except OSError as error:
+        raise UserError(f"cannot write the figure: {error}") from None
     pyplot().close(figure)
 
 

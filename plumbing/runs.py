@@ -256,6 +256,8 @@ def start_processes(device_name):
     world = processes()
     device, why = choose_device(device_name)
     if world == 1:
+        if device.index is not None:                                      # --device cuda:1 leaves the first one alone
+            torch.cuda.set_device(device)
         return 0, 1, device, why
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])

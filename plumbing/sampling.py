@@ -13,6 +13,7 @@ from config import make_low_schedule, make_schedule
 from data import turned_back
 from plumbing import UserError
 from plumbing.captions import NOT_TEXT, cut, open_text, tidy
+from plumbing.files import check_result
 from plumbing.pictures import Film, Playback, captioned, grid, label, save_gif, save_picture, side_by_side
 from plumbing.runs import check_memory, image_bytes, run_of
 from plumbing.settings import Parser, add_fields, as_typed, check_range, override
@@ -70,10 +71,8 @@ def parse(argv, stage=0):
     if args.n is not None:
         check_range("n", args.n)
     for option, path, ending in (("--out", args.out, ".png"), ("--gif", args.gif, ".gif")):
-        if path and not os.path.isdir(os.path.dirname(path) or "."):
-            raise UserError(f"{option} {path}: its folder does not exist")
-        if path and not path.lower().endswith(ending):
-            raise UserError(f"{option} {path}: want a name that ends in {ending}")
+        if path:
+            check_result(path, option, ending)
     return args
 
 

@@ -28,6 +28,13 @@ def open_source(data, size, portrait=False, characters="", **scenes):
     raise UserError(f"--data {data}: no such file or folder, and no font of matplotlib (which has {fonts}, ...)")
 
 
+def check_unseen(data, held_out):
+    """Check that the folder --held-out shares no images with --data. Raises UserError."""
+    seen, unseen = os.path.realpath(data), os.path.realpath(held_out)
+    if os.path.commonpath([seen, unseen]) in (seen, unseen):
+        raise UserError(f"--held-out {held_out}: it shares images with --data {data}")
+
+
 def open_run(config, **options):
     """Open the source that a run with this Config learns from. options: of open_source; they replace the Config's."""
     options = dict(pairs="seen" if config.withhold else "all", portrait=config.portrait,

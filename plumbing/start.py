@@ -21,7 +21,7 @@ from plumbing.runs import (CHECKPOINT, PREVIOUS, SHARDED, broadcast, check_memor
                            choose_precision, cores, has_checkpoint, image_bytes, is_pretrained, load_optimizer,
                            load_weights, plain_checkpoints, processes, read_checkpoint, run_of, sharded_steps)
 from plumbing.settings import Parser, add_fields, check_range, override
-from plumbing.sources import add_accept_flag, located, open_run, open_source, same_data
+from plumbing.sources import add_accept_flag, check_unseen, located, open_run, open_source, same_data
 from plumbing.t5 import Encoder, check_moved
 from precondition import band_rms
 
@@ -101,6 +101,9 @@ def read_command_line():
         check_same_run(args, override(preset_of(args), **given), saved)
     config = located(override(saved, **given), args, f"--resume {args.resume}")
     check_moved(saved.text_encoder, config.text_encoder, args.resume)
+    if config.steps < checkpoint["step"]:
+        raise UserError(f"--steps {config.steps}: {args.resume} is at step {checkpoint['step']} already; --steps counts "
+                        "from the beginning of the run")
     changed = sorted(k for k in given if k not in ON_RESUME and getattr(config, k) != getattr(saved, k))
     if changed:
         raise UserError(f"--resume continues the same run: --{changed[0].replace('_', '-')} would make it another "
@@ -382,7 +385,8 @@ def open_held_out(config, source, device, n=32):
     encoder = open_encoder(config, held_out, device)
     batch = next(batches(held_out, n, config.seed, workers=0))
     for message in (*(f"{path}: {reason}" for path, reason in getattr(held_out, "skipped", [])), *batch["broken"]):
-        print(f"skipped {message}", file=sys.stderr)
+        if shard.rank() == 0:
+            print(f"skipped {message}", file=sys.stderr)
     if batch["image"] is None:
         raise UserError(f"--held-out {config.held_out}: no image in it can be read")
     return batch, encoder
@@ -390,9 +394,7 @@ def open_held_out(config, source, device, n=32):
 
 def open_unseen_folder(config):
     """Open the folder --held-out. Raises UserError if it does not fit the training data."""
-    seen, unseen = (os.path.realpath(path) for path in (config.data, config.held_out))
-    if os.path.commonpath([seen, unseen]) in (seen, unseen):
-        raise UserError(f"--held-out {config.held_out}: it shares images with --data {config.data}")
+    check_unseen(config.data, config.held_out)
     held_out = open_source(config.held_out, config.size, portrait=config.portrait)
     if not config.text_encoder and tuple(held_out.classes) != config.class_names:
         raise UserError(f"--held-out {config.held_out}: its classes are not those of {config.data}")

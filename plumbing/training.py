@@ -21,6 +21,7 @@ import time
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from cascade import downsample
 from plumbing import UserError, shard
@@ -266,6 +267,8 @@ class Run:
         if self.world > 1:
             dist.all_reduce(loss)
             loss = loss / self.world
+        if isinstance(grad_norm, DTensor):                                # --shard: each rank has its part of it
+            grad_norm = grad_norm.full_tensor()
         pace = self.log.images_per_second(self.step)
         held_out = self.on_ranks(self.held_out_loss) if measured else None
         self.log.row(self.step, loss.item(), grad_norm.item(), lr, pace, held_out)

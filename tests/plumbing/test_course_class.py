@@ -135,6 +135,11 @@ def the_class(folder, pids):
     hand_in("forges", with_body("1.2", FORGES), "1.1 1.3 1.4", "1.2: ")
     (folder / "notes.txt").write_text("I was ill.")
     wanted["notes.txt"] = [0] * 4, "neither a folder nor a zip"
+    with zipfile.ZipFile(folder / "newer.zip", "w") as archive:           # by a program of the year 2040
+        entry = zipfile.ZipInfo("schedule.py")
+        entry.extract_version = 99
+        archive.writestr(entry, OURS)
+    wanted["newer.zip"] = [0] * 4, "a zip that cannot be read"
     with zipfile.ZipFile(folder / "zoe.zip", "w") as archive:
         archive.writestr("my_work/schedule.py", OURS)
         archive.writestr("__MACOSX/schedule.py", "")

@@ -144,7 +144,7 @@ def test_copies_of_training_images_are_found(tmp_path, monkeypatch):
 def test_a_second_metric_joins_the_first_and_other_samples_begin_anew(tmp_path, capsys):
     run = make_run(tmp_path / "a")
     whole = evaluated(run, "--metrics", "fd,pr")                          # precision is a measure, no name of a setting
-    assert "small" not in whole and "fd_train" in whole["real_scenes"] and whole["n_train"] == 40
+    assert "fd_train" in whole["real_scenes"] and whole["n_train"] == 40
     assert whole["features"] == "FD" and len(whole["features_id"]) == 12 and whole["dtype"] == "float32"
     both = evaluated(run, "--metrics", "bits")
     assert both["fd_train"] == whole["fd_train"] and both["bits_n"] == 4 and both["bits_of"] == "held-out"
@@ -240,7 +240,7 @@ def test_a_folder_needs_features_for_fid_and_gets_the_rest_without(tmp_path, cap
     assert 0 < sum(few.held_out["indices"] < 6) < 6                       # not of the first class alone
     for folder in (photos / "class1", tmp_path):
         status, line = run_here(E, [run, *SMALL, *judge, folder])
-        assert status == 2 and "trained on" in line and line.count("\n") == 1
+        assert status == 2 and "shares images" in line and line.count("\n") == 1
 
 
 def test_values_that_are_not_finite_stop_it(tmp_path):
@@ -356,6 +356,7 @@ def test_scores_that_cannot_be_written_are_not_measured(tmp_path, name):
 def test_mistakes_of_evaluate(tmp_path):
     run, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", class_names=("x", "y"), num_classes=2)
     (tmp_path / "png").mkdir()
+    (tmp_path / "file").write_text("")
     for name in ("000030.png", "000003.png", "labels.json"):              # the first is of an export of more
         (tmp_path / "png" / name).write_text("")
     cases = [([other], "classes are no longer those of the run"),
@@ -374,7 +375,8 @@ def test_mistakes_of_evaluate(tmp_path):
              ([run, "--sweep", "guidance=a"], "guidance"), ([run, "--sweep", "guidance"], "FIELD=VALUE"),
              ([run, "--sweep", "sampler=euler"], "sampler"), ([run, "--features", tmp_path / "no.pt"], "no such file"),
              ([run, run, "--export", "x.npz"], "one run"), ([run, "--export", "x.png"], ".npz"), ([], "RUN"),
-             ([run, "--export", tmp_path / "no" / "x.npz", "--metrics", "none"], "cannot export"),
+             ([run, "--export", tmp_path / "no" / "x.npz", "--metrics", "none"], "its folder does not exist"),
+             ([run, "--export-png", tmp_path / "file", "--metrics", "none"], "File exists"),
              ([run, "--export-png", tmp_path / "png", "--metrics", "none"], "holds 000030.png"),
              ([run, "--steps", "2,3"], "the two runs of a cascade"),
              ([run, "--curve", "--metrics", "fd"], "keep-every"), ([run, "--curve", "--sweep", "steps=1"], "not both"),

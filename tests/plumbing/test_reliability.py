@@ -14,6 +14,7 @@ import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -297,6 +298,18 @@ def test_a_full_disk_under_the_log_is_said_and_no_more(tmp_path, monkeypatch):
     assert runs.read_checkpoint(str(tmp_path / "r"))["step"] == 2
 
 
+def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path, monkeypatch):
+    """As the shared folders of some virtual machines. Kills: a file that is there and counts as not written."""
+    real = os.fsync
+
+    def fsync(number):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(number)
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    assert run_here(T, [*TINY, "--steps", 1, "--out", tmp_path / "r"]) == (None, "")
+
+
 @pytest.mark.parametrize("name", ["x.png", "x.gif", "figure.png", "x.npz"])
 def test_a_picture_that_cannot_be_written_leaves_the_one_before(two_steps, tmp_path, monkeypatch, name):
     """Kills: an empty file in its place."""
@@ -356,6 +369,14 @@ def test_the_line_about_a_damaged_checkpoint_names_the_one_before(unbroken, tmp_
     os.replace(tmp_path / "run" / "previous.pt", path)                    # as the line says
     assert run_here(T, ["--resume", tmp_path / "run", "--steps", 3, "--device", "cpu"]) == (None, "")
     assert not soak.differences(unbroken, tmp_path / "run")
+
+
+def test_steps_that_the_run_has_behind_it_are_a_mistake(unbroken):
+    """Who means "2 more" hears that --steps counts from the beginning. Kills: "done" and a config.json that says 2."""
+    before = (unbroken / "config.json").read_bytes()
+    status, line = run_here(T, ["--resume", unbroken, "--steps", 2, "--device", "cpu"])
+    assert status == 2 and "is at step 3 already" in line and line.count("\n") == 1
+    assert (unbroken / "config.json").read_bytes() == before
 
 
 def restart(run, *args):

@@ -57,6 +57,11 @@ def unbroken(tmp_path_factory):
     return folder
 
 
+def norms(run):
+    """Return the norms of the gradients in a run's log."""
+    return [float(row["grad_norm"]) for row in csv.DictReader(open(run / "log.csv"))]
+
+
 @pytest.mark.long
 def test_any_number_of_processes_goes_on_where_another_stopped(unbroken, tmp_path):
     """2 -> 4 -> 1. Kills: moments or averages that are not saved, gradients summed where a mean is meant, a
@@ -71,6 +76,7 @@ def test_any_number_of_processes_goes_on_where_another_stopped(unbroken, tmp_pat
     assert status == 2 and f"python -m plumbing.shard {run}" in line
     assert run_here(shard, [run]) == (None, "")
     same_run(whole(unbroken), whole(run))
+    assert norms(run) == pytest.approx(norms(unbroken), rel=1e-4)         # of all gradients, not of one rank's part
     assert run_here(P, [run, "--n", 1, "--steps", 1, "--device", "cpu", "--out", tmp_path / "s.png"]) == (None, "")
 
 
