@@ -267,7 +267,7 @@ class Run:
         if self.world > 1:
             dist.all_reduce(loss)
             loss = loss / self.world
-        if isinstance(grad_norm, DTensor):                                # --shard: each rank has its part of it
+        if isinstance(grad_norm, DTensor):                                # --shard: torch may leave each rank its part
             grad_norm = grad_norm.full_tensor()
         pace = self.log.images_per_second(self.step)
         held_out = self.on_ranks(self.held_out_loss) if measured else None
