@@ -8,7 +8,7 @@ One step of the loop in main(), at the end of this file:
 
     draw t and eps for a batch of images x; drop the condition of one example in ten
     the network predicts v from z_t; the loss is the mean square error of v, or of the eps that v implies,
-    or of v balanced between the wavelet bands (precondition.py; the presets of letters)
+    or of v balanced between the wavelet bands and weighted by alpha sigma (`band_loss`; the presets of letters)
     clip the gradient, take a step of Adam, update the EMA weights
 
 README.md has the same loop in ten lines. This one is longer, since it has micro-batches, several processes, a cascade.
@@ -45,7 +45,7 @@ from plumbing import shard, start
 from plumbing.runs import autocast, main_program, start_processes
 from plumbing.training import Run, draw_sheet
 from precondition import balance
-from schedule import diffuse, eps_from_v, v_from_x_eps
+from schedule import alpha_sigma_for, diffuse, eps_from_v, v_from_x_eps
 
 
 # ------------------------------------------------------------------------------------------ the losses
@@ -90,11 +90,18 @@ def multiscale_mse(error, base):
 
 
 def band_loss(v, z, x, eps, logsnr, bands, multiscale=0):
-    """Mean square error of v, balanced between the wavelet bands (precondition.py). -> scalar.
+    """Mean square error of v, balanced between the wavelet bands (precondition.py), times 2 alpha sigma. -> scalar.
 
     bands: {(C, H, W) of a level: s of its bands}. The rest is as in prediction_loss.
+
+    # Beyond the papers: v = alpha eps - sigma x. At t = 0 it is eps, at t = 1 it is -x, and z shows nothing of it. So at
+    # both ends the error of v stays large whatever the network learns, and its gradient is mostly noise. The weight takes
+    # the ends back. For each example alpha sigma v_mse is the geometric mean of x_mse = sigma^2 v_mse and
+    # eps_mse = alpha^2 v_mse. On the unshifted cosine schedule it is the sigmoid weighting of simpler diffusion
+    # (Hoogeboom et al. 2024) with bias 0 (unverified against its text).
     """
-    error = balance(v - v_from_x_eps(x, eps, logsnr), logsnr, bands[tuple(v.shape[1:])])
+    alpha, sigma = alpha_sigma_for(x, logsnr)
+    error = (2 * alpha * sigma).sqrt() * balance(v - v_from_x_eps(x, eps, logsnr), logsnr, bands[tuple(v.shape[1:])])
     return multiscale_mse(error, multiscale) if multiscale else error.square().mean()
 
 

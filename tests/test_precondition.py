@@ -19,7 +19,7 @@ from plumbing.settings import check_bands
 from programs import page
 from sample import sample
 from schedule import alpha_sigma, diffuse, eps_from_v, logsnr_cosine, v_from_x_eps, x_from_v
-from train import training_loss
+from train import band_loss, training_loss
 from video import to_frames, to_videos
 
 LOGSNR = torch.tensor([-15.0, -4.0, 0.0, 3.0, 15.0])
@@ -192,6 +192,17 @@ def test_the_error_of_a_video_is_balanced_as_that_of_its_frames():
     assert_close(P.balance(error, logsnr, P.band_rms(x, 1)), to_videos(of_frames, 4))
 
 
+@pytest.mark.parametrize("logsnr", [-12.0, -3.0, 0.0, 5.0, 12.0])
+def test_the_balanced_loss_is_the_geometric_mean_of_the_errors_of_x_and_eps(logsnr):
+    """For an image like white noise, where all bands weigh the same. Kills: the weight squared, or of one end only."""
+    x, eps, v = (randn(1, 3, 8, 8, seed=i) for i in range(3))
+    logsnr = torch.tensor([logsnr], dtype=x.dtype)
+    z = diffuse(x, eps, logsnr)
+    errors = x_from_v(z, v, logsnr) - x, eps_from_v(z, v, logsnr) - eps
+    want = 2 * torch.stack([error.square().mean() for error in errors]).prod().sqrt()
+    assert_close(band_loss(v, z, x, eps, logsnr, {(3, 8, 8): (1.0,)}), want)
+
+
 def test_the_balanced_loss_measures_each_level_by_its_own_bands():
     """Kills: the unit of v; the bands of another level; one level alone."""
     config = replace(PRESETS["glyphs64_nested"], band_rms="0.6,0.08,0.09,0.04/0.5")
@@ -205,7 +216,8 @@ def test_the_balanced_loss_measures_each_level_by_its_own_bands():
 
     want = 0.0
     for error, schedule, s in zip(errors, make_schedules(config), config.rms):
-        want += P.balance(error, schedule(t), s).square().mean().item()
+        each = P.balance(error, schedule(t), s).square().mean((1, 2, 3))
+        want += (each / torch.cosh(schedule(t) / 2)).mean().item()        # 2 alpha sigma = 1 / cosh(logsnr / 2)
     assert training_loss(config, model, x, {}, t, noises).item() == pytest.approx(want, rel=1e-3)
 
 
