@@ -126,4 +126,5 @@ def test_wrong_cells_are_one_line_and_leave_the_file(work):
     assert "4.1  0/3  not done" in done.stdout and (work / "unet.py").read_text() == before
     (work / "unet.py").write_text(before + "def helper(:\n")              # typed into the file, not into a cell
     done = run(work, [first, cell])
+    (work / "unet.py").write_text(before)                                 # other tests share this copy
     assert done.stdout.startswith("4.1: unet.py: ") and not done.stderr

@@ -41,7 +41,7 @@ def test_the_same_seed_is_the_same_sheet_and_rows_are_independent(run, tmp_path)
 
 def test_lowest_idx_0_and_guidance_change_the_sheet(run, tmp_path):
     sheets = [drawn(run, tmp_path / "a.png", "--labels", "A", "--n", 1, *args)
-              for args in ([], ["--lowest-idx", 0], ["--guidance", 4], ["--clip-x", "none"], ["--steps", 3])]
+              for args in ([], ["--lowest-idx", 0], ["--guidance", 100], ["--clip-x", "none"], ["--steps", 3])]
     assert len({sheet.tobytes() for sheet in sheets}) == len(sheets)
 
 
