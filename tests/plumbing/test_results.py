@@ -104,10 +104,10 @@ def of_other_tables():
     yield "peers, verdict", f"(#beside-other-libraries), not reached: {ours / theirs:.2f} |"
     for row in results("questions")["targets"]:
         yield f"questions, {row['network']}, {row['target']}", in_row(row["v_mse"], 2)
-    now = results("glyphs64_bands")["rows"]
+    now = results("default_guidance")["rows"]
     for key in ("fd_train", "fd_held_out", "is"):
-        yield f"glyphs64_bands, {key}", in_row([row[key] for row in now])
-    yield "glyphs64_bands, read", in_row([row["read_rate"] for row in now], 0, 100)
+        yield f"default_guidance, {key}", in_row([row[key] for row in now])
+    yield "default_guidance, read", in_row([row["read_rate"] for row in now], 0, 100)
     seeds = results("default_seeds")["runs"]
     runs = [row for kind in ("default", "bands", "none") for name, row in seeds.items() if name.startswith(kind)]
     reals = [seeds[f"bands-{seed}"]["real_scenes"] for seed in range(3)]
