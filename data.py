@@ -1,6 +1,6 @@
 """The images to learn from: drawn letters (the default, nothing to download), a font file, or a folder of images.
 
-Not from a paper: the papers use ImageNet. Needs: nothing of the lecture. Next: train.py.
+Not from a paper: the papers use ImageNet and captioned images. Needs: nothing of the lecture. Next: train.py.
 
 There are three sources with one small interface:
 
@@ -335,8 +335,8 @@ def batches(source, batch, seed, first_step=0, rank=0, world=1, workers=1, flip=
     """Return an endless iterator over this rank's share of the global batches, starting at step `first_step`.
 
     The global batch of step n holds positions n * batch ... (n + 1) * batch - 1 of the stream. Rank `rank` of `world`
-    takes a contiguous share. workers: number of processes that decode ahead; 0 decodes in this process. pin: the batches
-    go to a GPU.
+    takes a contiguous share. workers: number of processes that decode ahead; 0 decodes in this process.
+    pin: the batches go to a GPU.
     """
     share = batch // world
     firsts = itertools.count(first_step * batch + rank * share, batch)    # the first position of each step

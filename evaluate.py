@@ -248,7 +248,7 @@ def evaluate(run, args, yardstick):
 def sweep(run, args, yardstick):
     """Measure the run once for each value of one setting. Write sweep_FIELD.json and a picture: table 9."""
     field, variants = variants_of(run, args.sweep, yardstick)
-    titles, rows, metrics = [], [], tuple(m for m in ("fd", "is", "read", "words") if m in args.metrics)
+    titles, rows, metrics = [], [], fitting([m for m in ("fd", "is", "read", "words") if m in args.metrics], run.config)
     for title, values, variant in variants:
         scores, _ = measure(variant, yardstick, metrics, args.first_seed)
         titles.append(title)

@@ -22,8 +22,8 @@ So the network F predicts the rest, in its own unit:  v_hat = c z + d F.  The sa
 
 Which error does the loss measure? With the error of v, the low bands decide, and faint detail is lost. EDM takes the
 error of F, which is the error of v over d. Then detail decides, even what the noise hides. --loss band_mse is in
-between: the error of v over sqrt(d), in each band of the wavelet (benchmarks/NOTEBOOK.md compares the three). Over log-SNR
-it has a weight (`band_loss` in train.py).
+between: the error of v over sqrt(d), in each band of the wavelet (benchmarks/NOTEBOOK.md compares the three). Over
+log-SNR it has a weight (`band_loss` in train.py).
 
 Note: if s = n in each band (an image like white noise), then c = 0 and d = n: the network predicts v, with a constant
 unit in each band. This shows what v-prediction assumes.

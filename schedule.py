@@ -39,7 +39,7 @@ def alpha_sigma(logsnr):
     """Return alpha and sigma of the variance preserving process, each shaped like logsnr. +inf gives 1 and 0.
 
     Note: in float32 the larger of the two is exactly 1 beyond logsnr = 17 and -17. The smaller one keeps all its
-    digits: it is 3.7e-6 at 25 and -25, the widest end points that config.py takes.
+    digits: it is 3.7e-6 at 25 and -25, the widest --logsnr-min and --logsnr-max.
     """
     logsnr = torch.as_tensor(logsnr)
     # Do not write sigma = sqrt(1 - alpha^2): where alpha is exactly 1, sigma would be 0.

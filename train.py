@@ -95,8 +95,8 @@ def band_loss(v, z, x, eps, logsnr, bands, multiscale=0):
     bands: {(C, H, W) of a level: s of its bands}. The rest is as in prediction_loss.
 
     # Beyond the papers: at t = 0 v is eps, at t = 1 it is -x, and z shows nothing of it. So at both ends the error of v
-    # stays large whatever the network learns, and its gradient is mostly noise. The weight takes the ends back. For each
-    # example alpha sigma v_mse is the geometric mean of x_mse = sigma^2 v_mse and eps_mse = alpha^2 v_mse. On the
+    # stays large whatever the network learns, and its gradient is mostly noise. The weight takes the ends back. For
+    # each example alpha sigma v_mse is the geometric mean of x_mse = sigma^2 v_mse and eps_mse = alpha^2 v_mse. On the
     # unshifted cosine schedule it is the sigmoid weighting of simpler diffusion (Hoogeboom et al. 2024) with bias 0
     # (unverified against its text).
     """

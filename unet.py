@@ -413,7 +413,7 @@ class UNet(nn.Module):
         return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))  # (B, 3, H, W)
 
     def features(self, z, emb, text=None, f=None):
-        """Run all layers but the last. f, only from nested_unet.py: a map to add to the first layer's output."""
+        """Run all layers but the last. f, from nested_unet.py or video.py: a map to add to the first layer's output."""
         h, skips = self.descend(z, emb, text, f)
         for block, attention in self.middle:
             h = attention(block(h, emb), text)

@@ -146,7 +146,7 @@ class UViT(nn.Module):
         return self.output(self.features(z, *self.embed(logsnr, cond, z.shape[0])))  # (B, 3, H, W)
 
     def features(self, z, emb, text=None, f=None):
-        """Run all layers but the last. f, only from nested_unet.py: a map to add to the first layer's output."""
+        """Run all layers but the last. f, from nested_unet.py or video.py: a map to add to the first layer's output."""
         check_input(z, self.size)
         h = self.input(z)                                                 # (B, C0, H, W)
         h = h if f is None else h + f

@@ -68,7 +68,7 @@ def chapters(text):
 
 
 class OneLine(argparse.ArgumentParser):
-    """A parser whose errors are one line. (plumbing.settings has one, too, but imports PyTorch, which takes seconds.)"""
+    """A parser whose errors are one line. (That of plumbing.settings imports PyTorch, which takes seconds.)"""
 
     def error(self, message):
         raise UserError(message)

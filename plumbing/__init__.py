@@ -39,7 +39,7 @@ def _end_quietly(kind, error, trace):
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    if issubclass(kind, UserError):                                       # `python schedule.py` cannot write its figures
+    if issubclass(kind, UserError):                                       # python schedule.py cannot write figures
         print(error, file=sys.stderr)
         sys.exit(2)
     sys.__excepthook__(kind, error, trace)

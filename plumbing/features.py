@@ -314,9 +314,10 @@ def moments_of(description):
 
 
 def nearest_of(a, b):
-    """Return the Euclidean distance of each feature (N, D) to the nearest of (M, D), and the place of that one: (N,) each.
+    """Return for each feature of a (N, D) its Euclidean distance to the nearest of b (M, D), and the place of that.
 
-    Exact: the faster way, by a matrix product, puts copies 0.03 apart. A thousand at a time: all N M need not fit memory.
+    Exact: the faster way, by a matrix product, puts copies 0.03 apart. A thousand at a time, so N M numbers need not
+    fit the memory.
     """
     distance, place = zip(*(torch.cdist(part, b, compute_mode="donot_use_mm_for_euclid_dist").min(1)
                             for part in a.split(1000)))

@@ -102,8 +102,8 @@ def read_command_line():
     config = located(override(saved, **given), args, f"--resume {args.resume}")
     check_moved(saved.text_encoder, config.text_encoder, args.resume)
     if config.steps < checkpoint["step"]:
-        raise UserError(f"--steps {config.steps}: {args.resume} is at step {checkpoint['step']} already; --steps counts "
-                        "from the beginning of the run")
+        raise UserError(f"--steps {config.steps}: {args.resume} is at step {checkpoint['step']} already; --steps "
+                        "counts from the beginning of the run")
     changed = sorted(k for k in given if k not in ON_RESUME and getattr(config, k) != getattr(saved, k))
     if changed:
         raise UserError(f"--resume continues the same run: --{changed[0].replace('_', '-')} would make it another "

@@ -170,7 +170,7 @@ def test_the_readmes_numbers_are_what_was_measured():
     seeds = [row for run, row in results("default_seeds")["runs"].items() if run.startswith("default")]
     ends = lambda key, unit=1, digits=1: " to ".join(dict.fromkeys(                             # equal ones: one number
         f"{unit * end(row[key] for row in seeds):.{digits}f}" for end in (min, max)))
-    assert f"letters read, {('two', 'three')[len(seeds) - 2]} seeds, {ends('read_rate', 100)} of 360" in text
+    assert f"letters read, three seeds, {ends('read_rate', 100)} of 360" in text
     assert f"{100 * results('minute')['read_rate']:.1f} of 360 letters read" in text
     assert f"{ends('fd_held_out')}, {ends('recall', digits=2)}, the same" in text
     for name in ("pretrained", "pretrained_4steps", "pretrained_nested", "pretrained_text"):
